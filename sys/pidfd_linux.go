@@ -1,0 +1,54 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenPidfd opens a handle on the process pid and, with startTime not zero,
+// makes sure that it is the process that started then (clock ticks since boot,
+// /proc/PID/stat field 22) and not a later one with the same number.
+// It returns os.ErrProcessDone if that process is gone.
+func OpenPidfd(pid int, startTime uint64) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil, os.ErrProcessDone
+	}
+	if err != nil {
+		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
+	}
+	f := os.NewFile(uintptr(fd), "pidfd "+strconv.Itoa(pid))
+	if startTime == 0 {
+		return f, nil
+	}
+	got, err := StartTime(pid)
+	if err != nil || got != startTime {
+		f.Close()
+		return nil, os.ErrProcessDone
+	}
+	return f, nil
+}
+
+// StartTime returns when a process started, in clock ticks since boot.
+func StartTime(pid int) (uint64, error) {
+	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may contain anything; fields are counted after it.
+	i := strings.LastIndexByte(string(b), ')')
+	if i < 0 {
+		return 0, fmt.Errorf("/proc/%d/stat: no process name", pid)
+	}
+	fields := strings.Fields(string(b[i+1:]))
+	const startTimeField = 22 - 3
+	if len(fields) <= startTimeField {
+		return 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))
+	}
+	return strconv.ParseUint(fields[startTimeField], 10, 64)
+}

@@ -1,0 +1,98 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// MaxFds is how many descriptors the kernel passes with one message
+// (SCM_MAX_FD).
+const MaxFds = 253
+
+// ErrTruncated says that a message or its descriptors did not fit; nothing of
+// it is returned and received descriptors are closed.
+var ErrTruncated = errors.New("message truncated")
+
+// SendMsg sends one message with descriptors over an AF_UNIX socket. The
+// caller keeps its own copies of files.
+func SendMsg(fd int, data []byte, files []*os.File) error {
+	var oob []byte
+	if len(files) > 0 {
+		fds := make([]int, len(files))
+		for i, f := range files {
+			fds[i] = int(f.Fd())
+		}
+		oob = unix.UnixRights(fds...)
+	}
+	for {
+		err := unix.Sendmsg(fd, data, oob, nil, unix.MSG_NOSIGNAL)
+		if err != unix.EINTR {
+			return os.NewSyscallError("sendmsg", err)
+		}
+	}
+}
+
+// RecvMsg receives one message into buf, and its descriptors, which are
+// close-on-exec. It returns io.EOF when the peer is gone.
+func RecvMsg(fd int, buf []byte) (n int, files []*os.File, err error) {
+	oob := make([]byte, unix.CmsgSpace(MaxFds*4))
+	var oobn, flags int
+	for {
+		n, oobn, flags, _, err = unix.Recvmsg(fd, buf, oob, unix.MSG_CMSG_CLOEXEC)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		return 0, nil, os.NewSyscallError("recvmsg", err)
+	}
+	files, err = parseRights(oob[:oobn])
+	if err == nil && flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 {
+		err = ErrTruncated
+	}
+	if err != nil {
+		CloseAll(files)
+		return 0, nil, err
+	}
+	if n == 0 && len(files) == 0 {
+		return 0, nil, io.EOF
+	}
+	return n, files, nil
+}
+
+func parseRights(oob []byte) ([]*os.File, error) {
+	if len(oob) == 0 {
+		return nil, nil
+	}
+	msgs, err := unix.ParseSocketControlMessage(oob)
+	if err != nil {
+		return nil, fmt.Errorf("parse control message: %w", err)
+	}
+	var files []*os.File
+	for i := range msgs {
+		if msgs[i].Header.Level != unix.SOL_SOCKET || msgs[i].Header.Type != unix.SCM_RIGHTS {
+			continue
+		}
+		fds, err := unix.ParseUnixRights(&msgs[i])
+		if err != nil {
+			return files, fmt.Errorf("parse rights: %w", err)
+		}
+		for _, fd := range fds {
+			files = append(files, os.NewFile(uintptr(fd), "received"))
+		}
+	}
+	return files, nil
+}
+
+// CloseAll closes all files, nil ones excepted.
+func CloseAll(files []*os.File) {
+	for _, f := range files {
+		if f != nil {
+			f.Close()
+		}
+	}
+}
