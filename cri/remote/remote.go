@@ -1,0 +1,100 @@
+// Package remote is cri.Runtime over gRPC: it lets the node agent and the
+// command line use any CRI v1 runtime (containerd, CRI-O, our own in another
+// process) through its unix socket, as if it were in this process.
+//
+// # Connections
+//
+// One connection is made at the first call and made anew whenever it breaks; the
+// caller does nothing for that. A call while the runtime's socket refuses
+// connections, or one that was under way when it went, fails with Unavailable
+// and may be repeated, as every verb is idempotent. The runtime is tried again
+// at least every second, so that it is found soon after it is back.
+//
+// ContainerEvents ends with Unavailable when the connection breaks: events were
+// missed, and the caller must list anew after it has subscribed again.
+package remote
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+)
+
+// Runtime is a runtime behind a socket. Safe for concurrent use.
+type Runtime struct {
+	runtime runtimeapi.RuntimeServiceClient
+	images  runtimeapi.ImageServiceClient
+	conn    *grpc.ClientConn
+}
+
+var _ cri.Runtime = (*Runtime)(nil)
+
+// A local socket answers at once or not at all, so waiting longer and longer
+// between attempts, for the sake of a distant server, would only be slow.
+var reconnect = grpc.ConnectParams{
+	Backoff: backoff.Config{
+		BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
+	},
+	MinConnectTimeout: 5 * time.Second,
+}
+
+// New prepares to use the runtime at an endpoint: "unix:///run/x.sock" or an
+// absolute path. It does not connect; the runtime may be started later.
+func New(endpoint string) (*Runtime, error) {
+	socket := strings.TrimPrefix(endpoint, "unix://")
+	if !filepath.IsAbs(socket) {
+		return nil, fmt.Errorf("runtime endpoint %q is not the absolute path of a unix socket, with or without unix:// before it", endpoint)
+	}
+	conn, err := grpc.NewClient("unix://"+socket,
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(reconnect),
+		grpc.WithIdleTimeout(0),
+		grpc.WithDefaultCallOptions(
+			grpc.MaxCallRecvMsgSize(cri.MaxMessageSize),
+			grpc.MaxCallSendMsgSize(cri.MaxMessageSize)),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("runtime endpoint %q: %w", endpoint, err)
+	}
+	return &Runtime{
+		runtime: runtimeapi.NewRuntimeServiceClient(conn),
+		images:  runtimeapi.NewImageServiceClient(conn),
+		conn:    conn,
+	}, nil
+}
+
+// Close ends the connection and the calls under way.
+func (r *Runtime) Close() error { return r.conn.Close() }
+
+// Limits of calls, for callers whose context has none; the kubelet's own. A
+// runtime that hangs must not hang the agent. Pulls are not limited: only the
+// runtime can tell a slow one from a stuck one.
+const (
+	ordinaryLimit = 2 * time.Minute
+	sandboxLimit  = 2 * ordinaryLimit
+)
+
+// call makes one unary call with a time limit, 0 meaning none.
+func call[Q, A any](ctx context.Context, limit time.Duration, f func(context.Context, Q, ...grpc.CallOption) (A, error), req Q) (A, error) {
+	if limit > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, limit)
+		defer cancel()
+	}
+	return f(ctx, req)
+}
+
+// seconds converts without the overflow that an absurd number of them brings.
+func seconds(n int64) time.Duration {
+	const most = int64(365 * 24 * time.Hour / time.Second)
+	return time.Duration(max(0, min(n, most))) * time.Second
+}
