@@ -98,11 +98,11 @@ func (c *compiler) cpuset(r *specs.LinuxResources) error {
 
 func (c *compiler) cpu(r *specs.LinuxResources) error {
 	cpu := r.CPU
-	if cpu == nil || cpu.Shares == nil && cpu.Quota == nil && cpu.Period == nil && cpu.Burst == nil &&
-		cpu.Idle == nil && cpu.RealtimeRuntime == nil && cpu.RealtimePeriod == nil {
+	field := firstCPUField(cpu)
+	if field == "" {
 		return nil
 	}
-	version, err := c.need("cpu", "cpu")
+	version, err := c.need("cpu", field)
 	if err != nil {
 		return err
 	}
@@ -125,6 +125,29 @@ func (c *compiler) cpu(r *specs.LinuxResources) error {
 	addSet(c, "cpu.realtimePeriod", "cpu", "cpu.rt_period_us", cpu.RealtimePeriod)
 	addSet(c, "cpu.realtimeRuntime", "cpu", "cpu.rt_runtime_us", cpu.RealtimeRuntime)
 	return nil
+}
+
+// firstCPUField names a field that asks for something of the cpu controller.
+func firstCPUField(cpu *specs.LinuxCPU) string {
+	switch {
+	case cpu == nil:
+		return ""
+	case cpu.Shares != nil && *cpu.Shares != 0:
+		return "cpu.shares"
+	case isSet(cpu.Quota):
+		return "cpu.quota"
+	case cpu.Period != nil && *cpu.Period != 0:
+		return "cpu.period"
+	case cpu.Burst != nil:
+		return "cpu.burst"
+	case cpu.Idle != nil:
+		return "cpu.idle"
+	case isSet(cpu.RealtimeRuntime):
+		return "cpu.realtimeRuntime"
+	case cpu.RealtimePeriod != nil && *cpu.RealtimePeriod != 0:
+		return "cpu.realtimePeriod"
+	}
+	return ""
 }
 
 // addSet adds a change for a field that is there and not 0.
