@@ -5,20 +5,35 @@
 //
 // Leases are files below Config.StateDir tied to a pod ID; they are written
 // before the kernel is changed and removed last, so that a crash leaves what
-// Teardown or Reconcile can clean.
+// Teardown or Reconcile can clean. Pods stay connected while no process of ours
+// runs. docs/network.md shows the way of a packet.
+//
+// The rooms: internal/ipam (pure: pools and choice of a subnet),
+// internal/bridge (links), internal/nat (nftables), internal/shared (what the
+// instances of one host must agree on), internal/cni (plugins).
 package network
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"podstead/sys"
 )
 
 // Config of a Network. Several instances on one host must differ in Name,
 // StateDir and Subnet.
 type Config struct {
-	// Name makes bridge, nft table and chain names unique per instance.
-	Name     string // e.g. "podstead0"; at most 11 bytes
+	// Name is that of the bridge and the nftables table, and so unique per
+	// instance; a letter followed by at most 10 letters, digits, "-" or "_".
+	Name     string
 	StateDir string // leases, CNI result cache
 	RunDir   string
 	Subnet   netip.Prefix // of the built-in network; zero: one that is free on this host is chosen and remembered
@@ -26,24 +41,22 @@ type Config struct {
 	// place for new pods. CNIBinDirs are searched for plugins.
 	CNIConfDir string
 	CNIBinDirs []string
-	Log        *slog.Logger
+	// HostDir is where the instances of a host agree on subnets and on IP
+	// forwarding; it should be on a tmpfs, and the same for all of them.
+	// "/run/podstead-network" if empty.
+	HostDir string
+	Log     *slog.Logger
 }
-
-// Network is the pod network of a node. Safe for concurrent use.
-type Network struct{}
-
-// New prepares the network (the bridge is made with the first pod).
-func New(cfg Config) (*Network, error) { panic("not yet") }
 
 // PortMapping is a port of the host that leads to one of the pod.
 type PortMapping struct {
-	Protocol      string     // "TCP", "UDP", "SCTP"
-	HostIP        netip.Addr // zero: all addresses of the host
-	HostPort      uint16
-	ContainerPort uint16
+	Protocol      string     `json:"protocol"`         // "TCP", "UDP", "SCTP"; empty is TCP
+	HostIP        netip.Addr `json:"hostIP,omitempty"` // zero or unspecified: all addresses of the host
+	HostPort      uint16     `json:"hostPort"`         // 0: no host port
+	ContainerPort uint16     `json:"containerPort"`
 }
 
-// Pod is what Setup and Teardown need to know.
+// Pod is what Setup and Teardown need to know. Teardown needs the ID only.
 type Pod struct {
 	ID           string // sandbox ID
 	Namespace    string // Kubernetes namespace, for CNI_ARGS
@@ -54,27 +67,149 @@ type Pod struct {
 	CgroupParent string
 }
 
+func (p Pod) String() string { return p.Namespace + "/" + p.Name }
+
 // Result tells what Setup did.
 type Result struct {
 	IPs []netip.Addr // first is the primary one
+}
+
+// Network is the pod network of a node. Safe for concurrent use.
+type Network struct {
+	log     *slog.Logger
+	leases  *leases
+	pods    keyedMutex // by pod ID: Setup and Teardown of one pod wait for each other
+	builtin *builtin
+}
+
+const defaultHostDir = "/run/podstead-network"
+
+var (
+	validName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,10}$`)
+	validID   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+)
+
+// New reads the leases and changes nothing in the kernel: the bridge is made
+// with the first pod. A lease that cannot be read is set aside and logged.
+func New(cfg Config) (*Network, error) {
+	if !validName.MatchString(cfg.Name) {
+		return nil, fmt.Errorf("network name %q does not match %s", cfg.Name, validName)
+	}
+	if cfg.StateDir == "" {
+		return nil, errors.New("network: StateDir is empty")
+	}
+	if cfg.HostDir == "" {
+		cfg.HostDir = defaultHostDir
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	leases, err := openLeases(filepath.Join(cfg.StateDir, "leases"), cfg.Log)
+	if err != nil {
+		return nil, err
+	}
+	b, err := newBuiltin(cfg, leases)
+	if err != nil {
+		return nil, err
+	}
+	return &Network{log: cfg.Log, leases: leases, builtin: b}, nil
 }
 
 // Setup connects the pod: loopback up, interface eth0, address, route, ports.
 // A second Setup of the same pod returns the first one's result. On an error
 // nothing of it is left. A host port that is taken already is an error that
 // names the pod which has it.
-func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) { panic("not yet") }
+func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) {
+	if err := checkPod(pod); err != nil {
+		return Result{}, err
+	}
+	defer n.pods.lock(pod.ID)()
+	if err := ctx.Err(); err != nil {
+		return Result{}, err
+	}
+	l, err := n.builtin.setup(ctx, pod)
+	if err != nil {
+		return Result{}, fmt.Errorf("connect pod %s (%s): %w", pod, pod.ID, err)
+	}
+	return Result{IPs: slices.Clone(l.IPs)}, nil
+}
+
+func checkPod(pod Pod) error {
+	if !validID.MatchString(pod.ID) {
+		return fmt.Errorf("pod ID %q does not match %s", pod.ID, validID)
+	}
+	if pod.Netns == "" {
+		return fmt.Errorf("pod %s (%s): no network namespace", pod, pod.ID)
+	}
+	if _, err := os.Stat(pod.Netns); err != nil {
+		return fmt.Errorf("pod %s (%s): network namespace: %w", pod, pod.ID, err)
+	}
+	return nil
+}
 
 // Teardown undoes Setup; it is repeatable and works when the namespace is gone.
-func (n *Network) Teardown(ctx context.Context, pod Pod) error { panic("not yet") }
+// The pod's interface ends with its namespace, but reaches nothing any more.
+func (n *Network) Teardown(ctx context.Context, pod Pod) error {
+	defer n.pods.lock(pod.ID)()
+	l := n.leases.get(pod.ID)
+	if l == nil {
+		return nil
+	}
+	if err := n.teardown(ctx, l); err != nil {
+		return fmt.Errorf("disconnect pod %s/%s (%s): %w", l.Namespace, l.Name, l.PodID, err)
+	}
+	return nil
+}
 
-// Reconcile tears down every lease whose pod is not in live. Called at start.
-func (n *Network) Reconcile(ctx context.Context, live []string) error { panic("not yet") }
+func (n *Network) teardown(ctx context.Context, l *lease) error {
+	return n.builtin.teardown(ctx, l)
+}
+
+// Reconcile tears down every lease whose pod is not in live, and brings the
+// kernel back to what the others say. Called at start.
+func (n *Network) Reconcile(ctx context.Context, live []string) error {
+	var errs []error
+	for _, l := range n.leases.all() {
+		if slices.Contains(live, l.PodID) {
+			continue
+		}
+		n.log.Info("disconnect a pod that is gone", "pod", l.Namespace+"/"+l.Name, "sandbox", l.PodID)
+		errs = append(errs, n.Teardown(ctx, Pod{ID: l.PodID}))
+	}
+	errs = append(errs, n.builtin.reconcile())
+	return errors.Join(errs...)
+}
 
 // Ready is nil when pods can be connected, else the reason why not.
-func (n *Network) Ready() error { panic("not yet") }
+func (n *Network) Ready() error { return n.builtin.ready() }
 
-// Close stops watching. Pods stay connected. With no pods left, Destroy
-// removes bridge, table and routes.
-func (n *Network) Close() error                      { panic("not yet") }
-func (n *Network) Destroy(ctx context.Context) error { panic("not yet") }
+// Close stops watching. Pods stay connected.
+func (n *Network) Close() error { return n.builtin.close() }
+
+// Destroy removes bridge, table, routes and files, and restores what was
+// changed on the host. It is an error if pods are still connected.
+func (n *Network) Destroy(ctx context.Context) error {
+	if all := n.leases.all(); len(all) > 0 {
+		names := make([]string, len(all))
+		for i, l := range all {
+			names[i] = l.Namespace + "/" + l.Name
+		}
+		return fmt.Errorf("network still has pods: %s", strings.Join(names, ", "))
+	}
+	if err := n.builtin.destroy(); err != nil {
+		return err
+	}
+	return n.leases.destroy()
+}
+
+// bootID tells this run of the kernel from others.
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// writeJSON replaces a file; leases need not survive a power cut, for the
+// namespaces that they speak of do not either.
+func writeJSON(path string, data []byte) error {
+	return sys.WriteFileAtomic(path, data, 0o600, false)
+}

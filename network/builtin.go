@@ -1,0 +1,317 @@
+package network
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"podstead/network/internal/bridge"
+	"podstead/network/internal/ipam"
+	"podstead/network/internal/nat"
+	"podstead/network/internal/shared"
+	"podstead/sys"
+)
+
+// builtin is the network of our own.
+type builtin struct {
+	cfg    Config
+	log    *slog.Logger
+	leases *leases
+	bootID string
+	host   *shared.Host
+
+	// hostMu is held while the host's side is looked at or put in order.
+	hostMu  sync.Mutex
+	joined  bool // the subnet is registered on the host
+	hostErr error
+
+	// mu guards who has what.
+	mu     sync.Mutex
+	subnet netip.Prefix // zero until chosen
+	pool   *ipam.Pool
+	ports  portOwners
+	bridge *bridge.Bridge
+	table  *nat.Table
+}
+
+func newBuiltin(cfg Config, all *leases) (*builtin, error) {
+	boot, err := bootID()
+	if err != nil {
+		return nil, err
+	}
+	host, err := shared.Open(cfg.HostDir)
+	if err != nil {
+		return nil, err
+	}
+	b := &builtin{cfg: cfg, log: cfg.Log, leases: all, bootID: boot, host: host, ports: portOwners{}}
+	remembered, err := b.readSubnet()
+	if err != nil {
+		b.log.Error("remembered subnet is unreadable", "error", err)
+	}
+	subnet := remembered
+	if cfg.Subnet.IsValid() && cfg.Subnet.Masked() != remembered {
+		if err := ipam.Check(cfg.Subnet); err != nil {
+			return nil, err
+		}
+		if n := len(all.all()); n > 0 && remembered.IsValid() {
+			return nil, fmt.Errorf("subnet cannot be changed from %s to %s while %d pods are connected", remembered, cfg.Subnet, n)
+		}
+		subnet = cfg.Subnet.Masked()
+	}
+	if subnet.IsValid() {
+		if err := b.use(subnet); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+// use makes the parts that depend on the subnet, and gives the leases what they
+// have. It changes nothing outside of the process.
+func (b *builtin) use(subnet netip.Prefix) error {
+	all := b.leases.all()
+	var newest netip.Addr
+	if len(all) > 0 {
+		newest = all[len(all)-1].IPs[0]
+	}
+	pool, err := ipam.NewPool(subnet, newest)
+	if err != nil {
+		return err
+	}
+	br, err := bridge.Open(b.cfg.Name, netip.PrefixFrom(ipam.Gateway(subnet), subnet.Bits()))
+	if err != nil {
+		return err
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bridge != nil {
+		b.bridge.Close()
+	}
+	b.subnet, b.pool, b.bridge = subnet, pool, br
+	b.table = nat.New(b.cfg.Name, b.cfg.Name, subnet)
+	b.ports = portOwners{}
+	for _, l := range all {
+		if err := pool.Take(l.IPs[0]); err != nil {
+			b.leases.setAside(b.leases.path(l.PodID), err)
+			b.leases.remove(l.PodID)
+			continue
+		}
+		if err := b.ports.take(l.Ports, l.PodID, l.Namespace+"/"+l.Name); err != nil {
+			b.log.Error("lease has a host port of another pod", "sandbox", l.PodID, "error", err)
+		}
+	}
+	return nil
+}
+
+// setup connects a pod. The caller holds the pod's lock.
+func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
+	ports, err := normalizePorts(pod.Ports)
+	if err != nil {
+		return nil, err
+	}
+	for _, p := range ports {
+		if p.HostIP.Is6() {
+			return nil, fmt.Errorf("host port %s: the built-in network has no IPv6 yet", portString(p))
+		}
+	}
+	if err := b.prepare(); err != nil {
+		return nil, err
+	}
+	var wanted netip.Addr // the address that the pod had
+	if old := b.leases.get(pod.ID); old != nil {
+		connected, err := b.connected(old, pod.Netns)
+		if err != nil || connected {
+			return old, err
+		}
+		if err := b.teardown(ctx, old); err != nil {
+			return nil, err
+		}
+		wanted = old.IPs[0]
+	}
+	b.warnBandwidth(pod)
+
+	var undo sys.Undo
+	defer undo.OnError(ctx, &err)
+	l, err := b.allocate(pod, ports, wanted)
+	if err != nil {
+		return nil, err
+	}
+	undo.Add("free address and host ports", func(context.Context) error { b.free(l); return nil })
+	if err := b.leases.put(l); err != nil {
+		return nil, err
+	}
+	undo.Add("remove lease", func(context.Context) error { return b.leases.remove(l.PodID) })
+	if err := b.bridge.Attach(b.port(l), pod.Netns); err != nil {
+		return nil, err
+	}
+	undo.Add("remove "+l.Link, func(context.Context) error { return b.bridge.Remove(l.Link) })
+	if err := b.table.Add(natPorts(l.Ports, l.IPs[0])); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// connected tells whether what a lease says is so.
+func (b *builtin) connected(l *lease, netns string) (bool, error) {
+	if l.BootID != b.bootID {
+		return false, nil
+	}
+	ok, err := b.bridge.Attached(b.port(l), netns)
+	if err != nil || !ok {
+		return false, err
+	}
+	// The ports are the last step, and adding them again changes nothing.
+	return true, b.table.Add(natPorts(l.Ports, l.IPs[0]))
+}
+
+func (b *builtin) port(l *lease) bridge.Port {
+	return bridge.Port{Name: l.Link, Alias: fmt.Sprintf("pod %s/%s %s", l.Namespace, l.Name, l.PodID), Addr: l.IPs[0]}
+}
+
+// allocate gives the pod an address and host ports, in memory.
+func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted netip.Addr) (*lease, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if err := b.ports.take(ports, pod.ID, pod.String()); err != nil {
+		return nil, err
+	}
+	ip := wanted
+	if !wanted.IsValid() || b.pool.Take(wanted) != nil {
+		var err error
+		if ip, err = b.pool.Get(); err != nil {
+			b.ports.release(ports, pod.ID)
+			return nil, err
+		}
+	}
+	return &lease{
+		Version: leaseVersion, PodID: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+		Netns: pod.Netns, BootID: b.bootID, Created: time.Now().UTC(),
+		IPs: []netip.Addr{ip}, Ports: ports, Link: newLinkName(),
+	}, nil
+}
+
+// newLinkName is never that of a pair which is about to end.
+func newLinkName() string {
+	var b [5]byte
+	rand.Read(b[:])
+	return "veth" + hex.EncodeToString(b[:])
+}
+
+func (b *builtin) free(l *lease) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.ports.release(l.Ports, l.PodID)
+	b.pool.Put(l.IPs[0])
+}
+
+// teardown disconnects a pod. The caller holds the pod's lock.
+func (b *builtin) teardown(_ context.Context, l *lease) error {
+	if l.BootID == b.bootID {
+		if err := b.table.Remove(natPorts(l.Ports, l.IPs[0])); err != nil {
+			return err
+		}
+		if err := b.bridge.Detach(l.Link); err != nil {
+			return err
+		}
+	}
+	if err := b.leases.remove(l.PodID); err != nil {
+		return err
+	}
+	b.free(l)
+	return nil
+}
+
+// Annotations by which pods limit their bandwidth.
+const (
+	ingressBandwidth = "kubernetes.io/ingress-bandwidth"
+	egressBandwidth  = "kubernetes.io/egress-bandwidth"
+)
+
+func (b *builtin) warnBandwidth(pod Pod) {
+	for _, key := range []string{ingressBandwidth, egressBandwidth} {
+		if v, ok := pod.Annotations[key]; ok {
+			b.log.Warn("annotation has no effect: the built-in network does not limit bandwidth",
+				"pod", pod.String(), "annotation", key, "value", v)
+		}
+	}
+}
+
+// live returns the leases of pods that are connected in this run of the kernel.
+func (b *builtin) live() []*lease {
+	return slices.DeleteFunc(b.leases.all(), func(l *lease) bool { return l.BootID != b.bootID })
+}
+
+// reconcile puts the host's side in order and removes ports of the bridge that
+// no lease speaks of.
+func (b *builtin) reconcile() error {
+	if b.bridge == nil {
+		return nil // no pod was ever connected
+	}
+	ports, err := b.bridge.Ports()
+	if err != nil {
+		return err
+	}
+	live := b.live()
+	for _, name := range ports {
+		if slices.ContainsFunc(live, func(l *lease) bool { return l.Link == name }) {
+			continue
+		}
+		b.log.Info("remove a link that no pod has", "link", name)
+		if err := b.bridge.Remove(name); err != nil {
+			return err
+		}
+	}
+	if len(live) == 0 {
+		return nil
+	}
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	b.hostMu.Lock()
+	defer b.hostMu.Unlock()
+	return b.replaceTable()
+}
+
+func (b *builtin) close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bridge != nil {
+		b.bridge.Close()
+	}
+	return nil
+}
+
+// destroy removes all that prepare made.
+func (b *builtin) destroy() error {
+	b.hostMu.Lock()
+	defer b.hostMu.Unlock()
+	if b.bridge != nil {
+		if err := errors.Join(b.table.Destroy(), b.bridge.Destroy()); err != nil {
+			return err
+		}
+	}
+	locked, err := b.host.Lock()
+	if err != nil {
+		return err
+	}
+	defer locked.Unlock()
+	if err := locked.Leave(b.cfg.Name); err != nil {
+		return err
+	}
+	b.joined = false
+	if err := os.Remove(b.subnetFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+func (b *builtin) subnetFile() string { return filepath.Join(b.cfg.StateDir, "subnet.json") }

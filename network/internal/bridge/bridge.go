@@ -1,0 +1,269 @@
+// Package bridge is the kernel side of the built-in network: a Linux bridge on
+// the host and a veth pair for each pod, one end a port of the bridge and the
+// other eth0 in the pod's network namespace. It speaks netlink and keeps no
+// record: callers write what they are about to do before they call.
+package bridge
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Bridge is the bridge of one instance, whether it exists yet or not. Its
+// methods act in the network namespace that Open was called in, which must be
+// the one of the whole process, and are safe for concurrent use except for
+// Ensure and Destroy.
+type Bridge struct {
+	name    string
+	gateway netip.Prefix // address of the host in the pod network, with the subnet's length
+	nl      *netlink.Handle
+}
+
+// Open prepares to work on the bridge called name. gateway is its address.
+func Open(name string, gateway netip.Prefix) (*Bridge, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	return &Bridge{name: name, gateway: gateway, nl: h}, nil
+}
+
+// Close closes the netlink socket and changes nothing in the kernel.
+func (b *Bridge) Close() { b.nl.Close() }
+
+// Ensure makes the bridge if it is missing and reports whether it was. One that
+// is there keeps its ports and gets what it lacks.
+func (b *Bridge) Ensure() (created bool, err error) {
+	link, err := b.find()
+	if err != nil {
+		return false, err
+	}
+	if link == nil {
+		if link, err = b.create(); err != nil {
+			return false, err
+		}
+		created = true
+	}
+	if !created && link.Attrs().Flags&net.FlagUp != 0 {
+		if ok, err := b.hasAddress(link); err != nil || ok {
+			return false, err
+		}
+	}
+	if err := b.configure(link); err != nil {
+		if created {
+			err = errors.Join(err, b.nl.LinkDel(link))
+		}
+		return false, err
+	}
+	return created, nil
+}
+
+// find returns the bridge, or nil if there is none.
+func (b *Bridge) find() (netlink.Link, error) {
+	link, err := b.nl.LinkByName(b.name)
+	if isNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look for bridge %s: %w", b.name, err)
+	}
+	if link.Type() != "bridge" {
+		return nil, fmt.Errorf("link %s is there already and is no bridge but a %s", b.name, link.Type())
+	}
+	return link, nil
+}
+
+func (b *Bridge) create() (netlink.Link, error) {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = b.name
+	attrs.MTU = b.egressMTU()
+	// Without an address of its own a bridge takes the lowest one of its ports,
+	// and changes it as pods come and go, which pods would notice.
+	attrs.HardwareAddr = MAC(b.gateway.Addr())
+	link := &netlink.Bridge{LinkAttrs: attrs}
+	if err := b.nl.LinkAdd(link); err != nil {
+		return nil, fmt.Errorf("create bridge %s: %w", b.name, err)
+	}
+	return b.nl.LinkByName(b.name)
+}
+
+// configure brings a bridge into shape: sysctls before it is up, so that it
+// never sends or takes a router advertisement.
+func (b *Bridge) configure(link netlink.Link) error {
+	for _, s := range []struct{ key, value string }{
+		// A pod could otherwise make itself the host's IPv6 router (CVE-2020-10749).
+		{"ipv6/conf/" + b.name + "/accept_ra", "0"},
+		{"ipv6/conf/" + b.name + "/disable_ipv6", "1"},
+		// Replies to a client on 127.0.0.1 that was led to a pod come in here.
+		// Package nat drops what pods send to 127.0.0.0/8 (CVE-2020-8558).
+		{"ipv4/conf/" + b.name + "/route_localnet", "1"},
+		{"ipv4/conf/" + b.name + "/send_redirects", "0"},
+	} {
+		if err := WriteSysctl(s.key, s.value); err != nil {
+			return err
+		}
+	}
+	if err := b.setAddress(link); err != nil {
+		return err
+	}
+	if err := b.nl.LinkSetUp(link); err != nil {
+		return fmt.Errorf("set bridge %s up: %w", b.name, err)
+	}
+	return nil
+}
+
+func (b *Bridge) hasAddress(link netlink.Link) (bool, error) {
+	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return false, fmt.Errorf("list addresses of %s: %w", b.name, err)
+	}
+	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toPrefix(a.IPNet) == b.gateway }), nil
+}
+
+// setAddress gives the bridge its address and takes others away, which are of a
+// subnet that the instance had before.
+func (b *Bridge) setAddress(link netlink.Link) error {
+	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
+	if err != nil {
+		return fmt.Errorf("list addresses of %s: %w", b.name, err)
+	}
+	for i := range addrs {
+		if toPrefix(addrs[i].IPNet) == b.gateway {
+			continue
+		}
+		if err := b.nl.AddrDel(link, &addrs[i]); err != nil {
+			return fmt.Errorf("remove address %s of %s: %w", addrs[i].IPNet, b.name, err)
+		}
+	}
+	if err := b.nl.AddrReplace(link, &netlink.Addr{IPNet: toIPNet(b.gateway)}); err != nil {
+		return fmt.Errorf("add address %s to %s: %w", b.gateway, b.name, err)
+	}
+	return nil
+}
+
+// egressMTU is the MTU of the link that the host's default route leads out of:
+// a pod that sends larger packets than that depends on ICMP coming back.
+func (b *Bridge) egressMTU() int {
+	const ethernet = 1500
+	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return ethernet
+	}
+	for _, r := range routes {
+		if (r.Dst != nil && !r.Dst.IP.IsUnspecified()) || r.LinkIndex == 0 {
+			continue
+		}
+		if link, err := b.nl.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 {
+			return link.Attrs().MTU
+		}
+	}
+	return ethernet
+}
+
+// Destroy removes the bridge and whatever ports it still has.
+func (b *Bridge) Destroy() error {
+	link, err := b.find()
+	if err != nil || link == nil {
+		return err
+	}
+	ports, err := b.Ports()
+	if err != nil {
+		return err
+	}
+	for _, p := range ports {
+		if err := b.Remove(p); err != nil {
+			return err
+		}
+	}
+	if err := b.nl.LinkDel(link); err != nil && !isNotFound(err) {
+		return fmt.Errorf("delete bridge %s: %w", b.name, err)
+	}
+	return nil
+}
+
+// Taken lists what of the address space the host uses: the destinations of its
+// routes, except for default routes, and its addresses. Those of our bridge itself
+// are left out.
+func Taken(bridge string) ([]netip.Prefix, error) {
+	b, err := Open(bridge, netip.Prefix{})
+	if err != nil {
+		return nil, err
+	}
+	defer b.Close()
+	own := 0
+	if link, err := b.find(); err != nil {
+		return nil, err
+	} else if link != nil {
+		own = link.Attrs().Index
+	}
+	var taken []netip.Prefix
+	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	if err != nil {
+		return nil, fmt.Errorf("list routes: %w", err)
+	}
+	for _, r := range routes {
+		if p := toPrefix(r.Dst); p.Bits() > 0 && (own == 0 || r.LinkIndex != own) {
+			taken = append(taken, p)
+		}
+	}
+	addrs, err := b.nl.AddrList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return nil, fmt.Errorf("list addresses: %w", err)
+	}
+	for _, a := range addrs {
+		if a.LinkIndex != own {
+			taken = append(taken, toPrefix(a.IPNet).Masked())
+		}
+	}
+	return taken, nil
+}
+
+// MAC is the hardware address that goes with an IPv4 address: locally
+// administered, and the same whenever the address is given out again, so that
+// no neighbour cache is ever wrong about it.
+func MAC(ip netip.Addr) net.HardwareAddr {
+	b := ip.As4()
+	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
+}
+
+// WriteSysctl writes below /proc/sys/net in the network namespace of the
+// calling thread. A key that the kernel does not have (no IPv6) is no error.
+func WriteSysctl(key, value string) error {
+	err := os.WriteFile(filepath.Join("/proc/sys/net", key), []byte(value), 0)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("set sysctl net.%s=%s: %w", strings.ReplaceAll(key, "/", "."), value, err)
+	}
+	return nil
+}
+
+func isNotFound(err error) bool {
+	var notFound netlink.LinkNotFoundError
+	return errors.As(err, &notFound) || errors.Is(err, unix.ENODEV)
+}
+
+func toIPNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// toPrefix returns the zero Prefix for nil, which netlink uses for a default
+// route.
+func toPrefix(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	addr, ok := netip.AddrFromSlice(n.IP)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ones, _ := n.Mask.Size()
+	return netip.PrefixFrom(addr.Unmap(), ones)
+}

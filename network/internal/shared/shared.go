@@ -1,0 +1,186 @@
+// Package shared is what the instances on one host must agree on, although they
+// know nothing of each other: who has which subnet, and who turned IP
+// forwarding on. It lives in small files below a directory on a tmpfs, changed
+// under a file lock; a reboot forgets them as it forgets what they speak of.
+package shared
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/sys"
+)
+
+// Instance is one instance's entry.
+type Instance struct {
+	Name     string       `json:"name"` // of its bridge and table
+	StateDir string       `json:"stateDir"`
+	Subnet   netip.Prefix `json:"subnet"`
+}
+
+// Host is the host's network as its instances see it: each network namespace
+// that runs instances is a host of its own.
+type Host struct {
+	dir string
+}
+
+// Open returns the host that this process is on, with its files below root.
+func Open(root string) (*Host, error) {
+	// The thread's own namespace, not the first thread's: they are the same
+	// one everywhere but in a test.
+	var st syscall.Stat_t
+	if err := syscall.Stat("/proc/thread-self/ns/net", &st); err != nil {
+		return nil, fmt.Errorf("find own network namespace: %w", err)
+	}
+	return &Host{dir: filepath.Join(root, fmt.Sprintf("net-%d", st.Ino))}, nil
+}
+
+// Locked is the host while no other instance can change it.
+type Locked struct {
+	host *Host
+	lock *os.File
+}
+
+// Lock waits for other instances to be done and returns the host for changing.
+// Unlock must follow soon.
+func (h *Host) Lock() (*Locked, error) {
+	for {
+		if err := os.MkdirAll(h.instances(), 0o700); err != nil {
+			return nil, err
+		}
+		f, err := os.OpenFile(h.lockFile(), os.O_CREATE|os.O_RDWR, 0o600)
+		if errors.Is(err, os.ErrNotExist) {
+			continue // the last instance left right now
+		}
+		if err != nil {
+			return nil, err
+		}
+		if err := flock(f); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", f.Name(), err)
+		}
+		if sameFile(f, h.lockFile()) {
+			return &Locked{host: h, lock: f}, nil
+		}
+		f.Close() // it was removed while we waited
+	}
+}
+
+func flock(f *os.File) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), unix.LOCK_EX); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func sameFile(f *os.File, path string) bool {
+	a, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	b, err := os.Stat(path)
+	return err == nil && os.SameFile(a, b)
+}
+
+func (h *Host) lockFile() string           { return filepath.Join(h.dir, "lock") }
+func (h *Host) instances() string          { return filepath.Join(h.dir, "instances") }
+func (h *Host) entry(name string) string   { return filepath.Join(h.instances(), name+".json") }
+func (h *Host) previousForwarding() string { return filepath.Join(h.dir, "ip_forward.before") }
+
+// Unlock lets others go on.
+func (l *Locked) Unlock() { l.lock.Close() }
+
+// Instances lists the entries of all instances. One that cannot be read is
+// reported in the error, and the others are returned nevertheless.
+func (l *Locked) Instances() ([]Instance, error) {
+	files, err := os.ReadDir(l.host.instances())
+	if err != nil {
+		return nil, err
+	}
+	var all []Instance
+	var errs []error
+	for _, f := range files {
+		if !strings.HasSuffix(f.Name(), ".json") {
+			continue
+		}
+		path := filepath.Join(l.host.instances(), f.Name())
+		var i Instance
+		data, err := os.ReadFile(path)
+		if err == nil {
+			err = json.Unmarshal(data, &i)
+		}
+		if err != nil {
+			errs = append(errs, fmt.Errorf("read %s: %w", path, err))
+			continue
+		}
+		all = append(all, i)
+	}
+	return all, errors.Join(errs...)
+}
+
+// Join writes or replaces the entry of an instance.
+func (l *Locked) Join(i Instance) error {
+	data, err := json.Marshal(i)
+	if err != nil {
+		return err
+	}
+	return sys.WriteFileAtomic(l.host.entry(i.Name), data, 0o600, false)
+}
+
+const forwardingSysctl = "/proc/sys/net/ipv4/ip_forward"
+
+// Forwarding tells whether IPv4 forwarding is on.
+func Forwarding() (bool, error) {
+	v, err := os.ReadFile(forwardingSysctl)
+	return strings.TrimSpace(string(v)) != "0", err
+}
+
+// Forward turns IPv4 forwarding on and remembers if it was off.
+func (l *Locked) Forward() error {
+	if on, err := Forwarding(); err != nil || on {
+		return err
+	}
+	if err := sys.WriteFileAtomic(l.host.previousForwarding(), []byte("0"), 0o600, false); err != nil {
+		return err
+	}
+	if err := os.WriteFile(forwardingSysctl, []byte("1"), 0); err != nil {
+		return fmt.Errorf("set sysctl net.ipv4.ip_forward=1: %w", err)
+	}
+	return nil
+}
+
+// Leave removes the entry of an instance. The last one to leave turns
+// forwarding off again, if it was an instance that turned it on, and removes
+// the directory.
+func (l *Locked) Leave(name string) error {
+	if err := os.Remove(l.host.entry(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	left, err := filepath.Glob(l.host.entry("*"))
+	if err != nil || len(left) > 0 {
+		return err
+	}
+	before, err := os.ReadFile(l.host.previousForwarding())
+	switch {
+	case err == nil:
+		if err := os.WriteFile(forwardingSysctl, before, 0); err != nil {
+			return fmt.Errorf("restore sysctl net.ipv4.ip_forward: %w", err)
+		}
+	case !errors.Is(err, os.ErrNotExist):
+		return err
+	}
+	if err := os.RemoveAll(l.host.dir); err != nil {
+		return err
+	}
+	os.Remove(filepath.Dir(l.host.dir)) // stays if another namespace uses it
+	return nil
+}
