@@ -1,0 +1,368 @@
+package image
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+
+	"podstead/image/internal/layer"
+)
+
+// Store holds images. Safe for concurrent use; one process at a time may have a
+// directory open (a lock file sees to that).
+type Store struct {
+	cfg    Config
+	log    *slog.Logger
+	limits layer.Limits
+	lock   *os.File
+
+	ctx    context.Context // ends with Close: all work under way hangs on it
+	cancel context.CancelFunc
+	work   sync.WaitGroup
+	slots  chan struct{} // one per layer being fetched and unpacked
+
+	// commit serialises what changes images/, layers/ and blobs/ for good.
+	// It is taken before mu and, unlike it, held across I/O.
+	commit sync.Mutex
+
+	mu     sync.Mutex // guards what follows
+	closed bool
+	images map[string]*entry // by ID
+	names  map[string]string // tag or digest reference → ID
+	holds  map[string]*hold  // by holder
+	pins   map[string]int    // paths that work under way relies on
+	blobs  map[string]*blob
+	layers map[string]*layerWork
+	pulls  map[string]*pull
+	staged uint64 // names staging files
+}
+
+// entry is an image in memory; it is replaced, never changed.
+type entry struct {
+	*record
+	config ocispec.Image
+}
+
+// Open opens or makes a store. A bad record is set aside and logged, never fatal.
+func Open(cfg Config) (*Store, error) {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.ParallelLayers <= 0 {
+		cfg.ParallelLayers = 4
+	}
+	if cfg.StallTimeout <= 0 {
+		cfg.StallTimeout = time.Minute
+	}
+	s := &Store{
+		cfg: cfg, log: cfg.Log, limits: layer.DefaultLimits,
+		slots:  make(chan struct{}, cfg.ParallelLayers),
+		images: map[string]*entry{}, names: map[string]string{}, holds: map[string]*hold{},
+		pins: map[string]int{}, blobs: map[string]*blob{}, layers: map[string]*layerWork{}, pulls: map[string]*pull{},
+	}
+	if cfg.MaxEntries > 0 {
+		s.limits.Entries = cfg.MaxEntries
+	}
+	if cfg.MaxBytes > 0 {
+		s.limits.Bytes = cfg.MaxBytes
+	}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	if err := s.open(); err != nil {
+		s.cancel()
+		if s.lock != nil {
+			s.lock.Close()
+		}
+		return nil, fmt.Errorf("open image store %s: %w", cfg.Dir, err)
+	}
+	return s, nil
+}
+
+func (s *Store) path(rel string) string { return filepath.Join(s.cfg.Dir, rel) }
+
+func (s *Store) open() error {
+	if err := os.MkdirAll(s.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	// Layers hold set-uid programs and other people's files: nobody but us may
+	// even pass through (CVE-2021-41103).
+	if err := os.Chmod(s.cfg.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := s.takeLock(); err != nil {
+		return err
+	}
+	for _, d := range []string{"images", "layers", "blobs/sha256", "holds", "staging", "quarantine"} {
+		if err := os.MkdirAll(s.path(d), 0o700); err != nil {
+			return err
+		}
+	}
+	if err := s.emptyStaging(); err != nil {
+		return err
+	}
+	if err := s.loadRecords(); err != nil {
+		return err
+	}
+	return s.collectAtOpen()
+}
+
+func (s *Store) takeLock() error {
+	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		if errors.Is(err, unix.EWOULDBLOCK) {
+			return errors.New("another process has it open")
+		}
+		return fmt.Errorf("lock: %w", err)
+	}
+	s.lock = f
+	return nil
+}
+
+func (s *Store) emptyStaging() error {
+	left, err := os.ReadDir(s.path("staging"))
+	if err != nil {
+		return err
+	}
+	if len(left) > 0 {
+		s.log.Info("removing unfinished image work", "items", len(left))
+	}
+	for _, e := range left {
+		if err := layer.RemoveAll(s.ctx, s.path("staging/"+e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// loadRecords reads images and holds. What cannot be read goes to quarantine/.
+func (s *Store) loadRecords() error {
+	files, err := os.ReadDir(s.path("images"))
+	if err != nil {
+		return err
+	}
+	var entries []*entry
+	for _, f := range files {
+		rel := "images/" + f.Name()
+		if isTemporary(f.Name()) {
+			os.Remove(s.path(rel))
+			continue
+		}
+		e, err := s.loadImage(rel)
+		if err != nil {
+			s.quarantine(rel, err)
+			continue
+		}
+		entries = append(entries, e)
+	}
+	// A crash can leave a name with two images: the later pull has it.
+	slices.SortFunc(entries, func(a, b *entry) int { return a.Pulled.Compare(b.Pulled) })
+	for _, e := range entries {
+		s.index(e)
+	}
+	if files, err = os.ReadDir(s.path("holds")); err != nil {
+		return err
+	}
+	for _, f := range files {
+		rel := "holds/" + f.Name()
+		if isTemporary(f.Name()) {
+			os.Remove(s.path(rel))
+			continue
+		}
+		var h hold
+		err := readRecord(s.path(rel), &h)
+		if err == nil && holdPath(h.Holder) != rel {
+			err = fmt.Errorf("record is of holder %.100q", h.Holder)
+		}
+		if err != nil {
+			s.quarantine(rel, err)
+			continue
+		}
+		s.holds[h.Holder] = &h
+	}
+	return nil
+}
+
+// isTemporary tells what an interrupted sys.WriteFileAtomic leaves.
+func isTemporary(name string) bool { return strings.HasPrefix(name, ".tmp-") }
+
+// loadImage reads one record and makes sure that everything it names is there.
+func (s *Store) loadImage(rel string) (*entry, error) {
+	var r record
+	if err := readRecord(s.path(rel), &r); err != nil {
+		return nil, err
+	}
+	if imagePath(r.ID) != rel || r.ID != r.Config.Digest {
+		return nil, fmt.Errorf("record is of image %.100q", r.ID)
+	}
+	for _, f := range r.files() {
+		if _, err := os.Lstat(s.path(f)); err != nil {
+			return nil, err
+		}
+	}
+	b, err := s.readSmallBlob(r.Config)
+	if err != nil {
+		return nil, err
+	}
+	config, err := parseConfig(b)
+	if err != nil {
+		return nil, err
+	}
+	return &entry{&r, config}, nil
+}
+
+// index makes an image known by its names, and takes them from those that had
+// them; s.mu is held, or nobody else knows the store yet.
+func (s *Store) index(e *entry) {
+	if old := s.images[e.ID]; old != nil {
+		for _, n := range slices.Concat(old.Tags, old.Digests) {
+			delete(s.names, n)
+		}
+	}
+	s.images[e.ID] = e
+	for _, n := range slices.Concat(e.Tags, e.Digests) {
+		if id, ok := s.names[n]; ok && id != e.ID {
+			other := s.images[id].record.clone()
+			other.Tags = without(other.Tags, n)
+			other.Digests = without(other.Digests, n)
+			s.images[id] = &entry{other, s.images[id].config}
+		}
+		s.names[n] = e.ID
+	}
+}
+
+func without(list []string, s string) []string {
+	return slices.DeleteFunc(slices.Clone(list), func(x string) bool { return x == s })
+}
+
+func (s *Store) quarantine(rel string, why error) {
+	to := "quarantine/" + time.Now().UTC().Format("20060102T150405.000") + "-" + filepath.Base(rel)
+	err := os.Rename(s.path(rel), s.path(to))
+	s.log.Error("image record set aside", "record", rel, "to", to, "err", errors.Join(why, err))
+}
+
+// readSmallBlob reads a manifest or configuration and checks its digest again.
+func (s *Store) readSmallBlob(b blobRecord) ([]byte, error) {
+	if b.Size > maxConfig {
+		return nil, fmt.Errorf("blob %s: %d bytes", b.Digest, b.Size)
+	}
+	data, err := os.ReadFile(s.path(blobPath(b.Digest)))
+	if err != nil {
+		return nil, err
+	}
+	if digestOf(data) != b.Digest {
+		return nil, fmt.Errorf("blob %s on disk is damaged", b.Digest)
+	}
+	return data, nil
+}
+
+// Close cancels what is under way, removes its staging and waits for that.
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	s.mu.Unlock()
+	s.cancel()
+	s.work.Wait()
+	return s.lock.Close()
+}
+
+// Get finds an image by tag, tag-less name, digest reference, full or
+// unambiguous short ID. ErrNotFound if there is none.
+func (s *Store) Get(name string) (Image, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e, err := s.lookup(name)
+	if err != nil {
+		return Image{}, err
+	}
+	return e.image(), nil
+}
+
+// List returns all images, newest first.
+func (s *Store) List() []Image {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	list := make([]Image, 0, len(s.images))
+	for _, e := range s.images {
+		list = append(list, e.image())
+	}
+	slices.SortFunc(list, func(a, b Image) int {
+		if c := b.Pulled.Compare(a.Pulled); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return list
+}
+
+// image is the entry as callers see it; they own it but for the
+// configuration's insides, which they must not change.
+func (e *entry) image() Image {
+	return Image{
+		ID: e.ID, RepoTags: slices.Clone(e.Tags), RepoDigests: slices.Clone(e.Digests),
+		Size: e.size(), Pinned: e.Pinned, Pulled: e.Pulled, Config: e.config,
+	}
+}
+
+// Usage returns the bytes and inodes that the store takes on its filesystem,
+// from its records and not by walking trees.
+func (s *Store) Usage() (bytes, inodes uint64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	seen := map[string]bool{}
+	blob := func(b blobRecord) {
+		if p := blobPath(b.Digest); !seen[p] {
+			seen[p] = true
+			bytes += (uint64(b.Size) + 4095) &^ 4095
+			inodes++
+		}
+	}
+	layers := func(ls []layerRecord) {
+		for _, l := range ls {
+			if p := layerPath(l.Chain); !seen[p] {
+				seen[p] = true
+				bytes += l.Bytes + 4096
+				inodes += l.Inodes + 1
+			}
+		}
+	}
+	for _, e := range s.images {
+		blob(e.Manifest)
+		blob(e.Config)
+		for _, l := range e.Layers {
+			blob(l.Blob)
+		}
+		layers(e.Layers)
+	}
+	for _, h := range s.holds {
+		layers(h.Layers)
+	}
+	return bytes, inodes
+}
+
+// parseConfig reads an image configuration, as much as the project uses of it.
+func parseConfig(b []byte) (ocispec.Image, error) {
+	var c ocispec.Image
+	if err := json.Unmarshal(b, &c); err != nil {
+		return c, fmt.Errorf("image configuration: %w", err)
+	}
+	c.History = nil // long, and nobody reads it
+	return c, nil
+}
