@@ -132,7 +132,8 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		if err != nil || connected {
 			return old, err
 		}
-		if err := b.teardown(ctx, old); err != nil {
+		// The pair must be gone, not only cut off: this may be the same namespace.
+		if err := errors.Join(b.bridge.Remove(old.Link), b.teardown(ctx, old)); err != nil {
 			return nil, err
 		}
 		wanted = old.IPs[0]
@@ -154,10 +155,29 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		return nil, err
 	}
 	undo.Add("remove "+l.Link, func(context.Context) error { return b.bridge.Remove(l.Link) })
-	if err := b.table.Add(natPorts(l.Ports, l.IPs[0])); err != nil {
+	if err := b.addPorts(l); err != nil {
 		return nil, err
 	}
 	return l, nil
+}
+
+func (b *builtin) addPorts(l *lease) error {
+	ports := natPorts(l.Ports, l.IPs[0])
+	if err := b.table.Add(ports); err != nil {
+		return err
+	}
+	if err := nat.ForgetAdded(ports); err != nil {
+		return errors.Join(err, b.table.Remove(ports))
+	}
+	return nil
+}
+
+func (b *builtin) removePorts(l *lease) error {
+	ports := natPorts(l.Ports, l.IPs[0])
+	if err := b.table.Remove(ports); err != nil {
+		return err
+	}
+	return nat.ForgetRemoved(ports)
 }
 
 // connected tells whether what a lease says is so.
@@ -170,7 +190,7 @@ func (b *builtin) connected(l *lease, netns string) (bool, error) {
 		return false, err
 	}
 	// The ports are the last step, and adding them again changes nothing.
-	return true, b.table.Add(natPorts(l.Ports, l.IPs[0]))
+	return true, b.addPorts(l)
 }
 
 func (b *builtin) port(l *lease) bridge.Port {
@@ -216,7 +236,7 @@ func (b *builtin) free(l *lease) {
 // teardown disconnects a pod. The caller holds the pod's lock.
 func (b *builtin) teardown(_ context.Context, l *lease) error {
 	if l.BootID == b.bootID {
-		if err := b.table.Remove(natPorts(l.Ports, l.IPs[0])); err != nil {
+		if err := b.removePorts(l); err != nil {
 			return err
 		}
 		if err := b.bridge.Detach(l.Link); err != nil {

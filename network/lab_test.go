@@ -302,3 +302,15 @@ func leaseFiles(t testing.TB, cfg Config) []string {
 	slices.Sort(files)
 	return files
 }
+
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s %v: %w: %s", name, args, err, out)
+	}
+	return nil
+}
+
+// writeSysctl writes in the namespace of the calling thread.
+func writeSysctl(key, value string) error {
+	return os.WriteFile("/proc/sys/net/"+key, []byte(value), 0)
+}

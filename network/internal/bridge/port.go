@@ -135,6 +135,12 @@ func (b *Bridge) enable(p Port) error {
 	if err := WriteSysctl("ipv6/conf/"+p.Name+"/disable_ipv6", "1"); err != nil {
 		return err
 	}
+	// Where bridged packets go through iptables (net.bridge.bridge-nf-call-iptables),
+	// what a pod sends to a host port of its own is bridged back to where it
+	// came from, which a port must be told to allow.
+	if err := b.nl.LinkSetHairpin(link, true); err != nil {
+		return fmt.Errorf("set hairpin mode of %s: %w", p.Name, err)
+	}
 	if err := b.nl.LinkSetUp(link); err != nil {
 		return fmt.Errorf("set %s up: %w", p.Name, err)
 	}
