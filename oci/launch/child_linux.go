@@ -1,0 +1,312 @@
+package launch
+
+import (
+	"syscall"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The child of a fork of a multi-threaded Go process has one thread and a copy
+// of memory in whatever state the other threads left it. Until it executes
+// another image it may use nothing of the Go runtime: no allocation, no
+// growing stack, no pointer written to the heap, no lock. Everything in this
+// file runs there, and is therefore nosplit and works on what forkMachine laid
+// out beforehand.
+
+// rawOp is an op with its arguments resolved for execution.
+type rawOp struct {
+	nr              uintptr
+	args            [6]uintptr
+	regs            [6]uint16 // register to take the argument from, or noReg
+	pass            [maxPass]uint16
+	out             uint16
+	skipOK, skipErr uint16
+}
+
+// machine is all that the child touches.
+type machine struct {
+	ops      []rawOp
+	prologue int // how many of ops come before the program's own
+	regs     []uintptr
+	sync     uintptr // socket to the forker
+	msg      message
+	in       [8]byte
+	nofile   syscall.Rlimit
+	sigset   [8]byte  // empty
+	sigact   [40]byte // default action
+	// For the fork of a sibling, and for sending descriptors.
+	clone   cloneArgs
+	pidfd   int32
+	iov     [2]uintptr
+	control [unsafe.Sizeof(uintptr(0))*2 + 8]byte // cmsghdr and one descriptor
+	hdr     msghdr
+}
+
+// message is what a child tells its forker.
+type message struct {
+	Kind  uint32
+	Op    uint32 // index into the program's operations
+	Value uint32 // errno or pid
+}
+
+// The messages, in the order in which they can come:
+//
+//	child → forker   forked     a sibling goes on; its pid, with its pidfd
+//	forker → child   (1 byte)   id maps are written
+//	child → forker   warning    a step was passed over
+//	child → forker   console    with the master of the pty
+//	child → forker   prepared   waits for its start
+//	forker → child   (1 byte)   start
+//	child → forker   executing  only execve is left
+//	child → forker   end        the socket is closed by a successful execve
+//	child → forker   failed     at any time: step and errno; the child exits with 128
+const (
+	msgForked = iota + 1
+	msgWarning
+	msgConsole
+	msgPrepared
+	msgExecuting
+	msgFailed
+)
+
+const messageSize = unsafe.Sizeof(message{})
+
+// exitFailed is the exit status of a child whose launch failed.
+const exitFailed = 128
+
+type cloneArgs struct {
+	flags, pidfd, childTid, parentTid, exitSignal, stack, stackSize, tls, setTid, setTidSize, cgroup uint64
+}
+
+type msghdr struct {
+	name       uintptr
+	namelen    uint64
+	iov        uintptr
+	iovlen     uint64
+	control    uintptr
+	controllen uint64
+	flags      uint64
+}
+
+// run executes the operations; it does not return.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (m *machine) run() {
+	for pc := 0; pc < len(m.ops); pc++ {
+		o := &m.ops[pc]
+		var a [6]uintptr
+		for i := range a {
+			a[i] = o.args[i]
+			if o.regs[i] != noReg {
+				a[i] = m.regs[o.regs[i]]
+			}
+		}
+		ret, errno := m.step(pc, o.nr, &a)
+		if errno == 0 {
+			if o.out != noReg {
+				m.regs[o.out] = ret
+			}
+			pc += int(o.skipOK)
+			continue
+		}
+		if !o.passes(errno) {
+			m.tell(msgFailed, pc, uint32(errno))
+			m.exit(exitFailed)
+		}
+		pc += int(o.skipErr)
+	}
+	m.exit(exitFailed)
+}
+
+//go:nosplit
+//go:norace
+func (o *rawOp) passes(errno syscall.Errno) bool {
+	for _, p := range o.pass {
+		if p == uint16(anyErrno) || p != 0 && p == uint16(errno) {
+			return true
+		}
+	}
+	return false
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (m *machine) step(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno) {
+	if nr >= nrFirstOwn {
+		return m.own(pc, nr, a)
+	}
+	for {
+		ret, _, errno := syscall.RawSyscall6(nr, a[0], a[1], a[2], a[3], a[4], a[5])
+		if errno != syscall.EINTR {
+			return ret, errno
+		}
+	}
+}
+
+// own executes the executor's own operations.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno) {
+	switch nr {
+	case nrWaitMaps:
+		m.wait()
+	case nrPrepared:
+		m.tell(msgPrepared, pc, 0)
+		m.wait()
+	case nrFork:
+		return 0, m.fork(pc, a[0])
+	case nrTest:
+		if *(*uint64)(ptr(a[0]))&uint64(a[1]) != uint64(a[2]) {
+			return 0, syscall.Errno(a[3])
+		}
+	case nrTestReg:
+		if a[0] != a[1] {
+			return 0, syscall.Errno(a[2])
+		}
+	case nrStore:
+		*(*uint64)(ptr(a[0])) = uint64(a[1])
+	case nrLimitCaps:
+		limitCaps((*[6]uint32)(ptr(a[0])), (*[6]uint32)(ptr(a[1])))
+	case nrFail:
+		return 0, syscall.Errno(a[0])
+	case nrWarn:
+		m.tell(msgWarning, pc, 0)
+	case nrSignals:
+		m.resetSignals()
+	case nrCloseAll:
+		return 0, m.closeAll()
+	case nrFileLimit:
+		_, _, e := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&m.nofile)), 0, 0, 0)
+		return 0, e
+	case nrConsole:
+		return 0, m.tellWithFd(msgConsole, pc, 0, int32(a[0]))
+	case nrExecuting:
+		m.tell(msgExecuting, pc, 0)
+	default:
+		return 0, syscall.ENOSYS
+	}
+	return 0, 0
+}
+
+// ptr makes a pointer of an address that forkMachine took.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func ptr(address uintptr) unsafe.Pointer { return *(*unsafe.Pointer)(unsafe.Pointer(&address)) }
+
+// limitCaps reduces a capset (effective, permitted, inheritable; twice) to
+// what have permits.
+//
+//go:nosplit
+//go:norace
+func limitCaps(want, have *[6]uint32) {
+	for word := 0; word < 2; word++ {
+		for set := 0; set < 3; set++ {
+			want[3*word+set] &= have[3*word+1]
+		}
+	}
+}
+
+// wait waits for a byte of the forker. If the forker is gone instead, so is
+// the reason to live.
+//
+//go:nosplit
+//go:norace
+func (m *machine) wait() {
+	for {
+		n, _, e := syscall.RawSyscall6(unix.SYS_READ, m.sync, uintptr(unsafe.Pointer(&m.in)), 1, 0, 0, 0)
+		if e == syscall.EINTR {
+			continue
+		}
+		if e != 0 || n != 1 {
+			m.exit(exitFailed)
+		}
+		return
+	}
+}
+
+//go:nosplit
+//go:norace
+func (m *machine) tell(kind uint32, pc int, value uint32) {
+	m.msg.Kind, m.msg.Op, m.msg.Value = kind, uint32(pc-m.prologue), value
+	for {
+		_, _, e := syscall.RawSyscall6(unix.SYS_WRITE, m.sync, uintptr(unsafe.Pointer(&m.msg)), messageSize, 0, 0, 0)
+		if e != syscall.EINTR {
+			return
+		}
+	}
+}
+
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (m *machine) tellWithFd(kind uint32, pc int, value uint32, fd int32) syscall.Errno {
+	m.msg.Kind, m.msg.Op, m.msg.Value = kind, uint32(pc-m.prologue), value
+	*(*int32)(unsafe.Pointer(&m.control[16])) = fd
+	for {
+		_, _, e := syscall.RawSyscall6(unix.SYS_SENDMSG, m.sync, uintptr(unsafe.Pointer(&m.hdr)), unix.MSG_NOSIGNAL, 0, 0, 0)
+		if e != syscall.EINTR {
+			return e
+		}
+	}
+}
+
+// fork goes on in a new child of the forker, in namespaces that are made once
+// this process is in others already; this process ends.
+//
+//go:nosplit
+//go:norace
+func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
+	m.clone.flags = uint64(namespaces) | unix.CLONE_PARENT | unix.CLONE_PIDFD
+	m.clone.exitSignal = 0 // that of this process, as CLONE_PARENT wants it
+	m.clone.cgroup = 0
+	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
+	if e != 0 || pid == 0 {
+		return e
+	}
+	if e := m.tellWithFd(msgForked, pc, uint32(pid), m.pidfd); e != 0 {
+		m.exit(exitFailed)
+	}
+	m.exit(0)
+	return 0
+}
+
+// resetSignals gives the container the signal state of a fresh process; an
+// ignored signal would otherwise stay ignored through execve.
+//
+//go:nosplit
+//go:norace
+func (m *machine) resetSignals() {
+	for sig := uintptr(1); sig <= 64; sig++ {
+		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&m.sigact)), 0, 8, 0, 0)
+	}
+	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.sigset)), 0, 8, 0, 0)
+}
+
+//go:nosplit
+//go:norace
+func (m *machine) closeAll() syscall.Errno {
+	if m.sync > 3 {
+		_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, 3, m.sync-1, 0, 0, 0, 0)
+		if e != 0 {
+			return e
+		}
+	}
+	_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, m.sync+1, 0xffffffff, 0, 0, 0, 0)
+	return e
+}
+
+//go:nosplit
+//go:norace
+func (m *machine) exit(code uintptr) {
+	for {
+		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
+	}
+}

@@ -1,0 +1,423 @@
+package launch
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// compiler translates a specification. Its methods add calls in the order in
+// which the child makes them; the files of this package named after a part of
+// the specification have the methods for that part.
+type compiler struct {
+	*assembler
+	spec    *specs.Spec
+	proc    *specs.Process
+	opt     Options
+	new     uint64                            // namespaces to be made
+	join    map[specs.LinuxNamespaceType]reg  // namespaces to be joined
+	has     map[specs.LinuxNamespaceType]bool // either
+	at      map[specs.LinuxNamespaceType]int  // index in linux.namespaces
+	root    reg                               // the container's root mount
+	pts     reg                               // its devpts, 0 if there is none of its own
+	proc1   reg                               // a procfs that nobody else can reach, 0 if not made yet
+	scratch ref                               // for results that are only tested
+}
+
+func newCompiler(spec *specs.Spec, proc *specs.Process, id string) (*compiler, error) {
+	if proc == nil {
+		return nil, fmt.Errorf("process: is missing")
+	}
+	if spec.Linux == nil {
+		return nil, fmt.Errorf("linux: is missing")
+	}
+	c := &compiler{
+		assembler: newAssembler(id),
+		spec:      spec, proc: proc,
+		join: map[specs.LinuxNamespaceType]reg{},
+		has:  map[specs.LinuxNamespaceType]bool{},
+		at:   map[specs.LinuxNamespaceType]int{},
+		root: none, pts: none, proc1: none,
+	}
+	c.scratch = c.space(statxSize)
+	return c, c.checkProcess()
+}
+
+// none is no register.
+const none reg = noReg
+
+// container compiles a container's first process. The order is the heart of
+// the matter; each step says what it needs of those before.
+func (c *compiler) container(opt Options) (*Program, error) {
+	c.opt = opt
+	if err := c.checkSupported(); err != nil {
+		return nil, err
+	}
+	if err := c.namespaces(); err != nil {
+		return nil, err
+	}
+	if err := c.openRoot(opt); err != nil {
+		return nil, err
+	}
+	mounts, err := c.parseMounts(opt)
+	if err != nil {
+		return nil, err
+	}
+	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
+	c.enterNamespaces()
+	c.attachRoot()
+	for i := range mounts {
+		c.mount(&mounts[i])
+	}
+	c.devices(mounts)
+	c.terminal()
+	c.sysctls()
+	c.names()
+	c.makeCwd()
+	c.switchRoot()
+	c.hidePaths()
+	c.finalize()
+	return c.finish()
+}
+
+// checkSupported refuses by name what would otherwise be ignored.
+func (c *compiler) checkSupported() error {
+	l := c.spec.Linux
+	unsupported := []struct {
+		set  bool
+		name string
+	}{
+		{c.spec.Windows != nil, "windows"},
+		{c.spec.Solaris != nil, "solaris"},
+		{c.spec.VM != nil, "vm"},
+		{c.spec.ZOS != nil, "zos"},
+		{c.spec.FreeBSD != nil, "freebsd"},
+		{c.spec.Hooks != nil && len(c.spec.Hooks.CreateContainer) > 0, "hooks.createContainer"},
+		{c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
+		{l.MountLabel != "", "linux.mountLabel"},
+		{l.IntelRdt != nil, "linux.intelRdt"},
+		{len(l.NetDevices) > 0, "linux.netDevices"},
+		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
+	}
+	for _, u := range unsupported {
+		if u.set {
+			return fmt.Errorf("%s: not supported", u.name)
+		}
+	}
+	return nil
+}
+
+// enterHostSide does what must be done while the child still is where its
+// forker is: with the host's privilege and the host's procfs, which nothing of
+// the container can have replaced (CVE-2019-16884, CVE-2025-52881).
+func (c *compiler) enterHostSide(cgroupJoin []string, cgroupDir string) {
+	if cgroupDir != "" {
+		s := c.addSlot(slot{kind: slotFile, path: cgroupDir, flags: unix.O_PATH | unix.O_DIRECTORY, label: "cgroup " + cgroupDir})
+		c.p.cgroup = int(s)
+	}
+	if c.p.clone&unix.CLONE_NEWUSER != 0 {
+		c.do("wait for the id maps", cWaitMaps)
+	}
+	c.oomScoreAdj()
+	c.label()
+	c.do("join a new session keyring", cJoinSessionKeyring).passing(syscall.ENOSYS)
+	for _, f := range cgroupJoin {
+		s := c.addSlot(slot{kind: slotFile, path: f, flags: unix.O_WRONLY, label: "join cgroup"})
+		c.do("join cgroup "+path.Dir(f), cWrite, s, "0", 1)
+	}
+	// From here on nobody with less privilege may trace this process or look
+	// into its descriptors (CVE-2016-9962); execve lifts it.
+	c.do("become undumpable", cSetDumpable, 0)
+	c.do("set umask", cUmask, 0)
+}
+
+// checkProcess checks what can be wrong with a process.
+func (c *compiler) checkProcess() error {
+	if len(c.proc.Args) == 0 || c.proc.Args[0] == "" {
+		return fmt.Errorf("process.args: is empty")
+	}
+	if !path.IsAbs(c.proc.Cwd) {
+		return fmt.Errorf("process.cwd: %q is not absolute", c.proc.Cwd)
+	}
+	for _, list := range []struct {
+		name string
+		of   []string
+	}{{"process.args", c.proc.Args}, {"process.env", c.proc.Env}} {
+		for i, s := range list.of {
+			if strings.IndexByte(s, 0) >= 0 {
+				return fmt.Errorf("%s[%d]: has a NUL character", list.name, i)
+			}
+		}
+	}
+	if c.proc.ExecCPUAffinity != nil {
+		return fmt.Errorf("process.execCPUAffinity: not supported")
+	}
+	return nil
+}
+
+// namespaces sorts out which namespaces are made and which are joined.
+func (c *compiler) namespaces() error {
+	for i, ns := range c.spec.Linux.Namespaces {
+		field := fmt.Sprintf("linux.namespaces[%d]", i)
+		flag, ok := namespaceFlag[ns.Type]
+		if !ok {
+			return fmt.Errorf("%s.type: %q is not supported", field, ns.Type)
+		}
+		if c.has[ns.Type] {
+			return fmt.Errorf("%s: %s namespace is given twice", field, ns.Type)
+		}
+		c.has[ns.Type] = true
+		if ns.Path == "" {
+			c.new |= flag
+			continue
+		}
+		if !filepath.IsAbs(ns.Path) {
+			return fmt.Errorf("%s.path: %q is not absolute", field, ns.Path)
+		}
+		if ns.Type == specs.MountNamespace {
+			return fmt.Errorf("%s.path: joining a mount namespace is not supported", field)
+		}
+		c.join[ns.Type] = c.addSlot(slot{
+			kind: slotFile, path: ns.Path, flags: unix.O_RDONLY,
+			label: "open " + string(ns.Type) + " namespace",
+		})
+	}
+	if !c.has[specs.MountNamespace] {
+		return fmt.Errorf("linux.namespaces: a mount namespace is required")
+	}
+	if s, ok := c.join[specs.PIDNamespace]; ok {
+		c.p.pidns = int(s)
+	}
+	if err := c.idMaps(); err != nil {
+		return err
+	}
+	// The cgroup namespace shows the cgroup that its maker is in: it is made
+	// when the child has joined its own.
+	c.p.clone = c.new &^ unix.CLONE_NEWCGROUP
+	if c.forksTwice() {
+		c.p.clone = 0
+	}
+	return nil
+}
+
+var namespaceFlag = map[specs.LinuxNamespaceType]uint64{
+	specs.MountNamespace:   unix.CLONE_NEWNS,
+	specs.PIDNamespace:     unix.CLONE_NEWPID,
+	specs.NetworkNamespace: unix.CLONE_NEWNET,
+	specs.IPCNamespace:     unix.CLONE_NEWIPC,
+	specs.UTSNamespace:     unix.CLONE_NEWUTS,
+	specs.UserNamespace:    unix.CLONE_NEWUSER,
+	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+}
+
+// forksTwice tells whether namespaces must be made after others were joined:
+// new ones then belong to a joined user namespace, and host ones are joined
+// before a new user namespace takes the privilege to do so.
+func (c *compiler) forksTwice() bool {
+	if !c.has[specs.UserNamespace] {
+		return false
+	}
+	for t := range c.join {
+		if t != specs.PIDNamespace {
+			return true
+		}
+	}
+	return false
+}
+
+// joinOrder is the order of joining; the user namespace is last because it
+// takes the privilege over those that it does not own.
+var joinOrder = []specs.LinuxNamespaceType{
+	specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace, specs.UserNamespace,
+}
+
+// enterNamespaces joins, and makes those that clone did not.
+func (c *compiler) enterNamespaces() {
+	for _, t := range joinOrder {
+		if r, ok := c.join[t]; ok {
+			c.do("join "+string(t)+" namespace", cSetns, r, namespaceFlag[t])
+		}
+	}
+	if c.forksTwice() {
+		c.do("clone into new namespaces", cFork, c.new&^unix.CLONE_NEWCGROUP)
+		if c.new&unix.CLONE_NEWUSER != 0 {
+			c.do("wait for the id maps", cWaitMaps)
+		}
+	}
+	if c.has[specs.UserNamespace] {
+		// The id that the child came with does not exist here.
+		c.do("become root of the user namespace", cSetgroups, 0, nil).passing(syscall.EPERM)
+		c.do("become root of the user namespace", cSetresgid, 0, 0, 0)
+		c.do("become root of the user namespace", cSetresuid, 0, 0, 0)
+	}
+	if c.new&unix.CLONE_NEWCGROUP != 0 {
+		c.do("make a cgroup namespace", cUnshare, unix.CLONE_NEWCGROUP)
+	}
+}
+
+// idMaps translates linux.uidMappings and gidMappings.
+func (c *compiler) idMaps() error {
+	l := c.spec.Linux
+	if !c.has[specs.UserNamespace] {
+		if len(l.UIDMappings)+len(l.GIDMappings) > 0 {
+			return fmt.Errorf("linux.uidMappings: there is no user namespace")
+		}
+		c.p.owner = c.proc.User.UID
+		return nil
+	}
+	host, ok := hostID(l.UIDMappings, c.proc.User.UID)
+	if !ok && len(l.UIDMappings) > 0 {
+		return fmt.Errorf("process.user.uid: %d is not in linux.uidMappings", c.proc.User.UID)
+	}
+	c.p.owner = host
+	if c.new&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
+		return fmt.Errorf("linux.uidMappings: a new user namespace needs uid and gid mappings")
+	}
+	c.p.maps = &idMaps{UID: formatMaps(l.UIDMappings), GID: formatMaps(l.GIDMappings)}
+	return nil
+}
+
+func hostID(maps []specs.LinuxIDMapping, id uint32) (uint32, bool) {
+	for _, m := range maps {
+		if id >= m.ContainerID && id-m.ContainerID < m.Size {
+			return m.HostID + (id - m.ContainerID), true
+		}
+	}
+	return id, false
+}
+
+func formatMaps(maps []specs.LinuxIDMapping) string {
+	var b strings.Builder
+	for _, m := range maps {
+		fmt.Fprintf(&b, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
+	}
+	return b.String()
+}
+
+// oomScoreAdj lowers the score only if there is the privilege to; not having
+// it is no reason not to run.
+func (c *compiler) oomScoreAdj() {
+	if c.proc.OOMScoreAdj == nil {
+		return
+	}
+	value := strconv.Itoa(*c.proc.OOMScoreAdj)
+	text := "set oom_score_adj to " + value
+	if c.new&unix.CLONE_NEWUSER != 0 {
+		c.p.parent = append(c.p.parent, parentStep{label: text, file: "oom_score_adj", content: value})
+		return
+	}
+	f := c.get(text, cOpenat, unix.AT_FDCWD, "/proc/self/oom_score_adj", unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	c.do(text, cWrite, f, value, len(value))
+	c.orElse(func() { c.do(text+": permission denied", cWarn) }, syscall.EACCES, syscall.EPERM)
+}
+
+// label sets the security label of the image that will be executed.
+func (c *compiler) label() {
+	write := func(field, file, value string) {
+		text := "set " + field + " " + value
+		f := c.get(text, cOpenat, unix.AT_FDCWD, "/proc/self/attr/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+		c.do(text, cWrite, f, value, len(value))
+	}
+	if l := c.proc.SelinuxLabel; l != "" {
+		write("SELinux label", "exec", l)
+	}
+	if p := c.proc.ApparmorProfile; p != "" {
+		write("AppArmor profile", "apparmor/exec", "exec "+p)
+	}
+}
+
+// names sets host and domain name.
+func (c *compiler) names() {
+	if h := c.spec.Hostname; h != "" {
+		c.needs(specs.UTSNamespace, "hostname")
+		c.do("set hostname "+h, cSethostname, h, len(h))
+	}
+	if d := c.spec.Domainname; d != "" {
+		c.needs(specs.UTSNamespace, "domainname")
+		c.do("set domainname "+d, cSetdomainname, d, len(d))
+	}
+}
+
+// needs fails if the container shares a namespace with the host that a
+// property would change.
+func (c *compiler) needs(t specs.LinuxNamespaceType, field string) {
+	if !c.has[t] {
+		c.fail(fmt.Errorf("%s: needs a %s namespace of the container's own", field, t))
+	}
+}
+
+// sysctls are written through a procfs of our own, not by a path in which the
+// container may have a say.
+func (c *compiler) sysctls() {
+	keys := make([]string, 0, len(c.spec.Linux.Sysctl))
+	for k := range c.spec.Linux.Sysctl {
+		keys = append(keys, k)
+	}
+	slices.Sort(keys)
+	for _, k := range keys {
+		file, ns, err := parseSysctl(k)
+		if err != nil {
+			c.fail(fmt.Errorf("linux.sysctl[%q]: %w", k, err))
+			return
+		}
+		c.needs(ns, fmt.Sprintf("linux.sysctl[%q]", k))
+		value, text := c.spec.Linux.Sysctl[k], "set sysctl "+k
+		how := c.how(unix.O_WRONLY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
+		f := c.get(text, cOpenat2, c.procfs(), "sys/"+file, how)
+		c.do(text, cWrite, f, value, len(value))
+	}
+}
+
+// parseSysctl returns the file below /proc/sys, and the namespace that a
+// sysctl belongs to.
+func parseSysctl(key string) (file string, ns specs.LinuxNamespaceType, err error) {
+	file = key
+	if dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/'); dot >= 0 && (slash < 0 || dot < slash) {
+		file = strings.NewReplacer(".", "/", "/", ".").Replace(key)
+	}
+	for _, part := range strings.Split(file, "/") {
+		if part == "" || part == "." || part == ".." {
+			return "", "", fmt.Errorf("is no name of a sysctl")
+		}
+	}
+	switch {
+	case strings.HasPrefix(file, "net/"):
+		return file, specs.NetworkNamespace, nil
+	case strings.HasPrefix(file, "fs/mqueue/"), slices.Contains(ipcSysctls, file):
+		return file, specs.IPCNamespace, nil
+	case file == "kernel/hostname", file == "kernel/domainname":
+		return file, specs.UTSNamespace, nil
+	case strings.HasPrefix(file, "user/"):
+		return file, specs.UserNamespace, nil
+	}
+	return "", "", fmt.Errorf("is not of a namespace, so would change the host")
+}
+
+var ipcSysctls = []string{
+	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id",
+	"kernel/sem", "kernel/sem_next_id",
+	"kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_next_id", "kernel/shm_rmid_forced",
+}
+
+// procfs returns a procfs that is reachable through its descriptor alone: the
+// one mounted for the container before anything was mounted over it, or one
+// made for the purpose.
+func (c *compiler) procfs() reg {
+	if c.proc1 == none {
+		const text = "make a private procfs"
+		ctx := c.get(text, cFsopen, "proc")
+		c.do(text, cFsconfigCreate, ctx)
+		c.proc1 = c.get(text, cFsmount, ctx, 0)
+	}
+	return c.proc1
+}

@@ -1,0 +1,48 @@
+package launch
+
+import (
+	"fmt"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// execFlags are the namespaces that setns joins by a pidfd; the pid namespace
+// is joined at birth.
+const execFlags = namespaceFlags &^ unix.CLONE_NEWPID
+
+// exec compiles a process in a running container.
+func (c *compiler) exec(opt ExecOptions) (*Program, error) {
+	if opt.Pid <= 0 {
+		return nil, fmt.Errorf("launch %s: no process to join", opt.ID)
+	}
+	var flags uint64
+	for _, ns := range c.spec.Linux.Namespaces {
+		f, ok := namespaceFlag[ns.Type]
+		if !ok {
+			return nil, fmt.Errorf("linux.namespaces: %q is not supported", ns.Type)
+		}
+		c.has[ns.Type] = true
+		flags |= f
+	}
+	if host, ok := hostID(c.spec.Linux.UIDMappings, c.proc.User.UID); ok {
+		c.p.owner = host
+	}
+	dir := "/proc/" + strconv.Itoa(opt.Pid)
+	target := c.addSlot(slot{kind: slotPidfd, path: strconv.Itoa(opt.Pid), label: "join process " + strconv.Itoa(opt.Pid)})
+	if c.has[specs.PIDNamespace] {
+		c.p.pidns = int(c.addSlot(slot{kind: slotFile, path: dir + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace"}))
+	}
+	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
+	if f := flags & execFlags; f != 0 {
+		c.do("join the container's namespaces", cSetns, target, f)
+	}
+	if c.has[specs.UserNamespace] {
+		c.do("become root of the user namespace", cSetresgid, 0, 0, 0)
+		c.do("become root of the user namespace", cSetresuid, 0, 0, 0)
+	}
+	c.execTerminal()
+	c.finalize()
+	return c.finish()
+}

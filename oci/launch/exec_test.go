@@ -1,0 +1,80 @@
+package launch
+
+import (
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// start runs a container that lives until the test ends, and returns its pid.
+func start(t testing.TB, p *Program) int {
+	t.Helper()
+	files, err := p.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Fork(p, files, Stdio{})
+	for _, f := range files {
+		f.Close()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		unix.Kill(c.Pid, unix.SIGKILL)
+		unix.Wait4(c.Pid, nil, 0, nil)
+		c.Pidfd.Close()
+	})
+	return c.Pid
+}
+
+func TestExec(t *testing.T) {
+	needRoot(t)
+	spec := testSpec(rootfs(t), "exec sleep 1000")
+	p, err := Compile(spec, Options{ID: "box"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid := start(t, p)
+	proc := *spec.Process
+	proc.Args = []string{"sh", "-c", "hostname; ps | grep -c 'sleep 1000'; readlink /proc/self/ns/pid; ls /; exit 7"}
+	x, err := CompileExec(spec, &proc, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, status, err := execute(t, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if status.ExitStatus() != 7 || !strings.HasPrefix(out, "box\n") {
+		t.Errorf("status %v, output %q", status, out)
+	}
+	t.Log(out)
+}
+
+func TestEncode(t *testing.T) {
+	p, err := Compile(testSpec("/rootfs", "true"), Options{ID: "x", CgroupJoin: []string{"/sys/fs/cgroup/pids/x/tasks"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := p.MarshalBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var q Program
+	if err := q.UnmarshalBinary(b); err != nil {
+		t.Fatal(err)
+	}
+	if p.String() != q.String() {
+		t.Errorf("got %s\nwant %s", q.String(), p.String())
+	}
+	t.Log(len(b), p.String())
+	_ = io.EOF
+	_ = os.Stdout
+}

@@ -1,0 +1,557 @@
+package launch
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"slices"
+	"strconv"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/oci/launch/internal/rlimit"
+	"podstead/sys"
+)
+
+// The runtime's hooks for a fork: they block signals, and restore in the child
+// what was before. The linker allows this use (see the comments in Go's
+// runtime/proc.go, which name gVisor).
+
+//go:linkname beforeFork syscall.runtime_BeforeFork
+func beforeFork()
+
+//go:linkname afterFork syscall.runtime_AfterFork
+func afterFork()
+
+//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
+func afterForkInChild()
+
+// prepareTimeout bounds how long a child may take to be prepared, and to get
+// from its start to execve. A mount of a dead network file system would
+// otherwise hold the forker's goroutine for ever.
+const prepareTimeout = 60 * time.Second
+
+// ErrTimeout is in the error of a child that did not get on in time. The child
+// was killed.
+var ErrTimeout = errors.New("timed out")
+
+// Stdio are the child's descriptors 0, 1 and 2; nil means /dev/null. With a
+// terminal they must be nil.
+type Stdio struct {
+	Stdin, Stdout, Stderr *os.File
+}
+
+// Child is a forked process that executes a program. It is not safe for
+// concurrent use. Either Start or Abandon must be called, once.
+type Child struct {
+	Pid       int      // in the forker's pid namespace
+	Pidfd     *os.File // owned by the caller of Fork
+	Console   *os.File // pty master or nil; owned by the caller of Fork
+	StartTime uint64   // clock ticks since boot, see sys.StartTime
+	// Control is the socket that the prepared child waits on. A forker that
+	// replaces itself by execve hands it on and calls Adopt afterwards; if all
+	// copies are closed, the child exits.
+	Control *os.File
+	// Warnings name the steps that were passed over, such as an oom_score_adj
+	// that needs more privilege than there is.
+	Warnings []string
+
+	program   *Program
+	executing bool
+}
+
+// Adopt makes a Child of a prepared one that was forked before this process
+// image was executed.
+func Adopt(p *Program, pid int, startTime uint64, pidfd, control *os.File) *Child {
+	return &Child{Pid: pid, StartTime: startTime, Pidfd: pidfd, Control: control, program: p}
+}
+
+// Fork starts a child and waits until it has executed everything up to the
+// wait for its start, or has failed. files are those of Open; Fork does not
+// close them. A failed child is reaped and its error names the step:
+// "mount /data: permission denied".
+func Fork(p *Program, files []*os.File, stdio Stdio) (*Child, error) {
+	if len(files) != len(p.slots) {
+		return nil, fmt.Errorf("launch %s: %d files for %d slots", p.id, len(files), len(p.slots))
+	}
+	control, peer, err := controlPair()
+	if err != nil {
+		return nil, fmt.Errorf("launch %s: %w", p.id, err)
+	}
+	defer unix.Close(peer)
+	std, closeStd, err := p.stdioFds(stdio)
+	if err != nil {
+		control.Close()
+		return nil, fmt.Errorf("launch %s: %w", p.id, err)
+	}
+	defer closeStd()
+	var pin runtime.Pinner
+	defer pin.Unpin()
+	m := newMachine(p, files, std, peer, &pin)
+	pid, pidfd, err := cloneChild(p, m, files)
+	runtime.KeepAlive(files)
+	if err != nil {
+		control.Close()
+		return nil, fmt.Errorf("launch %s: clone: %w", p.id, err)
+	}
+	unix.Close(peer) // else the end of the child could not be seen
+	peer = -1
+	c := &Child{Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control, program: p}
+	if err := c.prepare(); err != nil {
+		c.discard()
+		return nil, err
+	}
+	return c, nil
+}
+
+// prepare follows the child until it waits for its start.
+func (c *Child) prepare() error {
+	if c.program.maps != nil && c.program.clone&unix.CLONE_NEWUSER != 0 {
+		if err := c.writeMaps(); err != nil {
+			return err
+		}
+	}
+	for {
+		msg, files, err := c.receive()
+		if err != nil {
+			return err
+		}
+		switch msg.Kind {
+		case msgForked:
+			err = c.follow(msg, files)
+		case msgConsole:
+			if len(files) == 1 && c.Console == nil {
+				c.Console, files = files[0], nil
+			}
+		case msgWarning:
+			c.Warnings = append(c.Warnings, c.step(msg))
+		case msgPrepared:
+			err = c.prepared()
+			sys.CloseAll(files)
+			return err
+		case msgFailed:
+			err = c.failure(msg)
+		}
+		sys.CloseAll(files)
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// follow turns from a child that forked a sibling and exited to that sibling.
+func (c *Child) follow(msg message, files []*os.File) error {
+	if len(files) != 1 {
+		return fmt.Errorf("launch %s: no pidfd of the second child", c.program.id)
+	}
+	reap(c.Pid)
+	c.Pidfd.Close()
+	c.Pid = int(msg.Value)
+	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return fmt.Errorf("launch %s: duplicate pidfd: %w", c.program.id, err)
+	}
+	c.Pidfd = os.NewFile(uintptr(fd), "pidfd "+strconv.Itoa(c.Pid))
+	if c.program.maps == nil || msg.Op >= uint32(len(c.program.ops)) ||
+		c.program.ops[msg.Op].args[0].value&unix.CLONE_NEWUSER == 0 {
+		return nil
+	}
+	return c.writeMaps()
+}
+
+// writeMaps writes the id maps of the child's new user namespace, does what
+// else needs privilege outside of it, and lets the child go on.
+func (c *Child) writeMaps() error {
+	dir := "/proc/" + strconv.Itoa(c.Pid) + "/"
+	for _, f := range []struct{ name, content string }{
+		{"uid_map", c.program.maps.UID},
+		{"gid_map", c.program.maps.GID},
+	} {
+		if err := os.WriteFile(dir+f.name, []byte(f.content), 0); err != nil {
+			return fmt.Errorf("write %s: %w", f.name, errnoOf(err))
+		}
+	}
+	for _, s := range c.program.parent {
+		if s.file == "" {
+			continue
+		}
+		if err := os.WriteFile(dir+s.file, []byte(s.content), 0); err != nil {
+			c.Warnings = append(c.Warnings, fmt.Sprintf("%s: %v", s.label, errnoOf(err)))
+		}
+	}
+	return c.release()
+}
+
+// prepared completes a child that waits for its start.
+func (c *Child) prepared() error {
+	for _, s := range c.program.parent {
+		if s.file != "" {
+			continue
+		}
+		l := unix.Rlimit{Cur: s.soft, Max: s.hard}
+		if err := unix.Prlimit(c.Pid, s.resource, &l, nil); err != nil {
+			return fmt.Errorf("%s: %w", s.label, err)
+		}
+	}
+	var err error
+	if c.StartTime, err = sys.StartTime(c.Pid); err != nil {
+		return fmt.Errorf("launch %s: %w", c.program.id, err)
+	}
+	return nil
+}
+
+// Start lets the child execute the rest, execve last, and returns when the new
+// image runs or with the error of the failed step; after an error the child
+// exits with status 128 and is the caller's to reap.
+func (c *Child) Start() error {
+	defer c.Control.Close()
+	if err := c.release(); err != nil {
+		return err
+	}
+	for {
+		msg, files, err := c.receive()
+		sys.CloseAll(files)
+		if errors.Is(err, io.EOF) && c.executing {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		switch msg.Kind {
+		case msgExecuting:
+			c.executing = true
+		case msgFailed:
+			return c.failure(msg)
+		}
+	}
+}
+
+// Abandon ends a child that is not going to be started. Like any child it is
+// the caller's to reap.
+func (c *Child) Abandon() error {
+	err := unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	return errors.Join(os.NewSyscallError("pidfd_send_signal", err), c.Control.Close())
+}
+
+// discard kills and reaps a child that was not prepared.
+func (c *Child) discard() {
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	c.Control.Close()
+	reap(c.Pid)
+	c.Pidfd.Close()
+	if c.Console != nil {
+		c.Console.Close()
+	}
+}
+
+// reap waits for the end of a child, unless somebody else has reaped it.
+func reap(pid int) {
+	for {
+		if _, err := unix.Wait4(pid, nil, unix.WALL, nil); err != unix.EINTR {
+			return
+		}
+	}
+}
+
+// release sends the byte that the child waits for.
+func (c *Child) release() error {
+	err := sys.SendMsg(int(c.Control.Fd()), []byte{1}, nil)
+	if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) {
+		return nil // the child is gone: what it has left to say is yet to be received
+	}
+	return err
+}
+
+// receive waits for the child's next message.
+func (c *Child) receive() (m message, files []*os.File, err error) {
+	var buf [messageSize]byte
+	n, files, err := sys.RecvMsg(int(c.Control.Fd()), buf[:])
+	switch {
+	case errors.Is(err, unix.EAGAIN):
+		unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+		return m, nil, fmt.Errorf("launch %s: %w after %v", c.program.id, ErrTimeout, prepareTimeout)
+	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+		return m, nil, fmt.Errorf("launch %s: the child was killed: %w", c.program.id, io.EOF)
+	case err != nil:
+		return m, nil, fmt.Errorf("launch %s: %w", c.program.id, err)
+	case n != len(buf):
+		sys.CloseAll(files)
+		return m, nil, fmt.Errorf("launch %s: message of %d bytes", c.program.id, n)
+	}
+	m.Kind = binary.NativeEndian.Uint32(buf[0:])
+	m.Op = binary.NativeEndian.Uint32(buf[4:])
+	m.Value = binary.NativeEndian.Uint32(buf[8:])
+	return m, files, nil
+}
+
+// failure is the error of a failed step.
+func (c *Child) failure(m message) error {
+	e := &StepError{Step: c.step(m), Errno: syscall.Errno(m.Value)}
+	if m.Op < uint32(len(c.program.ops)) {
+		e.whole = c.program.ops[m.Op].whole
+	}
+	return e
+}
+
+func (c *Child) step(m message) string {
+	if m.Op >= uint32(len(c.program.ops)) {
+		return "set up descriptors" // of the prologue
+	}
+	return c.program.ops[m.Op].text
+}
+
+// controlPair makes the socket between forker and child. The child's end is
+// out of the way of its stdio.
+func controlPair() (control *os.File, peer int, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, -1, os.NewSyscallError("socketpair", err)
+	}
+	control, peer = os.NewFile(uintptr(fds[0]), "control"), fds[1]
+	tv := unix.NsecToTimeval(int64(prepareTimeout))
+	err = unix.SetsockoptTimeval(fds[0], unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv)
+	if err == nil && peer < 3 {
+		peer, err = unix.FcntlInt(uintptr(fds[1]), unix.F_DUPFD_CLOEXEC, 3)
+		unix.Close(fds[1])
+	}
+	if err != nil {
+		control.Close()
+		return nil, -1, fmt.Errorf("control socket: %w", err)
+	}
+	return control, peer, nil
+}
+
+// stdioFds returns descriptors above 2 for the child's stdio, and a function
+// that closes those it opened. Pipes and terminals are given to the
+// container's user, so that it can open /dev/stdout.
+func (p *Program) stdioFds(s Stdio) (fds [3]int, closeAll func(), err error) {
+	var opened []int
+	closeAll = func() {
+		for _, fd := range opened {
+			unix.Close(fd)
+		}
+	}
+	null := -1
+	for i, f := range []*os.File{s.Stdin, s.Stdout, s.Stderr} {
+		if f == nil {
+			if null < 0 {
+				if null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
+					break
+				}
+				opened = append(opened, null)
+			}
+			fds[i] = null
+			continue
+		}
+		fds[i] = int(f.Fd())
+		if err = p.giveAway(fds[i]); err != nil {
+			break
+		}
+		if fds[i] < 3 {
+			if fds[i], err = unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3); err != nil {
+				break
+			}
+			opened = append(opened, fds[i])
+		}
+	}
+	if err != nil {
+		closeAll()
+		return fds, func() {}, fmt.Errorf("stdio: %w", err)
+	}
+	return fds, closeAll, nil
+}
+
+// giveAway makes the container's user own a pipe, socket or terminal.
+func (p *Program) giveAway(fd int) error {
+	if p.owner == uint32(os.Geteuid()) {
+		return nil
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if t := st.Mode & unix.S_IFMT; t != unix.S_IFIFO && t != unix.S_IFSOCK {
+		if _, err := unix.IoctlGetTermios(fd, unix.TCGETS); err != nil {
+			return nil
+		}
+	}
+	err := unix.Fchown(fd, int(p.owner), -1)
+	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.EROFS) || errors.Is(err, unix.EINVAL) {
+		return nil // not ours to give: the container can still use the descriptor
+	}
+	return err
+}
+
+// newMachine lays out everything that the child will touch.
+func newMachine(p *Program, files []*os.File, std [3]int, sync int, pin *runtime.Pinner) *machine {
+	data := slices.Clone(p.data)
+	if len(data) == 0 {
+		data = make([]byte, 8)
+	}
+	m := &machine{
+		regs:   make([]uintptr, p.regs),
+		sync:   uintptr(sync),
+		nofile: rlimit.NoFile(),
+	}
+	pin.Pin(m)
+	pin.Pin(&data[0])
+	base := uintptr(unsafe.Pointer(&data[0]))
+	for _, r := range p.relocs {
+		binary.NativeEndian.PutUint64(data[r.at:], uint64(base)+uint64(r.to))
+	}
+	keep := []int{0, 1, 2, sync}
+	for i, f := range files {
+		m.regs[i] = f.Fd()
+		keep = append(keep, int(m.regs[i]))
+	}
+	m.ops = append(prologue(std, keep), m.ops...)
+	m.prologue = len(m.ops)
+	for i := range p.ops {
+		m.ops = append(m.ops, p.ops[i].raw(base))
+	}
+	m.clone.pidfd = uint64(uintptr(unsafe.Pointer(&m.pidfd)))
+	m.iov = [2]uintptr{uintptr(unsafe.Pointer(&m.msg)), messageSize}
+	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.control))
+	h.Level, h.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
+	h.SetLen(unix.CmsgLen(4))
+	m.hdr = msghdr{
+		iov: uintptr(unsafe.Pointer(&m.iov)), iovlen: 1,
+		control: uintptr(unsafe.Pointer(&m.control)), controllen: uint64(len(m.control)),
+	}
+	return m
+}
+
+// raw resolves an op against the address of its data.
+func (o *op) raw(base uintptr) rawOp {
+	r := rawOp{nr: calls[o.call].nr, out: o.out, skipOK: o.skipOK, skipErr: o.skipErr}
+	for i, e := range o.pass {
+		r.pass[i] = uint16(e)
+	}
+	for i, a := range o.args {
+		r.regs[i] = noReg
+		switch a.kind {
+		case argInt:
+			r.args[i] = uintptr(a.value)
+		case argData:
+			r.args[i] = base + uintptr(a.value)
+		case argReg:
+			r.regs[i] = uint16(a.value)
+		}
+	}
+	return r
+}
+
+// prologue moves stdio into place and closes every descriptor that is not in
+// keep: the forker's other descriptors, ends of other containers' pipes among
+// them, must not live on in a child that waits.
+func prologue(std [3]int, keep []int) []rawOp {
+	var ops []rawOp
+	do := func(nr uintptr, args ...uintptr) {
+		r := rawOp{nr: nr, out: noReg}
+		copy(r.args[:], args)
+		for i := range r.regs {
+			r.regs[i] = noReg
+		}
+		ops = append(ops, r)
+	}
+	for i, fd := range std {
+		do(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
+	}
+	slices.Sort(keep)
+	next := 3
+	for _, fd := range keep {
+		if fd > next {
+			do(unix.SYS_CLOSE_RANGE, uintptr(next), uintptr(fd-1), 0)
+		}
+		next = max(next, fd+1)
+	}
+	do(unix.SYS_CLOSE_RANGE, uintptr(next), 0xffffffff, 0)
+	return ops
+}
+
+// cloneChild makes the child, in a pid namespace of files if the program says so.
+func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err error) {
+	m.clone.flags = p.clone | unix.CLONE_PIDFD
+	m.clone.exitSignal = uint64(unix.SIGCHLD)
+	if p.cgroup >= 0 {
+		m.clone.flags |= unix.CLONE_INTO_CGROUP
+		m.clone.cgroup = uint64(files[p.cgroup].Fd())
+	}
+	if p.pidns < 0 {
+		var errno syscall.Errno
+		pid, errno = rawClone(m)
+		if errno != 0 {
+			return 0, -1, errno
+		}
+		return pid, int(m.pidfd), nil
+	}
+	err = inPidNamespace(int(files[p.pidns].Fd()), func() error {
+		var errno syscall.Errno
+		if pid, errno = rawClone(m); errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	return pid, int(m.pidfd), err
+}
+
+// inPidNamespace runs f on a thread whose children are born in the pid
+// namespace ns. (Joining a pid namespace never moves the caller itself.)
+func inPidNamespace(ns int, f func() error) error {
+	own, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open own pid namespace: %w", err)
+	}
+	defer unix.Close(own)
+	done := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+			runtime.UnlockOSThread()
+			done <- fmt.Errorf("join pid namespace: %w", err)
+			return
+		}
+		err := f()
+		// If it cannot come back, the thread stays locked, and so ends with
+		// this goroutine.
+		if unix.Setns(own, unix.CLONE_NEWPID) == nil {
+			runtime.UnlockOSThread()
+		}
+		done <- err
+	}()
+	return <-done
+}
+
+// rawClone forks. In the child it executes the machine and does not return.
+//
+//go:noinline
+//go:norace
+//go:nocheckptr
+func rawClone(m *machine) (int, syscall.Errno) {
+	beforeFork()
+	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
+	if errno == 0 && pid == 0 {
+		afterForkInChild()
+		m.run()
+	}
+	afterFork()
+	return int(pid), errno
+}
+
+// errnoOf strips the path that an os error repeats.
+func errnoOf(err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno
+	}
+	return err
+}

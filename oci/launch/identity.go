@@ -1,0 +1,259 @@
+package launch
+
+import (
+	"fmt"
+	"path"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"podstead/oci/seccomp"
+)
+
+// finalize turns the prepared child into the container's process: limits,
+// then privileges, then the wait for its start, then execve.
+func (c *compiler) finalize() {
+	c.resources()
+	filter := c.filter()
+	drop := func() {
+		c.identity()
+		c.workingDirectory()
+	}
+	c.checkExecutable()
+	if c.proc.NoNewPrivileges {
+		// The filter needs no privilege: as little as possible comes after it.
+		drop()
+		c.do("set no_new_privs", cSetNoNewPrivs, 1)
+	}
+	c.do("reset signals", cSignals)
+	c.do("close descriptors", cCloseAll)
+	c.do("restore the limit of open files", cFileLimit)
+	c.rlimits()
+	c.do("wait for the start", cPrepared)
+	if !c.proc.NoNewPrivileges {
+		// Installing it needs CAP_SYS_ADMIN, which drop takes away.
+		c.install(filter)
+		drop()
+		c.do("prepare to execute", cExecuting)
+	} else {
+		c.do("prepare to execute", cExecuting)
+		c.install(filter)
+	}
+	c.execute()
+}
+
+// filter compiles the seccomp profile.
+func (c *compiler) filter() *seccomp.Filter {
+	if c.spec.Linux.Seccomp == nil {
+		return nil
+	}
+	f, err := seccomp.Compile(c.spec.Linux.Seccomp)
+	if err != nil {
+		c.fail(fmt.Errorf("linux.seccomp%w", err))
+		return nil
+	}
+	return f
+}
+
+func (c *compiler) install(f *seccomp.Filter) {
+	if f == nil || len(f.Instructions) == 0 {
+		return
+	}
+	prog := c.put(f.Instructions)
+	fprog := c.put([2]uint64{uint64(len(f.Instructions)), 0})
+	c.pointer(fprog+8, prog)
+	c.do("install the seccomp filter", cSeccomp, uint64(f.Flags), fprog)
+}
+
+// resources sets what has nothing to do with privileges.
+func (c *compiler) resources() {
+	umask := uint32(0o022)
+	if u := c.proc.User.Umask; u != nil {
+		umask = *u
+	}
+	c.do("set umask", cUmask, umask)
+	c.scheduler()
+	c.personality()
+}
+
+// rlimits come late: a low one could stop the preparation itself.
+func (c *compiler) rlimits() {
+	for i, r := range c.proc.Rlimits {
+		field := fmt.Sprintf("process.rlimits[%d]", i)
+		resource, ok := rlimitNumbers[r.Type]
+		if !ok {
+			c.fail(fmt.Errorf("%s.type: %q is unknown", field, r.Type))
+			return
+		}
+		if r.Soft > r.Hard {
+			c.fail(fmt.Errorf("%s.soft: %d is above the hard limit %d", field, r.Soft, r.Hard))
+			return
+		}
+		text := fmt.Sprintf("%s: set %s to %d:%d", field, r.Type, r.Soft, r.Hard)
+		if c.new&unix.CLONE_NEWUSER != 0 {
+			c.p.parent = append(c.p.parent, parentStep{label: text, resource: resource, soft: r.Soft, hard: r.Hard})
+			continue
+		}
+		c.do(text, cPrlimit, resource, c.put(unix.Rlimit{Cur: r.Soft, Max: r.Hard}))
+	}
+}
+
+var rlimitNumbers = map[string]int{
+	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4,
+	"RLIMIT_RSS": 5, "RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9,
+	"RLIMIT_LOCKS": 10, "RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13,
+	"RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+}
+
+// identity takes on the user, the groups and the capabilities.
+func (c *compiler) identity() {
+	sets, err := parseCapabilities(c.proc.Capabilities)
+	if err != nil {
+		c.fail(fmt.Errorf("process.capabilities.%w", err))
+		return
+	}
+	for n := range numCapabilities {
+		if sets.bounding&(1<<n) == 0 {
+			// EINVAL: a capability that this kernel does not have.
+			c.do("drop "+capabilityNames[n]+" from the bounding set", cDropBounding, n).passing(syscall.EINVAL)
+		}
+	}
+	c.do("keep capabilities", cSetKeepcaps, 1)
+	u := c.proc.User
+	groups := c.space(4 * len(u.AdditionalGids))
+	for i, g := range u.AdditionalGids {
+		putUint32(c.p.data[int(groups)+4*i:], g)
+	}
+	if len(u.AdditionalGids) == 0 {
+		// A user namespace may forbid it, and then there are none anyway.
+		c.do("set groups", cSetgroups, 0, nil).passing(syscall.EPERM)
+	} else {
+		c.do("set groups", cSetgroups, len(u.AdditionalGids), groups)
+	}
+	c.do(fmt.Sprintf("set gid %d", u.GID), cSetresgid, u.GID, u.GID, u.GID)
+	c.do(fmt.Sprintf("set uid %d", u.UID), cSetresuid, u.UID, u.UID, u.UID)
+	c.do("forget to keep capabilities", cSetKeepcaps, 0)
+	c.capabilities(sets)
+}
+
+// capabilities sets the sets. What the child does not have itself (the host
+// may run with a smaller bounding set) cannot be given and is left out.
+func (c *compiler) capabilities(s capabilitySets) {
+	header := c.put([2]uint32{unix.LINUX_CAPABILITY_VERSION_3, 0})
+	have := c.space(24)
+	want := c.put([6]uint32{
+		uint32(s.effective), uint32(s.permitted), uint32(s.inheritable),
+		uint32(s.effective >> 32), uint32(s.permitted >> 32), uint32(s.inheritable >> 32),
+	})
+	c.do("get capabilities", cCapget, header, have)
+	c.do("limit capabilities", cLimitCaps, want, have)
+	c.do("set capabilities", cCapset, header, want)
+	c.do("clear ambient capabilities", cClearAmbient).passing(syscall.EINVAL)
+	for n := range numCapabilities {
+		if s.ambient&(1<<n) != 0 {
+			c.do("set ambient "+capabilityNames[n], cRaiseAmbient, n).passing(syscall.EPERM, syscall.EINVAL)
+		}
+	}
+}
+
+type capabilitySets struct{ bounding, effective, inheritable, permitted, ambient uint64 }
+
+func parseCapabilities(l *specs.LinuxCapabilities) (s capabilitySets, err error) {
+	if l == nil {
+		return s, nil
+	}
+	for _, set := range []struct {
+		field string
+		names []string
+		to    *uint64
+	}{
+		{"bounding", l.Bounding, &s.bounding},
+		{"effective", l.Effective, &s.effective},
+		{"inheritable", l.Inheritable, &s.inheritable},
+		{"permitted", l.Permitted, &s.permitted},
+		{"ambient", l.Ambient, &s.ambient},
+	} {
+		for i, name := range set.names {
+			n, ok := capabilityNumber(name)
+			if !ok {
+				return s, fmt.Errorf("%s[%d]: %q is unknown", set.field, i, name)
+			}
+			*set.to |= 1 << n
+		}
+	}
+	return s, nil
+}
+
+// workingDirectory enters process.cwd. A directory outside of the root, as a
+// leaked descriptor would give, is recognised by getcwd (CVE-2024-21626).
+func (c *compiler) workingDirectory() {
+	text := "change to working directory " + c.proc.Cwd
+	c.do(text, cChdir, c.proc.Cwd)
+	const pathMax = 4096
+	buf := c.space(pathMax)
+	c.do(text, cGetcwd, buf, pathMax)
+	c.test(buf, 0xff, '/', syscall.ENOENT).text = text
+}
+
+// candidates are the paths to execute args[0] from, as execvp has it.
+func (c *compiler) candidates() []string {
+	name := c.proc.Args[0]
+	if strings.Contains(name, "/") {
+		return []string{name}
+	}
+	search := ""
+	for _, e := range c.proc.Env {
+		if v, ok := strings.CutPrefix(e, "PATH="); ok {
+			search = v
+		}
+	}
+	var list []string
+	for _, dir := range strings.Split(search, ":") {
+		if dir == "" {
+			dir = "."
+		}
+		if !path.IsAbs(dir) {
+			dir = path.Join(c.proc.Cwd, dir)
+		}
+		list = append(list, path.Join(dir, name))
+	}
+	return list
+}
+
+// checkExecutable finds out before the start whether there is something to
+// execute, so that creating the container fails and not its start.
+func (c *compiler) checkExecutable() {
+	c.tryEach(func(p string) *op {
+		return c.do("", cFaccessat2, unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
+	})
+}
+
+// execute replaces the child by the container's image.
+func (c *compiler) execute() {
+	argv, envp := c.vector(c.proc.Args), c.vector(c.proc.Env)
+	c.tryEach(func(p string) *op { return c.do("", cExecve, p, argv, envp) })
+}
+
+// tryEach makes a call with each candidate until one succeeds.
+func (c *compiler) tryEach(call func(p string) *op) {
+	list := c.candidates()
+	name := c.proc.Args[0]
+	start := len(c.p.ops)
+	for _, p := range list {
+		o := call(p)
+		o.text = fmt.Sprintf("exec: %q", name)
+		if len(list) > 1 {
+			o.passing(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES)
+		}
+	}
+	if len(list) > 1 {
+		o := c.do(fmt.Sprintf("exec: %q: executable file not found in $PATH", name), cFail, syscall.ENOENT)
+		o.whole = true
+	}
+	end := len(c.p.ops)
+	for i := start; i < end-1; i++ {
+		c.p.ops[i].skipOK = uint16(end - i - 1)
+	}
+}

@@ -1,0 +1,331 @@
+package launch
+
+import (
+	"fmt"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// How paths inside the container are resolved: as if the container's root were
+// "/", following symbolic links of the image but not the kernel's magic ones.
+const inRoot = unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS
+
+// moveByFd is for move_mount between two descriptors, with no path involved.
+const moveByFd = unix.MOVE_MOUNT_F_EMPTY_PATH | unix.MOVE_MOUNT_T_EMPTY_PATH
+
+// parsedMount is a mount of the specification.
+type parsedMount struct {
+	mountOptions
+	field string // "mounts[3]"
+	dest  string // relative to the root
+	typ   string
+	src   string
+	tree  reg // of a bind mount: the detached source
+}
+
+func (m *parsedMount) text() string { return "mount /" + m.dest }
+
+// openRoot adds the slot of the root mount.
+func (c *compiler) openRoot(opt Options) error {
+	if o := opt.Rootfs; o != nil {
+		s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, mountOptions: o.Options, label: "mount the root"}
+		if o.Upper == "" {
+			s.set = unix.MOUNT_ATTR_RDONLY
+		}
+		c.root = c.addSlot(s)
+		return nil
+	}
+	if c.spec.Root == nil || c.spec.Root.Path == "" {
+		return fmt.Errorf("root.path: is missing")
+	}
+	c.root = c.addSlot(slot{
+		kind: slotTree, path: inBundle(opt.Bundle, c.spec.Root.Path), flags: treeRecursive,
+		propagation: unix.MS_PRIVATE, label: "open the root",
+	})
+	return nil
+}
+
+func inBundle(bundle, p string) string {
+	if filepath.IsAbs(p) {
+		return p
+	}
+	return filepath.Join(bundle, p)
+}
+
+// parseMounts checks the mounts and adds the slots of bind sources, which are
+// opened on the host.
+func (c *compiler) parseMounts(opt Options) ([]parsedMount, error) {
+	var list []parsedMount
+	for i, m := range c.spec.Mounts {
+		p, err := c.parseMount(m, opt)
+		p.field = fmt.Sprintf("mounts[%d]", i)
+		if err != nil {
+			return nil, fmt.Errorf("%s%w", p.field, err)
+		}
+		list = append(list, p)
+	}
+	return list, nil
+}
+
+func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err error) {
+	if !path.IsAbs(m.Destination) {
+		return p, fmt.Errorf(".destination: %q is not absolute", m.Destination)
+	}
+	if p.mountOptions, err = parseMountOptions(m.Options); err != nil {
+		return p, fmt.Errorf(".options: %w", err)
+	}
+	p.dest, p.typ, p.src = strings.TrimPrefix(path.Clean(m.Destination), "/"), m.Type, m.Source
+	if p.dest == "" {
+		return p, fmt.Errorf(".destination: the root cannot be mounted over")
+	}
+	if p.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0 {
+		return p, fmt.Errorf(".uidMappings: idmapped mounts are not supported")
+	}
+	if p.typ == "bind" {
+		p.bind = true
+	}
+	if err := checkProcTarget(p); err != nil {
+		return p, err
+	}
+	if !p.bind {
+		if p.typ == "" {
+			return p, fmt.Errorf(".type: is missing")
+		}
+		return p, nil
+	}
+	if len(p.data) > 0 {
+		return p, fmt.Errorf(".options: a bind mount has no file system option %q", p.data[0])
+	}
+	if m.Source == "" {
+		return p, fmt.Errorf(".source: is missing")
+	}
+	p.tree = c.addSlot(p.bindSlot(opt.Bundle))
+	return p, nil
+}
+
+// bindSlot describes the source of a bind mount. An "rw" does not lift the
+// read-only of a source that the host has mounted so; an "rrw" does.
+func (p *parsedMount) bindSlot(bundle string) slot {
+	s := slot{
+		kind: slotTree, path: inBundle(bundle, p.src), label: p.text(),
+		set: p.set, clear: p.clear & atime, rset: p.rset, rclear: p.rclear,
+		propagation: p.propagation,
+	}
+	if p.recursive {
+		s.flags |= treeRecursive
+	}
+	switch {
+	case p.propagation == 0:
+		// What the host mounts below the source later appears in the
+		// container, never the reverse.
+		s.propagation, s.flags = unix.MS_SLAVE, s.flags|treePropagateRecurses
+	case p.propagateRecurse:
+		s.flags |= treePropagateRecurses
+	}
+	return s
+}
+
+// checkProcTarget refuses mounts inside /proc, with which a container's author
+// could fake what runtimes and tools read there, but for files that are made
+// to be replaced (LXCFS).
+func checkProcTarget(p parsedMount) error {
+	if !strings.HasPrefix(p.dest, "proc/") {
+		return nil
+	}
+	if slices.Contains(replaceableProc, p.dest) {
+		return nil
+	}
+	return fmt.Errorf(".destination: /%s is inside /proc", p.dest)
+}
+
+var replaceableProc = []string{
+	"proc/cpuinfo", "proc/diskstats", "proc/meminfo", "proc/stat", "proc/swaps", "proc/uptime",
+	"proc/loadavg", "proc/slabinfo", "proc/sys/kernel/ns_last_pid", "proc/net/dev",
+	"proc/sys/crypto/fips_enabled",
+}
+
+// attachRoot puts the root mount on top of "/" in the child's mount namespace.
+// Only what is attached can be mounted onto.
+func (c *compiler) attachRoot() {
+	flags := unix.MS_REC | unix.MS_PRIVATE
+	if p := c.spec.Linux.RootfsPropagation; p != "" && strings.TrimPrefix(p, "r") != "private" {
+		flags = unix.MS_REC | unix.MS_SLAVE
+	}
+	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
+	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// mount makes one mount of the specification.
+func (c *compiler) mount(m *parsedMount) {
+	if m.bind {
+		target := c.target(m.dest, m.tree)
+		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
+		return
+	}
+	if m.typ == "cgroup" {
+		c.mountCgroup(m)
+		return
+	}
+	text := m.text()
+	fs := c.newMount(text, m.typ, m.src, m.data, m.all())
+	switch m.typ {
+	case "proc":
+		if m.dest == "proc" {
+			c.proc1 = fs
+		}
+	case "devpts":
+		if m.dest == "dev/pts" {
+			c.pts = fs
+		}
+	}
+	target := c.targetDir(m.dest, m.resolve())
+	c.do(text, cMoveMount, fs, "", target, "", moveByFd)
+	c.propagate(m, fs)
+}
+
+// resolve says how the destination is resolved: for /proc and /sys the image
+// has no say (CVE-2019-19921, CVE-2023-27561).
+func (m *parsedMount) resolve() uint64 {
+	if m.typ == "proc" || m.typ == "sysfs" {
+		return inRoot | unix.RESOLVE_NO_SYMLINKS
+	}
+	return inRoot
+}
+
+// newMount makes a detached mount of a new file system.
+func (c *compiler) newMount(text, typ, src string, data []string, attr uint64) reg {
+	ctx := c.get(text, cFsopen, typ)
+	if src != "" && src != "none" {
+		c.do(text, cFsconfigString, ctx, "source", src)
+	}
+	for _, o := range data {
+		key, value, isString := strings.Cut(o, "=")
+		what := text + ": option " + o
+		if isString {
+			c.do(what, cFsconfigString, ctx, key, value)
+		} else {
+			c.do(what, cFsconfigFlag, ctx, key)
+		}
+	}
+	c.do(text, cFsconfigCreate, ctx)
+	return c.get(text, cFsmount, ctx, attr)
+}
+
+// propagate sets the propagation of a new mount, which is private by itself.
+func (c *compiler) propagate(m *parsedMount, fs reg) {
+	if m.propagation != 0 {
+		c.do(m.text()+": set propagation", cMountSetattr, fs, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Propagation: m.propagation}))
+	}
+}
+
+// targetDir opens a directory inside the root, and makes it if it is missing.
+func (c *compiler) targetDir(dest string, resolve uint64) reg {
+	text := "open mount point /" + dest
+	how := c.how(unix.O_PATH|unix.O_DIRECTORY, 0, resolve)
+	r := c.get(text, cOpenat2, c.root, dest, how)
+	c.orElse(func() { c.makeDirs(dest, how, r) }, syscall.ENOENT)
+	return r
+}
+
+// makeDirs makes a directory and those above it, each one by the descriptor of
+// its parent, and opens it into r.
+func (c *compiler) makeDirs(dest string, how ref, r reg) {
+	parent := c.root
+	parts := strings.Split(dest, "/")
+	for i, name := range parts {
+		prefix := strings.Join(parts[:i+1], "/")
+		text := "make directory /" + prefix
+		next := r
+		if i < len(parts)-1 {
+			next = c.newReg()
+		}
+		c.do(text, cOpenat2, c.root, prefix, how).out = uint16(next)
+		up := parent
+		c.orElse(func() {
+			c.do(text, cMkdirat, up, name, 0o755).passing(syscall.EEXIST)
+			c.do(text, cOpenat2, c.root, prefix, how).out = uint16(next)
+		}, syscall.ENOENT)
+		parent = next
+	}
+}
+
+// target opens the destination of a bind mount. If it is missing, it becomes a
+// directory or an empty file, as the source is.
+func (c *compiler) target(dest string, source reg) reg {
+	text := "open mount point /" + dest
+	how := c.how(unix.O_PATH, 0, inRoot)
+	r := c.get(text, cOpenat2, c.root, dest, how)
+	c.orElse(func() {
+		parent := c.root
+		if dir := path.Dir(dest); dir != "." {
+			parent = c.targetDir(dir, inRoot)
+		}
+		text := "make mount point /" + dest
+		name := path.Base(dest)
+		c.statx(text, source)
+		c.test(c.scratch+statxMode, unix.S_IFMT, unix.S_IFDIR, syscall.ENOTDIR)
+		c.ifElse(func() {
+			c.do(text, cMkdirat, parent, name, 0o755).passing(syscall.EEXIST)
+		}, func() {
+			c.do(text, cMknodat, parent, name, unix.S_IFREG|0o644, 0).passing(syscall.EEXIST)
+		}, syscall.ENOTDIR)
+		c.do(text, cOpenat2, c.root, dest, how).out = uint16(r)
+	}, syscall.ENOENT)
+	return r
+}
+
+// Offsets in struct statx.
+const (
+	statxMode      = 0x1c
+	statxRdevMajor = 0x80
+)
+
+// statx reads what a descriptor is into scratch.
+func (c *compiler) statx(text string, fd reg) {
+	c.do(text, cStatx, fd, "", unix.AT_EMPTY_PATH, unix.STATX_TYPE, c.scratch)
+}
+
+// test compares 8 bytes of data under a mask.
+func (c *compiler) test(at ref, mask, value uint64, errno syscall.Errno) *op {
+	return c.do("", cTest, at, mask, value, errno)
+}
+
+// switchRoot makes the root mount the root, and lets the host's tree go.
+func (c *compiler) switchRoot() {
+	c.do("enter the root", cFchdir, c.root)
+	c.do("switch root", cPivotRoot, ".", ".")
+	c.do("detach the host's mounts", cUmount, ".", unix.MNT_DETACH)
+	c.do("enter the root", cChdir, "/")
+	attr := unix.MountAttr{}
+	recursive := 0
+	if p := c.spec.Linux.RootfsPropagation; p != "" {
+		flag, ok := propagationOptions[strings.TrimPrefix(p, "r")]
+		if _, exact := propagationOptions[p]; !exact {
+			recursive = unix.AT_RECURSIVE
+		}
+		if !ok {
+			c.fail(fmt.Errorf("linux.rootfsPropagation: %q is unknown", p))
+		}
+		attr.Propagation = flag
+		c.do("set propagation of the root", cMountSetattr, c.root, "", unix.AT_EMPTY_PATH|recursive, c.put(attr))
+	}
+	if c.spec.Root != nil && c.spec.Root.Readonly {
+		c.do("make the root read-only", cMountSetattr, c.root, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+	}
+}
+
+// makeCwd makes the working directory if the image has none.
+func (c *compiler) makeCwd() {
+	if cwd := strings.TrimPrefix(path.Clean(c.proc.Cwd), "/"); cwd != "" {
+		text := "working directory " + c.proc.Cwd
+		how := c.how(unix.O_PATH|unix.O_DIRECTORY, 0, inRoot)
+		r := c.get(text, cOpenat2, c.root, cwd, how)
+		c.orElse(func() { c.makeDirs(cwd, how, r) }, syscall.ENOENT)
+	}
+}

@@ -1,0 +1,170 @@
+package launch
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/sys"
+)
+
+// Open opens the descriptors that the program's slots name (namespaces, cgroup
+// files, bind sources, the root mount), in slot order. On an error none stays
+// open. Mounts are detached: closing their descriptors is all it takes to undo
+// them.
+func (p *Program) Open() ([]*os.File, error) {
+	files := make([]*os.File, 0, len(p.slots))
+	for i := range p.slots {
+		f, err := p.slots[i].open()
+		if err != nil {
+			sys.CloseAll(files)
+			return nil, fmt.Errorf("%s: %w", p.slots[i].label, err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func (s *slot) open() (*os.File, error) {
+	switch s.kind {
+	case slotFile:
+		fd, err := unix.Open(s.path, int(s.flags)|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return nil, fmt.Errorf("open %s: %w", s.path, err)
+		}
+		return os.NewFile(uintptr(fd), s.path), nil
+	case slotPidfd:
+		pid, err := strconv.Atoi(s.path)
+		if err != nil {
+			return nil, err
+		}
+		return sys.OpenPidfd(pid, 0)
+	case slotTree:
+		return s.openTree()
+	case slotOverlay:
+		return s.openOverlay()
+	}
+	return nil, fmt.Errorf("unknown slot kind %d", s.kind)
+}
+
+// openTree copies the mounts at path, with attributes and propagation set
+// before anybody can see the copy.
+func (s *slot) openTree() (*os.File, error) {
+	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
+	if s.flags&treeRecursive != 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	fd, err := unix.OpenTree(unix.AT_FDCWD, s.path, flags)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", s.path, err)
+	}
+	f := os.NewFile(uintptr(fd), s.path)
+	steps := []struct {
+		what      string
+		recursive bool
+		attr      unix.MountAttr
+	}{
+		{"set mount attributes", true, unix.MountAttr{Attr_set: s.rset, Attr_clr: s.rclear}},
+		{"set mount attributes", false, unix.MountAttr{Attr_set: s.set, Attr_clr: s.clear}},
+		// A copy of a shared mount is its peer: without this, what the
+		// container mounts below would appear on the host.
+		{"set propagation", s.flags&treePropagateRecurses != 0, unix.MountAttr{Propagation: s.propagation}},
+	}
+	for _, step := range steps {
+		if err := setMountAttr(fd, step.recursive, step.attr); err != nil {
+			f.Close()
+			return nil, fmt.Errorf("%s: %s: %w", s.path, step.what, err)
+		}
+	}
+	return f, nil
+}
+
+func setMountAttr(fd int, recursive bool, attr unix.MountAttr) error {
+	if attr == (unix.MountAttr{}) {
+		return nil
+	}
+	flags := uint(unix.AT_EMPTY_PATH)
+	if recursive {
+		flags |= unix.AT_RECURSIVE
+	}
+	return unix.MountSetattr(fd, "", flags, &attr)
+}
+
+// openOverlay mounts an overlay, detached.
+func (s *slot) openOverlay() (*os.File, error) {
+	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, fmt.Errorf("fsopen overlay: %w", err)
+	}
+	defer unix.Close(ctx)
+	if err := s.overlayLayers(ctx); err != nil {
+		return nil, err
+	}
+	for _, o := range s.mountOptions {
+		key, value, isString := strings.Cut(o, "=")
+		if isString {
+			err = unix.FsconfigSetString(ctx, key, value)
+		} else {
+			err = unix.FsconfigSetFlag(ctx, key)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("overlay option %s: %w", o, kernelSays(ctx, err))
+		}
+	}
+	if err := unix.FsconfigCreate(ctx); err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", kernelSays(ctx, err))
+	}
+	fd, err := unix.Fsmount(ctx, unix.FSMOUNT_CLOEXEC, int(s.set))
+	if err != nil {
+		return nil, fmt.Errorf("mount overlay: %w", kernelSays(ctx, err))
+	}
+	return os.NewFile(uintptr(fd), "overlay"), nil
+}
+
+// overlayLayers gives the layers one by one ("lowerdir+", kernel 6.7), which
+// has no limit of a page as the classic option has. Older kernels get them as
+// short names of descriptors in one option.
+func (s *slot) overlayLayers(ctx int) error {
+	for i, dir := range s.lower {
+		err := unix.FsconfigSetString(ctx, "lowerdir+", dir)
+		if errors.Is(err, unix.EINVAL) && i == 0 {
+			err = fmt.Errorf("%w (needs Linux 6.7)", err)
+		}
+		if err != nil {
+			return fmt.Errorf("overlay layer %s: %w", dir, kernelSays(ctx, err))
+		}
+	}
+	if s.upper == "" {
+		return nil
+	}
+	if err := unix.FsconfigSetString(ctx, "upperdir", s.upper); err != nil {
+		return fmt.Errorf("overlay upper directory %s: %w", s.upper, kernelSays(ctx, err))
+	}
+	if err := unix.FsconfigSetString(ctx, "workdir", s.work); err != nil {
+		return fmt.Errorf("overlay work directory %s: %w", s.work, kernelSays(ctx, err))
+	}
+	return nil
+}
+
+// kernelSays adds what a file system context logged about an error, such as
+// which layer it could not find.
+func kernelSays(ctx int, err error) error {
+	buf := make([]byte, 1024)
+	var texts []string
+	for {
+		n, rerr := unix.Read(ctx, buf)
+		if rerr != nil || n <= 0 {
+			break
+		}
+		texts = append(texts, strings.TrimSpace(strings.TrimPrefix(string(buf[:n]), "e ")))
+		buf = make([]byte, 1024)
+	}
+	if len(texts) == 0 {
+		return err
+	}
+	return fmt.Errorf("%w (%s)", err, strings.Join(texts, "; "))
+}
