@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -266,3 +267,5 @@ func TestOneProcessAtATime(t *testing.T) {
 		t.Errorf("error does not name the directory: %v", err)
 	}
 }
+
+const goarch = runtime.GOARCH
