@@ -1,20 +1,36 @@
 // Package supervisor is the parent of every container: it launches them, owns
 // their stdio, writes their logs, reaps them and remembers how they ended, and
 // keeps sockets and descriptors for the engine, which may be killed and
-// restarted at any moment. This file has what both sides share; client.go is
-// the engine's side, the loop itself is run by cmd/podstead-supervisor.
+// restarted at any moment. This package is the client's side, for the engine
+// and for cmd/podstead; the supervisor itself is supervisor/daemon, run by
+// cmd/podstead-supervisor, and internal/protocol is what they say to each
+// other.
+//
+// What survives:
+//
+//   - The engine is killed: everything. Logs go on, exits are remembered with
+//     their times, listeners and stored descriptors stay.
+//   - The supervisor is upgraded (podstead-supervisor upgrade): everything, in
+//     the same process.
+//   - The supervisor is killed: containers go on, and wait in a write when
+//     their pipe is full. The next supervisor, which Ensure starts, takes the
+//     pipes back. A Client that stays connected returns what only copies of
+//     descriptors can keep: exit codes of those that ended meanwhile, ptys,
+//     standard inputs, stored descriptors, listeners. Lost are the ends of
+//     lines that were not complete, attachments, processes that waited for
+//     their start, and without a Client exit codes (-1) and ptys.
 //
 // It links no grpc, protobuf, net/http or Kubernetes module (arch_test.go), so
 // that it stays small: every page it maps is copied at each fork.
 package supervisor
 
 import (
-	"context"
-	"net"
+	"io"
 	"os"
 	"time"
 
 	"podstead/oci/launch"
+	"podstead/supervisor/internal/protocol"
 )
 
 // LogFile says where and how a container's output is written: CRI format,
@@ -32,10 +48,13 @@ type Launch struct {
 	ID      string
 	Program *launch.Program
 	Files   []*os.File // of Program.Open; the caller keeps its copies
-	// Either Log (the supervisor makes pipes or keeps the pty, writes the log
-	// and lets clients attach) or Stdio (descriptors passed through).
-	Log   LogFile
-	Stdio launch.Stdio
+	// With Logged the supervisor makes the stdio, pipes or a pty: it writes the
+	// log (if Log.Path is set; its directory must exist) and lets clients
+	// attach. Otherwise Stdio is passed through, and a pty goes to the caller.
+	// Log.Path alone implies Logged.
+	Logged bool
+	Log    LogFile
+	Stdio  launch.Stdio
 	// Stdin keeps a stdin pipe open for attach; StdinOnce closes it when the
 	// first attached client goes.
 	Stdin, StdinOnce bool
@@ -44,7 +63,7 @@ type Launch struct {
 }
 
 // State of a process.
-type State string
+type State = protocol.State
 
 // The states a process goes through, in order.
 const (
@@ -66,6 +85,8 @@ type Process struct {
 	ExitCode int
 	// Console is true if the process has a pty.
 	Console bool
+	// LostOutput is how many bytes of output could not be logged (disk full).
+	LostOutput int64
 }
 
 // Event reports that a process exited, after its last output was logged.
@@ -73,73 +94,10 @@ type Event struct {
 	Process Process
 }
 
-// Streams are the ends an attached client brings; nil ones are not attached.
+// Streams are what an attached client brings; nil ones are not attached.
 type Streams struct {
-	Stdin, Stdout, Stderr *os.File
+	// Stdin is read until its end, an error, or the end of Attach; one Read may
+	// still be under way when Attach returns.
+	Stdin          io.Reader
+	Stdout, Stderr io.Writer
 }
-
-// Client talks to the supervisor of a run directory. Safe for concurrent use.
-type Client struct{}
-
-// Connect reaches the supervisor that listens in runDir.
-func Connect(ctx context.Context, runDir string) (*Client, error) { panic("not yet") }
-
-// Launch starts a process; see Launch. It returns an error that names the
-// failed step of the launch program, and then nothing of it is left.
-// With a pty and Stdio (no Log), console is the pty's master.
-func (c *Client) Launch(ctx context.Context, l Launch) (p Process, console *os.File, err error) {
-	panic("not yet")
-}
-
-// Start releases a created process and returns when its image runs.
-func (c *Client) Start(ctx context.Context, id string) (Process, error) { panic("not yet") }
-
-// Signal sends a signal to the process (not to its children). A process that
-// has exited is os.ErrProcessDone, an unknown one os.ErrNotExist; so it is for all calls.
-func (c *Client) Signal(ctx context.Context, id string, signal int) error { panic("not yet") }
-
-// List returns all processes, exited ones that were not forgotten included.
-func (c *Client) List(ctx context.Context) ([]Process, error) { panic("not yet") }
-
-// Get returns one process.
-func (c *Client) Get(ctx context.Context, id string) (Process, error) { panic("not yet") }
-
-// Forget drops the record of an exited process; unknown ones are no error.
-func (c *Client) Forget(ctx context.Context, id string) error { panic("not yet") }
-
-// Events delivers every exit from now on, in order, until ctx or the
-// connection ends; then the channel is closed. Who lists after Events returned
-// misses nothing.
-func (c *Client) Events(ctx context.Context) (<-chan Event, error) { panic("not yet") }
-
-// Attach connects streams to a logged process; output that follows is copied
-// to them until the process ends, the peer closes or ctx ends. It returns then.
-func (c *Client) Attach(ctx context.Context, id string, s Streams) error { panic("not yet") }
-
-// Resize sets the window of a pty.
-func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
-	panic("not yet")
-}
-
-// ReopenLog opens the log's path anew, for a rotation by rename. On an error
-// the old file goes on and no new one appears.
-func (c *Client) ReopenLog(ctx context.Context, id string) error { panic("not yet") }
-
-// Store keeps descriptors under a name until Drop, across engine restarts.
-func (c *Client) Store(ctx context.Context, name string, files ...*os.File) error { panic("not yet") }
-
-// Take returns copies of stored descriptors, os.ErrNotExist if there are none.
-func (c *Client) Take(ctx context.Context, name string) ([]*os.File, error) { panic("not yet") }
-
-// Drop closes stored descriptors.
-func (c *Client) Drop(ctx context.Context, name string) error { panic("not yet") }
-
-// Listen returns the listener stored under name, or makes it and stores it, so
-// that clients that connect while no engine runs wait instead of failing. A
-// unix socket is made with mode 0600; network is "unix" or "tcp".
-func (c *Client) Listen(ctx context.Context, name, network, address string) (net.Listener, error) {
-	panic("not yet")
-}
-
-// Close ends the connection; the supervisor goes on.
-func (c *Client) Close() error { panic("not yet") }

@@ -1,5 +1,114 @@
 // Command podstead-supervisor is the parent of every container; see package
 // supervisor.
+//
+//	podstead-supervisor daemon  --run DIR                 the supervisor itself
+//	podstead-supervisor run     --run DIR -- COMMAND…     run the engine under it
+//	podstead-supervisor upgrade --run DIR [--exe FILE]    replace its program in place
+//
+// run starts a supervisor if none runs. It stays in the foreground for the
+// engine: SIGINT and SIGTERM stop the engine, and run exits with its code,
+// while containers go on. Killed, it leaves the engine running, and the next
+// run takes over.
 package main
 
-func main() {}
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"podstead/supervisor"
+	"podstead/supervisor/daemon"
+)
+
+func main() {
+	code, err := run(os.Args[1:])
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "podstead-supervisor:", err)
+		code = max(code, 1)
+	}
+	os.Exit(code)
+}
+
+func run(args []string) (code int, err error) {
+	verb := ""
+	if len(args) > 0 {
+		verb, args = args[0], args[1:]
+	}
+	flags := flag.NewFlagSet(verb, flag.ContinueOnError)
+	runDir := flags.String("run", "/run/podstead", "run `directory`: socket, lock, state")
+	exe := flags.String("exe", "", "new program `file`; default: the one it was started from")
+	grace := flags.Duration("grace", 30*time.Second, "how long the engine has to stop before SIGKILL")
+	state := flags.Int("state", -1, "descriptor of the state of the program before an upgrade")
+	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
+		return 0, nil
+	} else if err != nil {
+		return 2, err
+	}
+	dir, err := filepath.Abs(*runDir)
+	if err != nil {
+		return 1, err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	switch verb {
+	case "daemon":
+		stop() // the daemon has its own way with signals
+		return 0, serve(dir, *state)
+	case "run":
+		return front(ctx, dir, *grace, flags.Args())
+	case "upgrade":
+		return 0, upgrade(ctx, dir, *exe)
+	}
+	return 2, fmt.Errorf("usage: podstead-supervisor daemon|run|upgrade --run DIR …, not %q", verb)
+}
+
+// serve is the supervisor itself. It keeps little garbage: memory that it maps
+// is copied at every fork.
+func serve(runDir string, state int) error {
+	debug.SetGCPercent(25)
+	err := daemon.Run(daemon.Config{
+		RunDir: runDir,
+		Fork:   daemon.ForkProgram,
+		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		State:  state,
+	})
+	if errors.Is(err, daemon.ErrRunning) {
+		return nil // started twice at the same time: the other one serves
+	}
+	return err
+}
+
+func front(ctx context.Context, runDir string, grace time.Duration, argv []string) (int, error) {
+	if len(argv) == 0 {
+		return 2, errors.New("run: no command after --")
+	}
+	wd, err := os.Getwd()
+	if err != nil {
+		return 1, err
+	}
+	return supervisor.RunEngine(ctx, runDir, supervisor.Engine{
+		Argv:   argv,
+		Env:    os.Environ(),
+		Dir:    wd,
+		Stdout: os.Stdout,
+		Stderr: os.Stderr,
+		Grace:  grace,
+	})
+}
+
+func upgrade(ctx context.Context, runDir, exe string) error {
+	c, err := supervisor.Connect(ctx, runDir)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	return c.Upgrade(ctx, exe)
+}

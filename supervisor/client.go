@@ -1,0 +1,260 @@
+package supervisor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/supervisor/internal/protocol"
+)
+
+// Client talks to the supervisor of a run directory. Safe for concurrent use.
+type Client struct {
+	runDir string
+
+	mu     sync.Mutex
+	wire   *wire
+	closed bool
+}
+
+// Connect reaches the supervisor that listens in runDir; see Ensure for one
+// that starts it.
+func Connect(ctx context.Context, runDir string) (*Client, error) {
+	w, err := dial(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	return newClient(runDir, w), nil
+}
+
+func newClient(runDir string, w *wire) *Client {
+	return &Client{runDir: runDir, wire: w}
+}
+
+// ask makes a simple request.
+func (c *Client) ask(ctx context.Context, op protocol.Op, body, answer protocol.Coded, files ...*os.File) ([]*os.File, error) {
+	w, err := c.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return w.ask(ctx, op, body, files, answer)
+}
+
+func (c *Client) connected(ctx context.Context) (*wire, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.closed {
+		return nil, os.ErrClosed
+	}
+	return c.wire, nil
+}
+
+// Launch starts a process; see Launch. It returns an error that names the
+// failed step of the launch program, and then nothing of it is left. When ctx
+// ends, the launch goes on and another Launch of the same ID joins it; once it
+// is done, that is os.ErrExist, and Get tells about it.
+// With a pty and no log, console is the pty's master.
+func (c *Client) Launch(ctx context.Context, l Launch) (p Process, console *os.File, err error) {
+	program, err := l.Program.MarshalBinary()
+	if err != nil {
+		return Process{}, nil, fmt.Errorf("launch %s: %w", l.ID, err)
+	}
+	return c.launch(ctx, l, program, l.Program.Terminal())
+}
+
+// launch is Launch with the program encoded.
+func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal bool) (Process, *os.File, error) {
+	req := &protocol.LaunchRequest{
+		ID:        l.ID,
+		Program:   program,
+		Terminal:  terminal,
+		Log:       protocol.LogFile(l.Log),
+		Logged:    l.Logged || l.Log.Path != "",
+		Stdin:     l.Stdin,
+		StdinOnce: l.StdinOnce,
+		Start:     l.Start,
+	}
+	files := append([]*os.File(nil), l.Files...)
+	for i, f := range []*os.File{l.Stdio.Stdin, l.Stdio.Stdout, l.Stdio.Stderr} {
+		if f == nil {
+			continue
+		}
+		if req.Logged || terminal {
+			return Process{}, nil, fmt.Errorf("launch %s: Stdio is given, but the stdio is a log or a pty", l.ID)
+		}
+		req.Stdio[i] = true
+		files = append(files, f)
+	}
+	var h protocol.Handle
+	fds, err := c.ask(ctx, protocol.Launch, req, &h, files...)
+	if err != nil {
+		return Process{}, nil, err
+	}
+	console := c.keep(&h, fds, !req.Logged)
+	return Process(h.Process), console, nil
+}
+
+// keep stores the descriptors of a process for the next supervisor, should
+// this one die; a pty that the caller asked for is returned instead.
+func (c *Client) keep(h *protocol.Handle, fds []*os.File, wantConsole bool) (console *os.File) {
+	for i, f := range fds {
+		if wantConsole && h.Kind.Console && i == len(fds)-1 {
+			console = f
+			continue
+		}
+		f.Close()
+	}
+	return console
+}
+
+// Start releases a created process and returns when its image runs. Starting
+// a running one does nothing.
+func (c *Client) Start(ctx context.Context, id string) (Process, error) {
+	return c.askProcess(ctx, protocol.Start, id)
+}
+
+// Get returns one process.
+func (c *Client) Get(ctx context.Context, id string) (Process, error) {
+	return c.askProcess(ctx, protocol.Get, id)
+}
+
+func (c *Client) askProcess(ctx context.Context, op protocol.Op, id string) (Process, error) {
+	var p protocol.Process
+	_, err := c.ask(ctx, op, &protocol.Name{Name: id}, &p)
+	return Process(p), err
+}
+
+// Signal sends a signal to the process (not to its children). A process that
+// has exited is os.ErrProcessDone, an unknown one os.ErrNotExist; so it is for
+// all calls.
+func (c *Client) Signal(ctx context.Context, id string, signal int) error {
+	_, err := c.ask(ctx, protocol.Signal, &protocol.SignalRequest{ID: id, Signal: signal}, nil)
+	return err
+}
+
+// List returns all processes, exited ones that were not forgotten included,
+// ordered by ID.
+func (c *Client) List(ctx context.Context) ([]Process, error) {
+	var l protocol.ProcessList
+	if _, err := c.ask(ctx, protocol.List, nil, &l); err != nil {
+		return nil, err
+	}
+	ps := make([]Process, len(l.Processes))
+	for i, p := range l.Processes {
+		ps[i] = Process(p)
+	}
+	return ps, nil
+}
+
+// Forget drops the record of an exited process; unknown ones are no error.
+func (c *Client) Forget(ctx context.Context, id string) error {
+	_, err := c.ask(ctx, protocol.Forget, &protocol.Name{Name: id}, nil)
+	return err
+}
+
+// Events delivers every exit from now on, in order, until ctx or the
+// connection ends; then the channel is closed. Who lists after Events returned
+// misses nothing. Events wait for a slow receiver. One set of events at a time
+// for each Client: a later call takes over from an earlier one.
+func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
+	w, err := c.connected(ctx)
+	if err != nil {
+		return nil, err
+	}
+	call, err := w.begin(protocol.Watch, nil, nil)
+	if err != nil {
+		return nil, err
+	}
+	first, err := call.next(ctx)
+	if err == nil {
+		_, err = open(first, nil)
+	}
+	if err != nil {
+		call.end()
+		return nil, err
+	}
+	events := make(chan Event)
+	go func() {
+		defer close(events)
+		defer call.end()
+		for {
+			packet, err := call.next(ctx)
+			if err != nil {
+				return
+			}
+			var p protocol.Process
+			if _, err := open(packet, &p); err != nil {
+				return
+			}
+			select {
+			case events <- Event{Process(p)}:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return events, nil
+}
+
+// Resize sets the window of a logged process's pty. That of any other process
+// is with its launcher: see SetWindow.
+func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
+	_, err := c.ask(ctx, protocol.Resize, &protocol.ResizeRequest{ID: id, Width: uint64(width), Height: uint64(height)}, nil)
+	return err
+}
+
+// SetWindow sets the window of a pty that Launch returned.
+func SetWindow(console *os.File, width, height uint16) error {
+	raw, err := console.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	err = raw.Control(func(fd uintptr) {
+		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height})
+	})
+	return errors.Join(err, os.NewSyscallError("TIOCSWINSZ", serr))
+}
+
+// ReopenLog opens the log's path anew, for a rotation by rename. On an error
+// the old file goes on and no new one appears.
+func (c *Client) ReopenLog(ctx context.Context, id string) error {
+	_, err := c.ask(ctx, protocol.ReopenLog, &protocol.Name{Name: id}, nil)
+	return err
+}
+
+// Store keeps descriptors under a name until Drop, across engine restarts. The
+// caller keeps its own. What was stored under the name before is closed.
+func (c *Client) Store(ctx context.Context, name string, files ...*os.File) error {
+	_, err := c.ask(ctx, protocol.Store, &protocol.Name{Name: name}, nil, files...)
+	return err
+}
+
+// Take returns copies of stored descriptors, os.ErrNotExist if there are none.
+func (c *Client) Take(ctx context.Context, name string) ([]*os.File, error) {
+	return c.ask(ctx, protocol.Take, &protocol.Name{Name: name}, nil)
+}
+
+// Drop closes stored descriptors; unknown names are no error.
+func (c *Client) Drop(ctx context.Context, name string) error {
+	_, err := c.ask(ctx, protocol.Drop, &protocol.Name{Name: name}, nil)
+	return err
+}
+
+// Close ends the connection; the supervisor goes on.
+func (c *Client) Close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.closed {
+		c.closed = true
+		c.wire.close()
+	}
+	return nil
+}
+
+// daemonPid is the supervisor's process ID.
+func (c *Client) daemonPid() int { return c.wire.pid }

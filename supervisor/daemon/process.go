@@ -1,0 +1,185 @@
+package daemon
+
+import (
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/supervisor/internal/protocol"
+)
+
+// The classes of errors that clients distinguish.
+var (
+	errGone     = os.ErrProcessDone
+	errNotExist = fs.ErrNotExist
+	errExist    = fs.ErrExist
+	errInvalid  = fs.ErrInvalid
+)
+
+// States of a process, in order.
+const (
+	created protocol.State = "created"
+	running protocol.State = "running"
+	exited  protocol.State = "exited"
+)
+
+// process is a launched process. It belongs to the loop.
+//
+//	"" ──launched──▶ created ──Start──▶ running ──exit, drained──▶ exited
+//	                    └──────────exit, drained──────────────────────┘
+type process struct {
+	protocol.Process // State is "" while the launch is under way
+	Log              protocol.LogFile
+	StdinOnce        bool
+
+	pidfd    *os.File // nil after the exit
+	token    token
+	child    Child  // until it was started
+	stdin    int    // write end of its input, -1 if none or closed; a pty: the master
+	io       *stdio // nil if its stdio was passed through
+	reaps    bool   // it is our child, not one of a supervisor before us
+	attached map[*attachment]bool
+
+	exitSeen  bool // it is dead; State follows when its output is drained
+	starting  bool
+	startErr  error
+	discarded bool // forget it once it is dead: its launch failed
+	// launching and startWaiters are called when the launch or the start ends.
+	launching    []func(error)
+	startWaiters []func(error)
+}
+
+// process finds one by its ID.
+func (d *daemon) process(id string) (*process, error) {
+	p := d.procs[id]
+	if p == nil || p.State == "" {
+		return nil, fmt.Errorf("process %s: %w", id, errNotExist)
+	}
+	return p, nil
+}
+
+// signal sends a signal to a live process.
+func (p *process) signal(n int) error {
+	if p.exitSeen || p.pidfd == nil {
+		return fmt.Errorf("signal %s: %w", p.ID, errGone)
+	}
+	if n < 0 || n > 64 {
+		return fmt.Errorf("signal %s: signal %d: %w", p.ID, n, errInvalid)
+	}
+	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.Signal(n), nil, 0)
+	if err == unix.ESRCH {
+		return fmt.Errorf("signal %s: %w", p.ID, errGone)
+	}
+	if err != nil {
+		return fmt.Errorf("signal %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+// resize sets the window of its pty.
+func (p *process) resize(width, height uint64) error {
+	if p.exitSeen {
+		return fmt.Errorf("resize %s: %w", p.ID, errGone)
+	}
+	if !p.Console || p.stdin < 0 {
+		return fmt.Errorf("resize %s: it has no pty here: %w", p.ID, errInvalid)
+	}
+	if width > 0xffff || height > 0xffff {
+		return fmt.Errorf("resize %s: %d×%d: %w", p.ID, width, height, errInvalid)
+	}
+	size := unix.Winsize{Col: uint16(width), Row: uint16(height)}
+	if err := unix.IoctlSetWinsize(p.stdin, unix.TIOCSWINSZ, &size); err != nil {
+		return fmt.Errorf("resize %s: %w", p.ID, err)
+	}
+	return nil
+}
+
+func (p *process) closeStdin() {
+	if p.stdin >= 0 {
+		unix.Close(p.stdin)
+		p.stdin = -1
+	}
+}
+
+// forget drops the record of an exited process.
+func (d *daemon) forget(id string) error {
+	p := d.procs[id]
+	if p == nil {
+		return nil
+	}
+	if p.State != exited {
+		return fmt.Errorf("forget %s: it is %s: %w", id, p.State, errInvalid)
+	}
+	if p.io != nil {
+		p.io.abandon()
+	}
+	delete(d.procs, id)
+	d.removeRecord(p)
+	return nil
+}
+
+// handle packs a process and the descriptors that keep it whole.
+func (p *process) handle() (*protocol.Handle, []int) {
+	h := &protocol.Handle{Process: p.Process}
+	var fds []int
+	if p.pidfd != nil {
+		h.Kind.Pidfd = true
+		fds = append(fds, int(p.pidfd.Fd()))
+	}
+	if p.stdin >= 0 {
+		h.Kind.Stdin, h.Kind.Console = !p.Console, p.Console
+		fds = append(fds, p.stdin)
+	}
+	return h, fds
+}
+
+// start handles a Start request; done is called when the image runs.
+func (d *daemon) start(p *process, done func(error)) {
+	switch {
+	case p.exitSeen && !p.starting:
+		done(fmt.Errorf("start %s: %w", p.ID, errGone))
+		return
+	case p.State == running:
+		done(nil)
+		return
+	}
+	p.startWaiters = append(p.startWaiters, done)
+	if p.starting {
+		return
+	}
+	if p.child == nil { // launched by a supervisor that died: it dies too
+		p.startWaiters = nil
+		done(fmt.Errorf("start %s: %w", p.ID, errGone))
+		return
+	}
+	p.starting = true
+	d.forks++
+	go func() {
+		err := p.child.Start()
+		now := time.Now()
+		d.post(func() {
+			d.forks--
+			d.started(p, now, err)
+		})
+	}()
+}
+
+func (d *daemon) started(p *process, now time.Time, err error) {
+	p.starting, p.child = false, nil
+	if err == nil {
+		p.State, p.StartedAt = running, now
+		d.writeRecord(p)
+	}
+	p.startErr = err
+	waiters := p.startWaiters
+	p.startWaiters = nil
+	for _, done := range waiters {
+		done(err)
+	}
+	if p.exitSeen {
+		d.drainExited(p)
+	}
+}

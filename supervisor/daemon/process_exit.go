@@ -1,0 +1,75 @@
+package daemon
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/supervisor/internal/protocol"
+)
+
+// unknownExit is the exit code if the kernel could not tell.
+const unknownExit = -1
+
+// pidfdReady is called when a process has died.
+func (d *daemon) pidfdReady(p *process) {
+	if p.exitSeen {
+		return
+	}
+	code, dead := exitStatus(int(p.pidfd.Fd()), p.reaps)
+	if !dead {
+		return
+	}
+	p.exitSeen, p.ExitCode, p.ExitedAt = true, code, time.Now()
+	d.poll.remove(int(p.pidfd.Fd()), p.token)
+	p.pidfd.Close()
+	p.pidfd = nil
+	if !p.starting {
+		d.drainExited(p)
+	}
+}
+
+// exitStatus reaps a dead child and returns its exit code.
+func exitStatus(pidfd int, reaps bool) (code int, dead bool) {
+	var info unix.Siginfo
+	for {
+		err := unix.Waitid(unix.P_PIDFD, pidfd, &info, unix.WEXITED|unix.WNOHANG, nil)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return unknownExit, true
+		}
+		return siginfoExit(&info)
+	}
+}
+
+// drainExited waits for the last output, then makes the exit known.
+func (d *daemon) drainExited(p *process) {
+	if p.io == nil {
+		d.exitKnown(p)
+		return
+	}
+	p.io.drain(func() { d.exitKnown(p) })
+}
+
+func (d *daemon) exitKnown(p *process) {
+	p.State = exited
+	p.child = nil
+	p.closeStdin()
+	if p.discarded {
+		if p.io != nil {
+			p.io.abandon()
+		}
+		delete(d.procs, p.ID)
+		d.removeRecord(p)
+		d.launchEnded(p, p.startErr)
+		return
+	}
+	d.writeRecord(p)
+	for c := range d.conns {
+		if c.watching {
+			c.send(&protocol.Packet{Op: protocol.Event, Seq: c.watch, Body: protocol.Encode(&p.Process)})
+		}
+	}
+}

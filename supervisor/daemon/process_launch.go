@@ -1,0 +1,281 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/oci/launch"
+	"podstead/supervisor/internal/crilog"
+	"podstead/supervisor/internal/protocol"
+)
+
+// checkID refuses IDs that cannot be file names or lines of a log.
+func checkID(id string) error {
+	ok := id != "" && len(id) <= protocol.MaxID && !strings.HasPrefix(id, ".")
+	for _, r := range id {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		ok = ok && (letter || strings.ContainsRune("_.-/", r))
+	}
+	if !ok {
+		return fmt.Errorf("process ID %q: %w", id, errInvalid)
+	}
+	return nil
+}
+
+// launch handles a Launch request. The fork and all that may block happen
+// beside the loop. A second request for an ID whose launch is under way waits
+// for the same launch.
+func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []int) error {
+	answer := func(p *process) func(error) {
+		return func(err error) {
+			if err != nil {
+				c.answer(seq, nil, err)
+				return
+			}
+			h, fds := p.handle()
+			c.answer(seq, h, nil, fds...)
+		}
+	}
+	if p := d.procs[req.ID]; p != nil {
+		protocol.CloseFds(fds)
+		if p.launching == nil {
+			return fmt.Errorf("launch %s: it is %s: %w", req.ID, p.State, errExist)
+		}
+		p.launching = append(p.launching, answer(p))
+		return nil
+	}
+	p := &process{
+		Process:   protocol.Process{ID: req.ID, Console: req.Terminal},
+		Log:       req.Log,
+		StdinOnce: req.StdinOnce,
+		stdin:     -1,
+		reaps:     true,
+		attached:  map[*attachment]bool{},
+	}
+	p.launching = []func(error){answer(p)}
+	d.procs[req.ID] = p
+	d.forks++
+	go func() {
+		err := d.fork(p, req, fds)
+		d.post(func() {
+			d.forks--
+			d.launched(c, seq, p, req, err)
+		})
+	}()
+	return nil
+}
+
+// fork makes the process and its stdio; on an error nothing is left of it.
+func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err error) {
+	files := make([]*os.File, len(fds))
+	for i, fd := range fds {
+		files[i] = os.NewFile(uintptr(fd), "slot "+strconv.Itoa(i))
+	}
+	var ours []int // the supervisor's ends
+	var log *crilog.Writer
+	defer func() {
+		for _, f := range files { // the child has its copies
+			f.Close()
+		}
+		if err != nil {
+			protocol.CloseFds(ours)
+			if log != nil {
+				log.Close()
+			}
+		}
+	}()
+	var ends [3]*os.File
+	slots := len(files)
+	for i := 2; i >= 0; i-- {
+		if req.Stdio[i] && slots > 0 {
+			slots--
+			ends[i] = files[slots]
+		}
+	}
+	outs := [2]int{-1, -1}
+	if req.Logged {
+		if req.Log.Path != "" {
+			if log, err = crilog.Open(crilog.Options(req.Log)); err != nil {
+				return err
+			}
+		}
+		if !req.Terminal {
+			if p.stdin, outs, ends, err = makePipes(req.Stdin); err != nil {
+				return err
+			}
+			ours = append(ours, p.stdin, outs[0], outs[1])
+			for _, f := range ends {
+				if f != nil {
+					files = append(files, f)
+				}
+			}
+		}
+	}
+	forked, err := d.cfg.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]})
+	if err != nil {
+		return err
+	}
+	p.Pid, p.StartTicks, p.pidfd, p.child = forked.Pid, forked.StartTicks, forked.Pidfd, forked.Child
+	if forked.Console != nil {
+		if err := d.keepConsole(p, forked.Console, req.Logged, &outs); err != nil {
+			return errors.Join(err, p.kill())
+		}
+	}
+	if req.Logged {
+		p.io = newStdio(d, log, outs, forked.Console != nil)
+	}
+	return nil
+}
+
+// keepConsole takes over a pty's master: one descriptor to read, one to write
+// to and to resize. Without a log only the latter, until it was handed out.
+func (d *daemon) keepConsole(p *process, console *os.File, logged bool, outs *[2]int) error {
+	defer console.Close()
+	var err error
+	if p.stdin, err = unix.FcntlInt(console.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("copy pty: %w", err)
+	}
+	if !logged {
+		return nil
+	}
+	if outs[0], err = unix.FcntlInt(console.Fd(), unix.F_DUPFD_CLOEXEC, 0); err != nil {
+		return fmt.Errorf("copy pty: %w", err)
+	}
+	return unix.SetNonblock(outs[0], true)
+}
+
+// kill ends a process whose launch cannot be finished.
+func (p *process) kill() error {
+	err := unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	for {
+		werr := unix.Waitid(unix.P_PIDFD, int(p.pidfd.Fd()), nil, unix.WEXITED, nil)
+		if werr != unix.EINTR {
+			p.pidfd.Close()
+			return errors.Join(err, werr)
+		}
+	}
+}
+
+// makePipes makes a process's stdio. ends are the process's.
+//
+// The process gets its outputs open for reading too: so the pipe has a reader
+// even while no supervisor runs, and a supervisor that was killed costs its
+// containers no SIGPIPE; the next one opens the pipe through /proc.
+func makePipes(stdin bool) (in int, outs [2]int, ends [3]*os.File, err error) {
+	in, outs = -1, [2]int{-1, -1}
+	defer func() {
+		if err != nil {
+			protocol.CloseFds([]int{in, outs[0], outs[1]})
+			for _, f := range ends {
+				if f != nil {
+					f.Close()
+				}
+			}
+		}
+	}()
+	var fds [2]int
+	if stdin {
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			return in, outs, ends, fmt.Errorf("make stdin pipe: %w", err)
+		}
+		in, ends[0] = fds[1], os.NewFile(uintptr(fds[0]), "stdin")
+		if err := unix.SetNonblock(in, true); err != nil {
+			return in, outs, ends, fmt.Errorf("make stdin pipe: %w", err)
+		}
+	}
+	for i, name := range []string{"stdout", "stderr"} {
+		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
+		}
+		outs[i] = fds[0]
+		both, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fds[1]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		unix.Close(fds[1])
+		if err != nil {
+			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
+		}
+		ends[i+1] = os.NewFile(uintptr(both), name)
+		if err := unix.SetNonblock(fds[0], true); err != nil {
+			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
+		}
+	}
+	return in, outs, ends, nil
+}
+
+func newStdio(d *daemon, log *crilog.Writer, outs [2]int, pty bool) *stdio {
+	s := &stdio{strand: strand{pool: d.pool}, d: d, log: log}
+	for i, fd := range outs {
+		if fd >= 0 {
+			s.outputs[i] = &output{fd: fd, stream: crilog.Stream(i), pty: pty}
+		}
+	}
+	return s
+}
+
+// launched takes a forked process into the loop, or reports why there is none.
+func (d *daemon) launched(c *conn, seq uint32, p *process, req *protocol.LaunchRequest, err error) {
+	if err == nil {
+		p.State = created
+		err = d.watchProcess(p)
+	}
+	if err != nil {
+		delete(d.procs, p.ID)
+		d.launchEnded(p, err)
+		d.sweep()
+		return
+	}
+	d.writeRecord(p)
+	if !req.Start {
+		d.launchEnded(p, nil)
+		d.sweep()
+		return
+	}
+	d.start(p, func(err error) {
+		if err == nil {
+			d.launchEnded(p, nil)
+			return
+		}
+		// It is dead or about to be, and nothing of it shall stay.
+		p.discarded = true
+		p.startErr = err
+		if p.pidfd != nil {
+			unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+		}
+	})
+}
+
+func (d *daemon) launchEnded(p *process, err error) {
+	waiters := p.launching
+	p.launching = nil
+	for _, done := range waiters {
+		done(err)
+	}
+	if p.io == nil && p.stdin >= 0 { // a pty that its client has now
+		p.closeStdin()
+	}
+}
+
+// watchProcess watches for the exit and the outputs. On an error the process
+// is killed.
+func (d *daemon) watchProcess(p *process) error {
+	var err error
+	if p.io != nil {
+		err = p.io.watch()
+	}
+	if err == nil {
+		p.token, err = d.poll.add(int(p.pidfd.Fd()), unix.EPOLLIN, func(uint32) { d.pidfdReady(p) })
+	}
+	if err == nil {
+		return nil
+	}
+	err = errors.Join(fmt.Errorf("launch %s: %w", p.ID, err), p.kill())
+	p.closeStdin()
+	if p.io != nil {
+		p.io.abandon()
+	}
+	return err
+}
