@@ -83,7 +83,7 @@ const busyboxPath = "/bin/busybox"
 // applets are the commands that tests use.
 var applets = []string{
 	"cat", "chmod", "date", "dd", "echo", "env", "false", "grep", "head", "hostname", "httpd", "id", "kill", "ls", "mkdir",
-	"mount", "nc", "ps", "pwd", "readlink", "rm", "seq", "sh", "sleep", "stat", "stty", "sync", "test", "touch", "true", "tty", "wc", "yes",
+	"mount", "nc", "printf", "ps", "pwd", "readlink", "rm", "seq", "sh", "sleep", "stat", "stty", "sync", "test", "touch", "tr", "true", "tty", "wc", "yes",
 }
 
 // Busybox makes an image of the machine's static busybox; it runs a shell.

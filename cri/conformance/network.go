@@ -1,0 +1,128 @@
+package conformance
+
+import (
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// echoServer sends back what it gets.
+const echoServer = "exec nc -ll -p 7000 -e /bin/cat"
+
+var networkTests = []test{
+	{"containers share localhost", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		p.sh(t, echoServer)
+		client := p.sh(t, "sleep 1000")
+		eventually(t, "the echo server answers", func() bool { return client.echoes(t, "127.0.0.1") })
+	}},
+	{"pods reach each other", func(t *testing.T, s *suite) {
+		server, client := s.pod(t), s.pod(t)
+		server.sh(t, echoServer)
+		c := client.sh(t, "sleep 1000")
+		ip := server.status(t).GetNetwork().GetIp()
+		if other := client.status(t).GetNetwork().GetIp(); ip == other {
+			t.Fatalf("both pods have the address %s", ip)
+		}
+		eventually(t, "the echo server answers", func() bool { return c.echoes(t, ip) })
+	}},
+	{"the host reaches a pod", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		p.sh(t, echoServer)
+		wantEcho(t, net.JoinHostPort(p.status(t).GetNetwork().GetIp(), "7000"))
+	}},
+	{"host port", func(t *testing.T, s *suite) {
+		const port = 27001
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 7000, HostPort: port}}
+		})
+		p.sh(t, echoServer)
+		address := fmt.Sprintf("127.0.0.1:%d", port)
+		wantEcho(t, address)
+		p.stop(t)
+		if conn, err := net.DialTimeout("tcp", address, time.Second); err == nil {
+			conn.Close()
+			t.Error("the host port is open although the pod has stopped")
+		}
+	}},
+	{"host network", func(t *testing.T, s *suite) {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				io.WriteString(conn, "from the host\n")
+				conn.Close()
+			}
+		}()
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Hostname = ""
+			config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE
+		})
+		if ip := p.status(t).GetNetwork().GetIp(); ip != "" {
+			t.Errorf("its IP is %s; whose network is the host's has none of its own", ip)
+		}
+		_, port, _ := net.SplitHostPort(l.Addr().String())
+		if got := p.sh(t, "nc 127.0.0.1 "+port+" < /dev/null").output(t); got != "from the host\n" {
+			t.Errorf("output is %q", got)
+		}
+	}},
+	{"resolv.conf", func(t *testing.T, s *suite) {
+		got := s.pod(t).sh(t, "cat /etc/resolv.conf").output(t)
+		for _, want := range []string{"nameserver 192.0.2.53\n", "search test.local\n", "options ndots:5\n"} {
+			if !strings.Contains(got, want) {
+				t.Errorf("resolv.conf has no line %q:\n%s", want, got)
+			}
+		}
+	}},
+	{"address is free again", func(t *testing.T, s *suite) {
+		ips := map[string]bool{}
+		for range 3 {
+			p := s.pod(t)
+			ips[p.status(t).GetNetwork().GetIp()] = true
+			p.stop(t)
+			p.stop(t)
+			s.removePod(t, p.id)
+		}
+		if ips[""] {
+			t.Error("a pod had no address")
+		}
+	}},
+}
+
+// echoes tells whether the echo server at ip answers the container.
+func (c *container) echoes(t *testing.T, ip string) bool {
+	t.Helper()
+	r, err := c.execSync(t, "echo hello | nc -w 5 "+ip+" 7000", 10)
+	return err == nil && string(r.GetStdout()) == "hello\n"
+}
+
+// wantEcho waits for the echo server at an address that this process reaches.
+func wantEcho(t *testing.T, address string) {
+	t.Helper()
+	eventually(t, "the echo server at "+address+" answers", func() bool {
+		conn, err := net.DialTimeout("tcp", address, 5*time.Second)
+		if err != nil {
+			return false
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(5 * time.Second))
+		got := make([]byte, 6)
+		_, err = io.WriteString(conn, "hello\n")
+		if err == nil {
+			_, err = io.ReadFull(conn, got)
+		}
+		return err == nil && string(got) == "hello\n"
+	})
+}

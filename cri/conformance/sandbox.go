@@ -1,0 +1,269 @@
+package conformance
+
+import (
+	"maps"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+var runtimeTests = []test{
+	{"version", func(t *testing.T, s *suite) {
+		v, err := s.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		// The kubelet compares the first for equality and refuses empty ones.
+		if v.GetVersion() != "0.1.0" || v.GetRuntimeApiVersion() != "v1" || v.GetRuntimeName() == "" || v.GetRuntimeVersion() == "" {
+			t.Errorf("version is %v", v)
+		}
+	}},
+	{"status", func(t *testing.T, s *suite) {
+		r, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ready := map[string]bool{}
+		for _, c := range r.GetStatus().GetConditions() {
+			ready[c.GetType()] = c.GetStatus()
+		}
+		if !ready["RuntimeReady"] || !ready["NetworkReady"] {
+			t.Errorf("conditions are %v", r.GetStatus().GetConditions())
+		}
+		if len(r.GetInfo()) == 0 {
+			t.Error("verbose status has no info")
+		}
+	}},
+	{"default handler is listed", func(t *testing.T, s *suite) {
+		r, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, h := range r.GetRuntimeHandlers() {
+			if h.GetName() == "" {
+				return
+			}
+		}
+		t.Errorf("runtime handlers are %v, want one with an empty name", r.GetRuntimeHandlers())
+	}},
+	{"cgroup driver", func(t *testing.T, s *suite) {
+		r, err := s.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if r.GetLinux() == nil {
+			t.Error("the answer has no linux part")
+		}
+	}},
+	{"runtime config is accepted", func(t *testing.T, s *suite) {
+		_, err := s.Runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{}},
+		})
+		if err != nil {
+			t.Error(err)
+		}
+	}},
+}
+
+var sandboxTests = []test{
+	{"lifecycle", sandboxLifecycle},
+	{"unknown id", func(t *testing.T, s *suite) {
+		ctx, id := t.Context(), "no-such-sandbox"
+		if _, err := s.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+		if _, err := s.Runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: id}); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+		_, err := s.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+		wantCode(t, "status", err, codes.NotFound)
+	}},
+	{"unknown handler leaves nothing", func(t *testing.T, s *suite) {
+		config := s.podConfig(t)
+		_, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "no-such-handler"})
+		wantError(t, "run with an unknown handler", err)
+		if left := s.sandboxes(t, &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"uid": config.GetMetadata().GetUid()}}); len(left) != 0 {
+			t.Errorf("it left sandboxes %v", left)
+		}
+	}},
+	{"same pod twice", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		// A retry gets the first call's result or an error, never a second sandbox.
+		r, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p.config})
+		if err == nil && r.GetPodSandboxId() != p.id {
+			t.Cleanup(func() { s.removePod(t, r.GetPodSandboxId()) })
+			t.Error("the second call made a second sandbox")
+		}
+		if n := len(s.sandboxes(t, p.filter())); n != 1 {
+			t.Errorf("%d sandboxes are listed", n)
+		}
+	}},
+	{"filters are joined by and", sandboxFilters},
+	{"missing config is refused", func(t *testing.T, s *suite) {
+		_, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{})
+		wantError(t, "run without a config", err)
+	}},
+	{"stopping it ends its containers", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		c := p.sh(t, "sleep 1000")
+		p.stop(t)
+		if state := c.status(t).GetState(); state != runtimeapi.ContainerState_CONTAINER_EXITED {
+			t.Errorf("container is %s", state)
+		}
+		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.script("late", "true"), SandboxConfig: p.config})
+		wantError(t, "create in a stopped sandbox", err)
+	}},
+	{"removing it removes its containers", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		c := p.sh(t, "sleep 1000")
+		if _, err := s.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+			t.Fatalf("remove a running sandbox: %v", err)
+		}
+		_, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id})
+		wantCode(t, "status of its container", err, codes.NotFound)
+	}},
+	{"next attempt of the same pod", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		p.stop(t)
+		next := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Metadata = &runtimeapi.PodSandboxMetadata{Name: p.config.Metadata.Name, Namespace: p.config.Metadata.Namespace, Uid: p.config.Metadata.Uid, Attempt: 1}
+		})
+		if next.id == p.id {
+			t.Error("two attempts have one id")
+		}
+		if got := next.status(t).GetMetadata().GetAttempt(); got != 1 {
+			t.Errorf("attempt is %d", got)
+		}
+	}},
+	{"sysctls", func(t *testing.T, s *suite) {
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "1024 2048"}
+		})
+		c := p.sh(t, "cat /proc/sys/kernel/shm_rmid_forced; echo $(cat /proc/sys/net/ipv4/ip_local_port_range)")
+		if got := c.output(t); got != "1\n1024 2048\n" {
+			t.Errorf("sysctls in the pod are %q", got)
+		}
+	}},
+	{"shared process namespace", func(t *testing.T, s *suite) {
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		})
+		p.sh(t, "exec sleep 4242")
+		c := p.sh(t, "sleep 1000")
+		eventually(t, "the other container's process is seen", func() bool {
+			return strings.Contains(c.exec(t, "ps"), "sleep 4242")
+		})
+	}},
+	{"shared ipc and hostname", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		const namespaces = "hostname; readlink /proc/self/ns/ipc; readlink /proc/self/ns/net; readlink /proc/self/ns/uts"
+		a, b := p.sh(t, namespaces), p.sh(t, namespaces)
+		one, other := a.output(t), b.output(t)
+		if one != other || !strings.Contains(one, "conformance-host\n") {
+			t.Errorf("one container sees %q, the other %q", one, other)
+		}
+	}},
+}
+
+func sandboxLifecycle(t *testing.T, s *suite) {
+	before := time.Now().Add(-time.Second).UnixNano()
+	p := s.pod(t)
+	status := p.status(t)
+	if status.GetState() != runtimeapi.PodSandboxState_SANDBOX_READY {
+		t.Errorf("state is %s after run", status.GetState())
+	}
+	if m, want := status.GetMetadata(), p.config.GetMetadata(); m.GetName() != want.GetName() || m.GetNamespace() != want.GetNamespace() || m.GetUid() != want.GetUid() || m.GetAttempt() != want.GetAttempt() {
+		t.Errorf("metadata is %v, want %v", m, want)
+	}
+	if !maps.Equal(status.GetLabels(), p.config.GetLabels()) || !maps.Equal(status.GetAnnotations(), p.config.GetAnnotations()) {
+		t.Errorf("labels are %v, annotations %v", status.GetLabels(), status.GetAnnotations())
+	}
+	if created := status.GetCreatedAt(); created < before || created > time.Now().UnixNano() {
+		t.Errorf("created at %v", time.Unix(0, created))
+	}
+	if _, err := netip.ParseAddr(status.GetNetwork().GetIp()); err != nil {
+		t.Errorf("IP: %v", err)
+	}
+	if got := status.GetLinux().GetNamespaces().GetOptions().GetPid(); got != runtimeapi.NamespaceMode_CONTAINER {
+		t.Errorf("pid namespace mode is %s", got)
+	}
+	list := s.sandboxes(t, p.filter())
+	if len(list) != 1 || list[0].GetId() != p.id || list[0].GetState() != status.GetState() || list[0].GetCreatedAt() != status.GetCreatedAt() || !maps.Equal(list[0].GetAnnotations(), p.config.GetAnnotations()) {
+		t.Errorf("listed as %v", list)
+	}
+	for range 2 {
+		p.stop(t)
+		if got := p.status(t).GetState(); got != runtimeapi.PodSandboxState_SANDBOX_NOTREADY {
+			t.Errorf("state is %s after stop", got)
+		}
+	}
+	for range 2 {
+		if _, err := s.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
+			t.Errorf("remove: %v", err)
+		}
+	}
+	_, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+	wantCode(t, "status after remove", err, codes.NotFound)
+	if list := s.sandboxes(t, p.filter()); len(list) != 0 {
+		t.Errorf("still listed after remove: %v", list)
+	}
+}
+
+func sandboxFilters(t *testing.T, s *suite) {
+	a, b := s.pod(t), s.pod(t)
+	b.stop(t)
+	ready := &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_READY}
+	run := map[string]string{runLabel: s.run}
+	for name, test := range map[string]struct {
+		filter *runtimeapi.PodSandboxFilter
+		want   int
+	}{
+		"by label":              {&runtimeapi.PodSandboxFilter{LabelSelector: run}, 2},
+		"by two labels":         {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{runLabel: s.run, "uid": a.config.GetMetadata().GetUid()}}, 1},
+		"by label and state":    {&runtimeapi.PodSandboxFilter{LabelSelector: run, State: ready}, 1},
+		"by id":                 {&runtimeapi.PodSandboxFilter{Id: b.id}, 1},
+		"by id and other state": {&runtimeapi.PodSandboxFilter{Id: b.id, State: ready}, 0},
+		"by id and other label": {&runtimeapi.PodSandboxFilter{Id: b.id, LabelSelector: map[string]string{"uid": a.config.GetMetadata().GetUid()}}, 0},
+		"by unknown id":         {&runtimeapi.PodSandboxFilter{Id: "no-such-sandbox"}, 0},
+		"by unknown label":      {&runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"no": "such"}}, 0},
+	} {
+		if got := s.sandboxes(t, test.filter); len(got) != test.want {
+			t.Errorf("%s: %d sandboxes, want %d", name, len(got), test.want)
+		}
+	}
+}
+
+// sandboxes lists sandboxes.
+func (s *suite) sandboxes(t *testing.T, filter *runtimeapi.PodSandboxFilter) []*runtimeapi.PodSandbox {
+	t.Helper()
+	r, err := s.Runtime.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{Filter: filter})
+	if err != nil {
+		t.Fatalf("list sandboxes: %v", err)
+	}
+	return r.GetItems()
+}
+
+// filter selects all sandboxes of a pod.
+func (p *pod) filter() *runtimeapi.PodSandboxFilter {
+	return &runtimeapi.PodSandboxFilter{LabelSelector: map[string]string{"uid": p.config.GetMetadata().GetUid()}}
+}
+
+func (p *pod) status(t *testing.T) *runtimeapi.PodSandboxStatus {
+	t.Helper()
+	r, err := p.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+	if err != nil {
+		t.Fatalf("sandbox status: %v", err)
+	}
+	return r.GetStatus()
+}
+
+func (p *pod) stop(t *testing.T) {
+	t.Helper()
+	if _, err := p.Runtime.StopPodSandbox(t.Context(), &runtimeapi.StopPodSandboxRequest{PodSandboxId: p.id}); err != nil {
+		t.Fatalf("stop sandbox: %v", err)
+	}
+}

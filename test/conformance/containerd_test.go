@@ -1,0 +1,99 @@
+package conformance
+
+import (
+	"errors"
+	"path/filepath"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"podstead/cri/conformance"
+	"podstead/cri/remote"
+	"podstead/image/imagetest"
+	"podstead/test/host"
+	"podstead/test/peer"
+)
+
+func TestMain(m *testing.M) { host.Main(m) }
+
+const (
+	busyboxRef = "test.local/busybox:1"
+	pauseRef   = "test.local/pause:1"
+)
+
+// archive writes the images that the suite wants.
+func archive(t *testing.T) string {
+	t.Helper()
+	busybox, err := peer.Busybox()
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	pause, err := peer.Pause()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "images.tar")
+	if err := peer.Archive(path, map[string]v1.Image{busyboxRef: busybox, pauseRef: pause}); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// registry serves an image on loopback, and returns its reference.
+func registry(t *testing.T) string {
+	t.Helper()
+	return imagetest.Registry(t, map[string]imagetest.Image{"test/pulled:1": imagetest.Busybox(t)}) + "/test/pulled:1"
+}
+
+// containerdDeviates tells where containerd 1.6 does not do what the suite
+// asks for, which is the CRI of 2026.
+var containerdDeviates = map[string]string{
+	"runtime/default handler is listed":                    "handlers came in CRI 0.30",
+	"runtime/cgroup driver":                                "RuntimeConfig came in CRI 0.28",
+	"sandbox/unknown id":                                   "StopPodSandbox returns NotFound, and critest allows it",
+	"container/unknown id":                                 "StopContainer returns NotFound, and critest allows it",
+	"stop/a caller that leaves does not stop the stopping": "the stopping ends with the call, and SIGKILL does not come",
+	"exec/inherited output does not hang":                  "waits until the output is closed",
+	"exec/too much output is cut, without an error":        "cut at 16 MiB, which makes a message that is too large",
+	"log/all of it is there when the exit is seen":         "the exit is told before the output is read to its end",
+	"stats/list holds what runs":                           "exited containers are listed, too",
+	"events/of a life":                                     "events came in CRI 0.26",
+	"events/to every subscriber":                           "events came in CRI 0.26",
+	"image/list":                                           "the filter is ignored",
+	"image/ids are one":                                    "image_id came in CRI 0.30",
+	"concurrent/remove many times at once":                 "an error for all but the first",
+}
+
+func TestContainerd(t *testing.T) {
+	host.Require(t)
+	images := archive(t)
+	c, err := peer.StartContainerd(t.Context(), filepath.Join(t.TempDir(), "containerd"), pauseRef)
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.LogTail())
+		}
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := c.Import(t.Context(), images); err != nil {
+		t.Fatal(err)
+	}
+	r, err := remote.New(c.Endpoint)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	conformance.Run(t, conformance.Target{
+		Runtime: r, Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Known: containerdDeviates,
+	})
+}
