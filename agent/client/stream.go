@@ -8,10 +8,10 @@ import (
 	"strconv"
 	"time"
 
-	"k8s.io/client-go/tools/remotecommand"
-	transport "k8s.io/client-go/transport/spdy"
 	"k8s.io/apimachinery/pkg/util/httpstream"
 	"k8s.io/apimachinery/pkg/util/httpstream/spdy"
+	"k8s.io/client-go/tools/remotecommand"
+	transport "k8s.io/client-go/transport/spdy"
 )
 
 // ExecOptions describe a command in a container, or an attachment to it (then

@@ -1,0 +1,97 @@
+// Package event remembers what happened to the pods, a bounded number of events
+// each, equal ones counted. It lives in memory only; describing a pod and the
+// watch of the API read it.
+package event
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+)
+
+// perPod bounds the events of one pod.
+const perPod = 64
+
+// Log holds events. Safe for concurrent use.
+type Log struct {
+	node   string
+	notify func(namespace, name string, e corev1.Event)
+
+	mu   sync.Mutex
+	pods map[string][]corev1.Event
+	seq  int
+}
+
+// NewLog returns an empty log; notify, if not nil, is told of every event.
+func NewLog(node string, notify func(namespace, name string, e corev1.Event)) *Log {
+	return &Log{node: node, notify: notify, pods: map[string][]corev1.Event{}}
+}
+
+// Add records an event of a pod; container may be "".
+func (l *Log) Add(pod *corev1.Pod, container, kind, reason, message string) {
+	e := l.add(pod, container, kind, reason, message)
+	if l.notify != nil {
+		l.notify(pod.Namespace, pod.Name, e)
+	}
+}
+
+func (l *Log) add(pod *corev1.Pod, container, kind, reason, message string) corev1.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	now := metav1.NewTime(time.Now())
+	key := pod.Namespace + "/" + pod.Name
+	path := fieldPath(pod, container)
+	list := l.pods[key]
+	for i := range list {
+		e := &list[i]
+		if e.Reason == reason && e.Message == message && e.InvolvedObject.FieldPath == path && e.InvolvedObject.UID == pod.UID {
+			e.Count++
+			e.LastTimestamp = now
+			same := *e
+			// The newest event stands last.
+			l.pods[key] = append(append(list[:i:i], list[i+1:]...), same)
+			return same
+		}
+	}
+	l.seq++
+	e := corev1.Event{
+		TypeMeta:   metav1.TypeMeta{Kind: "Event", APIVersion: "v1"},
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", pod.Name, l.seq), Namespace: pod.Namespace},
+		InvolvedObject: corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace,
+			Name: pod.Name, UID: pod.UID, FieldPath: path},
+		Type: kind, Reason: reason, Message: message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		Source: corev1.EventSource{Component: "podstead", Host: l.node},
+	}
+	list = append(list, e)
+	l.pods[key] = list[max(0, len(list)-perPod):]
+	return e
+}
+
+func fieldPath(pod *corev1.Pod, container string) string {
+	if container == "" {
+		return ""
+	}
+	for _, c := range pod.Spec.InitContainers {
+		if c.Name == container {
+			return "spec.initContainers{" + container + "}"
+		}
+	}
+	return "spec.containers{" + container + "}"
+}
+
+// Of returns a pod's events, oldest first.
+func (l *Log) Of(namespace, name string) []corev1.Event {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return append([]corev1.Event(nil), l.pods[namespace+"/"+name]...)
+}
+
+// Forget drops the events of a pod that has been gone for long.
+func (l *Log) Forget(namespace, name string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.pods, namespace+"/"+name)
+}

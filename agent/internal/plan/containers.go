@@ -1,0 +1,207 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/observe"
+)
+
+// Sidecar tells whether an init container goes on running beside the others.
+func Sidecar(c *corev1.Container) bool {
+	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+}
+
+// policy is what governs one container's restarts: its own, or the pod's.
+func (p *planner) policy(c *corev1.Container) corev1.RestartPolicy {
+	if c.RestartPolicy != nil {
+		return corev1.RestartPolicy(*c.RestartPolicy)
+	}
+	return p.in.Pod.Spec.RestartPolicy
+}
+
+// edited tells whether an instance was made from another definition.
+func (p *planner) edited(c *observe.Container) bool {
+	want, ok := p.in.Hashes.Containers[c.Name]
+	return ok && c.Hash != want
+}
+
+// ended tells whether a dead instance is the container's last: nothing in
+// policy or definition asks for another.
+func (p *planner) ended(spec *corev1.Container, c *observe.Container) bool {
+	if c == nil || !c.Dead() || p.edited(c) {
+		return false
+	}
+	switch p.policy(spec) {
+	case corev1.RestartPolicyNever:
+		return true
+	case corev1.RestartPolicyOnFailure:
+		return !c.Failed()
+	}
+	return false
+}
+
+// finished tells whether the pod has run to its end: all its containers have
+// ended for good, or an init container failed for good.
+func (p *planner) finished() bool {
+	if p.initFailed() {
+		return true
+	}
+	for i := range p.in.Pod.Spec.Containers {
+		spec := &p.in.Pod.Spec.Containers[i]
+		if !p.ended(spec, p.in.Seen.Latest(spec.Name)) {
+			return false
+		}
+	}
+	return true
+}
+
+func (p *planner) initFailed() bool {
+	if p.initialized() {
+		return false
+	}
+	for i := range p.in.Pod.Spec.InitContainers {
+		spec := &p.in.Pod.Spec.InitContainers[i]
+		c := p.in.Seen.Latest(spec.Name)
+		if c != nil && !Sidecar(spec) && c.Failed() && !p.edited(c) && p.policy(spec) == corev1.RestartPolicyNever {
+			return true
+		}
+	}
+	return false
+}
+
+// initialized tells whether the init containers are behind the pod: one of its
+// containers was made in the sandbox in force.
+func (p *planner) initialized() bool {
+	for i := range p.in.Pod.Spec.Containers {
+		if p.here(p.in.Seen.Latest(p.in.Pod.Spec.Containers[i].Name)) {
+			return true
+		}
+	}
+	return false
+}
+
+// initContainers takes the next step of the first that is not done, and tells
+// whether the pod's other containers may run.
+func (p *planner) initContainers() bool {
+	behind := p.initialized()
+	for i := range p.in.Pod.Spec.InitContainers {
+		spec := &p.in.Pod.Spec.InitContainers[i]
+		if Sidecar(spec) {
+			if up := p.container(spec); !up && !behind {
+				return false
+			}
+			continue
+		}
+		if behind {
+			continue
+		}
+		c := p.in.Seen.Latest(spec.Name)
+		if p.here(c) && c.State == observe.Exited && c.ExitCode == 0 && !p.edited(c) {
+			continue
+		}
+		p.initContainer(spec, c)
+		return false
+	}
+	return true
+}
+
+func (p *planner) initContainer(spec *corev1.Container, c *observe.Container) {
+	switch {
+	case p.busy(spec.Name):
+	case p.here(c) && c.State == observe.Running:
+		if p.edited(c) {
+			p.kill(c, SpecChanged, changed(c.Name), p.grace())
+		}
+	case p.here(c) && c.Dead():
+		p.restart(spec, c)
+	default: // never here: an instance in an earlier sandbox counts for nothing
+		p.start(spec, c, 0)
+	}
+}
+
+func changed(name string) string {
+	return fmt.Sprintf("Container %s definition changed, will be restarted", name)
+}
+
+// container takes the next step of one that is to run, and tells whether it is
+// up: running and past its startup probe.
+func (p *planner) container(spec *corev1.Container) (up bool) {
+	c := p.in.Seen.Latest(spec.Name)
+	switch {
+	case p.busy(spec.Name):
+		return false
+	case c == nil:
+		p.start(spec, nil, 0)
+	case c.State == observe.Running && p.here(c):
+		return p.running(spec, c)
+	case c.State == observe.Running: // of an earlier sandbox
+		p.kill(c, SandboxChanged, "Pod sandbox changed, it will be killed and re-created.", p.grace())
+	case c.State == observe.Created:
+		// Made and never started: whoever made it died meanwhile.
+		p.step(Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID})
+	case p.ended(spec, c):
+	case p.edited(c):
+		p.start(spec, c, 0)
+	default:
+		p.restart(spec, c)
+	}
+	return false
+}
+
+func (p *planner) running(spec *corev1.Container, c *observe.Container) (up bool) {
+	probe := p.in.Probes[c.ID]
+	switch {
+	case p.edited(c):
+		p.kill(c, SpecChanged, changed(c.Name), p.grace())
+	case probe.Failed != "":
+		grace := p.grace()
+		if probe.Grace != nil {
+			grace = time.Duration(*probe.Grace) * time.Second
+		}
+		p.kill(c, Unhealthy, probe.Failed, grace)
+	default:
+		return probe.Started
+	}
+	return false
+}
+
+// restart starts a dead container again, after its back-off.
+func (p *planner) restart(spec *corev1.Container, c *observe.Container) {
+	delay := c.Backoff
+	if c.Finished.Sub(c.Created) > BackoffReset {
+		delay = 0
+	}
+	if until := c.Finished.Add(delay); delay > 0 && p.now.Before(until) {
+		p.plan.Waits[c.Name] = Wait{
+			Reason: "CrashLoopBackOff",
+			Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
+				delay, c.Name, p.in.Pod.Name, p.in.Pod.Namespace, p.in.Pod.UID),
+			Since: c.Finished, Until: until,
+		}
+		p.wake(until)
+		return
+	}
+	p.start(spec, c, delay)
+}
+
+// start starts an instance after last (nil: the first); delay is the back-off
+// that preceded it.
+func (p *planner) start(spec *corev1.Container, last *observe.Container, delay time.Duration) {
+	if p.held(spec.Name) {
+		return
+	}
+	if !p.in.Prepared {
+		return
+	}
+	s := Step{Kind: Start, Container: spec.Name}
+	if last != nil {
+		s.Restarts = last.Restarts + 1
+		if !p.edited(last) && last.Dead() {
+			s.Backoff = min(max(2*delay, BackoffStart), BackoffMax)
+		}
+	}
+	p.step(s)
+}

@@ -1,0 +1,168 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	"podstead/agent/internal/observe"
+)
+
+// end is the way of a pod that is to go: its containers get their grace,
+// sidecars after the others and in reverse order, then the sandbox and what is
+// left is removed.
+func (p *planner) end() {
+	deadline := p.in.End.At.Add(p.in.End.Grace)
+	quiet := true
+	for name, b := range p.in.Busy {
+		if b.Kind == Start || b.Kind == Prepare || b.Kind == CreateSandbox {
+			p.step(Step{Kind: Cancel, Container: name})
+		}
+		quiet = false
+	}
+	if p.stopAll(PodEnds, deadline) || !quiet {
+		return
+	}
+	for _, s := range p.in.Seen.Sandboxes {
+		if s.Ready {
+			if !p.held("") {
+				p.step(Step{Kind: StopSandbox, ID: s.ID})
+			}
+			return
+		}
+	}
+	if p.in.End.Keep {
+		p.plan.Finished = true
+		return
+	}
+	p.removeAll()
+}
+
+// removeAll removes dead containers, then sandboxes, then the rest.
+func (p *planner) removeAll() {
+	if p.held("remove") || p.held("") {
+		return
+	}
+	left := false
+	for _, c := range p.in.Seen.Containers {
+		if !c.Remembered {
+			left = true
+			p.step(Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID})
+		}
+	}
+	if left {
+		return
+	}
+	for _, s := range p.in.Seen.Sandboxes {
+		left = true
+		p.step(Step{Kind: RemoveSandbox, ID: s.ID})
+	}
+	if left {
+		return
+	}
+	if p.in.Prepared {
+		p.step(Step{Kind: Teardown})
+		return
+	}
+	p.plan.Gone = true
+}
+
+// stopAll ends the running containers in their order and tells whether any is
+// left.
+func (p *planner) stopAll(why Reason, deadline time.Time) (left bool) {
+	for i := range p.in.Seen.Containers {
+		c := &p.in.Seen.Containers[i]
+		if c.State != observe.Running || p.isSidecar(c.Name) {
+			continue
+		}
+		left = true
+		p.stop(c, why, deadline)
+	}
+	if left {
+		return true
+	}
+	inits := p.in.Pod.Spec.InitContainers
+	for i := len(inits) - 1; i >= 0; i-- {
+		if !Sidecar(&inits[i]) {
+			continue
+		}
+		for j := range p.in.Seen.Containers {
+			if c := &p.in.Seen.Containers[j]; c.Name == inits[i].Name && c.State == observe.Running {
+				p.stop(c, why, deadline)
+				return true
+			}
+		}
+	}
+	return false
+}
+
+func (p *planner) isSidecar(name string) bool {
+	spec := p.spec(name)
+	if spec == nil {
+		return false
+	}
+	for i := range p.in.Pod.Spec.InitContainers {
+		if &p.in.Pod.Spec.InitContainers[i] == spec {
+			return Sidecar(spec)
+		}
+	}
+	return false
+}
+
+// stop kills a container by the deadline. A kill under way that would take
+// longer is overtaken.
+func (p *planner) stop(c *observe.Container, why Reason, deadline time.Time) {
+	if b, busy := p.in.Busy[c.Name]; busy {
+		if b.Kind != Kill || !deadline.Before(b.Deadline) {
+			return
+		}
+	}
+	grace := deadline.Sub(p.now)
+	if p.in.End == nil || p.in.End.Grace > 0 {
+		grace = max(grace, MinGrace)
+	}
+	p.kill(c, why, fmt.Sprintf("Stopping container %s", c.Name), max(grace, 0))
+}
+
+// finish is the way of a pod that has run to its end: what still runs is
+// ended, and the sandbox is stopped and with it the address given back.
+func (p *planner) finish() {
+	for name := range p.in.Busy {
+		p.cancelStart(name)
+	}
+	if len(p.in.Busy) > 0 {
+		return
+	}
+	if p.stopAll(PodFinished, p.now.Add(p.grace())) {
+		return
+	}
+	for _, s := range p.in.Seen.Sandboxes {
+		if s.Ready && !p.held("") {
+			p.step(Step{Kind: StopSandbox, ID: s.ID})
+			return
+		}
+	}
+}
+
+// collect removes what is not needed any more: of each container all dead
+// instances but the newest, and one before it for `logs -p`; old sandboxes.
+func (p *planner) collect() {
+	if p.held("remove") {
+		return
+	}
+	seen := map[string]int{}
+	inUse := map[string]bool{}
+	for i := range p.in.Seen.Containers {
+		c := &p.in.Seen.Containers[i]
+		seen[c.Name]++
+		old := seen[c.Name] > 2 || (seen[c.Name] == 2 && p.in.Seen.Latest(c.Name).Dead())
+		if c.Dead() && old && !p.busy(c.Name) && !c.Remembered {
+			p.step(Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID})
+		}
+		inUse[c.SandboxID] = true
+	}
+	for i, s := range p.in.Seen.Sandboxes {
+		if i > 0 && !s.Ready && !inUse[s.ID] && !p.busy("") {
+			p.step(Step{Kind: RemoveSandbox, ID: s.ID})
+		}
+	}
+}

@@ -1,0 +1,200 @@
+// Package probe watches over one running container by its startup, liveness and
+// readiness probes, one goroutine each, with the kubelet's rules: thresholds,
+// delays and what counts as success. It decides nothing: its state is read by
+// the pod's worker. Nothing is kept on disk; who goes on after a restart of the
+// agent passes the last state in, and it holds until a probe says otherwise.
+package probe
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// State is what the probes say.
+type State struct {
+	Started bool // the startup probe succeeded, or there is none
+	Ready   bool
+	// Failed, if not "", is why the container is to be killed: the message of
+	// the Killing event. Grace is that of the probe that failed, if it has one.
+	Failed string
+	Grace  *int64
+}
+
+// Config of a Container.
+type Config struct {
+	ID        string // container ID
+	Spec      *corev1.Container
+	Target    Target
+	StartedAt time.Time
+	// Carry is the state before a restart of the agent, nil for a new container.
+	Carry *State
+	// Changed is called, from another goroutine, when State is different.
+	Changed func()
+	// Failure is called for every probe that fails: the Unhealthy event.
+	Failure func(message string)
+}
+
+// Container is a container under watch.
+type Container struct {
+	cfg    Config
+	cancel context.CancelFunc
+	wg     sync.WaitGroup
+
+	mu    sync.Mutex
+	state State
+}
+
+// kinds of probes; the words of events and messages.
+const (
+	startup   = "Startup"
+	liveness  = "Liveness"
+	readiness = "Readiness"
+)
+
+// Watch begins. It ends by Stop or when ctx does.
+func Watch(ctx context.Context, cfg Config) *Container {
+	ctx, cancel := context.WithCancel(ctx)
+	c := &Container{cfg: cfg, cancel: cancel}
+	s := cfg.Spec
+	c.state = State{Started: s.StartupProbe == nil, Ready: s.ReadinessProbe == nil && s.StartupProbe == nil}
+	if carry := cfg.Carry; carry != nil {
+		c.state.Started = c.state.Started || carry.Started
+		c.state.Ready = (c.state.Ready || carry.Ready) && c.state.Started
+	}
+	if c.state.Started {
+		c.running(ctx)
+	} else {
+		c.loop(ctx, startup, s.StartupProbe)
+	}
+	return c
+}
+
+// Stop ends all probes and waits for them.
+func (c *Container) Stop() {
+	c.cancel()
+	c.wg.Wait()
+}
+
+// State returns what the probes say now.
+func (c *Container) State() State {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.state
+}
+
+// running begins the probes of a started container.
+func (c *Container) running(ctx context.Context) {
+	c.loop(ctx, liveness, c.cfg.Spec.LivenessProbe)
+	c.loop(ctx, readiness, c.cfg.Spec.ReadinessProbe)
+}
+
+func (c *Container) change(f func(*State)) {
+	c.mu.Lock()
+	before := c.state
+	f(&c.state)
+	changed := before != c.state
+	c.mu.Unlock()
+	if changed {
+		c.cfg.Changed()
+	}
+}
+
+// loop runs one probe at its pace until it has nothing more to say.
+func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
+	if p == nil {
+		return
+	}
+	period := time.Duration(p.PeriodSeconds) * time.Second
+	first := time.Until(c.cfg.StartedAt.Add(time.Duration(p.InitialDelaySeconds) * time.Second))
+	if c.cfg.Carry != nil {
+		// All containers of the node are taken up at once: spread them.
+		first = max(first, rand.N(period))
+	}
+	c.wg.Go(func() {
+		timer := time.NewTimer(max(first, 0))
+		defer timer.Stop()
+		run := run{}
+		for {
+			select {
+			case <-ctx.Done():
+				return
+			case <-timer.C:
+			}
+			began := time.Now()
+			if done := c.once(ctx, kind, p, &run); done {
+				return
+			}
+			timer.Reset(max(0, period-time.Since(began)))
+		}
+	})
+}
+
+// run counts equal results in a row.
+type run struct {
+	ok bool
+	n  int32
+}
+
+func (r *run) add(ok bool) {
+	if r.n == 0 || r.ok != ok {
+		r.ok, r.n = ok, 0
+	}
+	r.n++
+}
+
+// tries is how often a probe that could not be made is tried at once.
+const tries = 3
+
+func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, r *run) (done bool) {
+	var ok bool
+	var output string
+	var err error
+	for range tries {
+		if ok, output, err = c.cfg.Target.check(ctx, p); err == nil || ctx.Err() != nil {
+			break
+		}
+	}
+	if ctx.Err() != nil {
+		return true
+	}
+	if err != nil {
+		c.cfg.Failure(fmt.Sprintf("%s probe errored: %v", kind, err))
+		return false // it says nothing about the container
+	}
+	if !ok {
+		c.cfg.Failure(fmt.Sprintf("%s probe failed: %s", kind, strings.TrimSpace(output)))
+	}
+	r.add(ok)
+	if (ok && r.n < p.SuccessThreshold) || (!ok && r.n < p.FailureThreshold) {
+		return false
+	}
+	return c.verdict(ctx, kind, p, ok)
+}
+
+func (c *Container) verdict(ctx context.Context, kind string, p *corev1.Probe, ok bool) (done bool) {
+	switch {
+	case kind == readiness:
+		c.change(func(s *State) { s.Ready = ok })
+	case !ok:
+		c.change(func(s *State) {
+			s.Ready = false
+			s.Failed = fmt.Sprintf("Container %s failed %s probe, will be restarted", c.cfg.Spec.Name, strings.ToLower(kind))
+			s.Grace = p.TerminationGracePeriodSeconds
+		})
+		return true
+	case kind == startup:
+		c.change(func(s *State) {
+			s.Started = true
+			s.Ready = c.cfg.Spec.ReadinessProbe == nil
+		})
+		c.running(ctx)
+		return true
+	}
+	return false
+}

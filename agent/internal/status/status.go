@@ -1,0 +1,319 @@
+// Package status describes a pod as the Kubernetes API does, from what is
+// wanted, seen and decided. It is pure; the pod's worker calls it after every
+// change. Phases, conditions, reasons and their words are the kubelet's, because
+// people and tools know them.
+package status
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
+)
+
+// Reasons of waiting containers.
+const (
+	ContainerCreating = "ContainerCreating"
+	PodInitializing   = "PodInitializing"
+)
+
+// Input is all that a status depends on.
+type Input struct {
+	Pod       *corev1.Pod
+	Seen      observe.Pod
+	Probes    map[string]plan.Probe // by container ID
+	Waits     map[string]plan.Wait  // of the plan
+	Failures  map[string]plan.Failure
+	Runtime   string // name of the container runtime, for container IDs
+	HostIPs   []string
+	StartTime time.Time
+	// Failed: the pod was failed as a whole, e.g. by its deadline.
+	Failed *Failed
+	Prev   *corev1.PodStatus // for transition times; may be nil
+	Now    time.Time
+}
+
+// Failed says why.
+type Failed struct{ Reason, Message string }
+
+// Make makes the status.
+func Make(in Input) corev1.PodStatus {
+	m := maker{in}
+	s := corev1.PodStatus{
+		ObservedGeneration: in.Pod.Generation,
+		QOSClass:           request.QoS(in.Pod),
+	}
+	if !in.StartTime.IsZero() {
+		t := metav1.NewTime(in.StartTime)
+		s.StartTime = &t
+	}
+	for _, ip := range in.HostIPs {
+		s.HostIPs = append(s.HostIPs, corev1.HostIP{IP: ip})
+	}
+	if len(in.HostIPs) > 0 {
+		s.HostIP = in.HostIPs[0]
+	}
+	for _, ip := range PodIPs(in.Pod, in.Seen, in.HostIPs) {
+		s.PodIPs = append(s.PodIPs, corev1.PodIP{IP: ip})
+	}
+	if len(s.PodIPs) > 0 {
+		s.PodIP = s.PodIPs[0].IP
+	}
+	for i := range in.Pod.Spec.InitContainers {
+		s.InitContainerStatuses = append(s.InitContainerStatuses, m.container(&in.Pod.Spec.InitContainers[i], true))
+	}
+	for i := range in.Pod.Spec.Containers {
+		s.ContainerStatuses = append(s.ContainerStatuses, m.container(&in.Pod.Spec.Containers[i], false))
+	}
+	s.Phase = m.phase(&s)
+	if in.Failed != nil {
+		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message
+	}
+	s.Conditions = m.conditions(&s)
+	return s
+}
+
+// PodIPs are a pod's addresses: its sandbox's, or the node's.
+func PodIPs(pod *corev1.Pod, seen observe.Pod, hostIPs []string) []string {
+	sandbox := seen.Sandbox()
+	if sandbox == nil {
+		return nil
+	}
+	if pod.Spec.HostNetwork {
+		return hostIPs
+	}
+	return sandbox.IPs
+}
+
+type maker struct{ in Input }
+
+func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStatus {
+	c := m.in.Seen.Latest(spec.Name)
+	no := false
+	cs := corev1.ContainerStatus{Name: spec.Name, Image: spec.Image, Started: &no}
+	if c == nil {
+		cs.State.Waiting = m.waiting(spec)
+		return cs
+	}
+	cs.RestartCount = c.Restarts
+	cs.ContainerID = m.id(c)
+	if c.Image != "" && !strings.HasPrefix(c.Image, "sha256:") {
+		cs.Image = c.Image
+	}
+	cs.ImageID = c.ImageID
+	probe := m.in.Probes[c.ID]
+	switch {
+	case c.State == observe.Running:
+		cs.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.Started)}
+		cs.Started = &probe.Started
+		cs.Ready = probe.Ready && (!init || plan.Sidecar(spec))
+		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
+	case c.State == observe.Created:
+		cs.State.Waiting = m.waiting(spec)
+		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
+	case m.held(spec.Name):
+		cs.State.Waiting = m.waiting(spec)
+		cs.LastTerminationState = m.terminated(c)
+	default:
+		cs.State = m.terminated(c)
+		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
+		cs.Ready = init && !plan.Sidecar(spec) && !c.Failed()
+	}
+	return cs
+}
+
+// held tells whether a container is kept from its next start.
+func (m maker) held(name string) bool {
+	_, wait := m.in.Waits[name]
+	_, failed := m.in.Failures[name]
+	return wait || failed
+}
+
+func (m maker) waiting(spec *corev1.Container) *corev1.ContainerStateWaiting {
+	if w, ok := m.in.Waits[spec.Name]; ok {
+		return &corev1.ContainerStateWaiting{Reason: w.Reason, Message: w.Message}
+	}
+	// A failure stays what is to be seen while the next try is under way.
+	if f, ok := m.in.Failures[spec.Name]; ok {
+		return &corev1.ContainerStateWaiting{Reason: f.Reason, Message: f.Message}
+	}
+	if len(m.in.Pod.Spec.InitContainers) > 0 {
+		return &corev1.ContainerStateWaiting{Reason: PodInitializing}
+	}
+	return &corev1.ContainerStateWaiting{Reason: ContainerCreating}
+}
+
+func (m maker) id(c *observe.Container) string {
+	if c.ID == "" {
+		return ""
+	}
+	return m.in.Runtime + "://" + c.ID
+}
+
+func (m maker) terminated(c *observe.Container) corev1.ContainerState {
+	if c == nil {
+		return corev1.ContainerState{}
+	}
+	t := &corev1.ContainerStateTerminated{
+		ExitCode: c.ExitCode, Reason: c.Reason, Message: c.Message, ContainerID: m.id(c),
+		StartedAt: metav1.NewTime(c.Started), FinishedAt: metav1.NewTime(c.Finished),
+	}
+	if c.State == observe.Unknown {
+		t.ExitCode, t.Reason = 137, "ContainerStatusUnknown"
+		t.Message = "The container could not be located when the pod was terminated"
+	}
+	if t.Reason == "" {
+		t.Reason = "Completed"
+		if t.ExitCode != 0 {
+			t.Reason = "Error"
+		}
+	}
+	return corev1.ContainerState{Terminated: t}
+}
+
+func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {
+	policy := m.in.Pod.Spec.RestartPolicy
+	started := false
+	for _, cs := range s.ContainerStatuses {
+		started = started || cs.State.Waiting == nil || cs.LastTerminationState.Terminated != nil
+	}
+	if !started {
+		for i, cs := range s.InitContainerStatuses {
+			if plan.Sidecar(&m.in.Pod.Spec.InitContainers[i]) {
+				continue
+			}
+			if t := cs.State.Terminated; t != nil && t.ExitCode != 0 && policy == corev1.RestartPolicyNever {
+				return corev1.PodFailed
+			}
+		}
+		return corev1.PodPending
+	}
+	var waiting, running, stopped, succeeded int
+	for _, cs := range s.ContainerStatuses {
+		switch {
+		case cs.State.Running != nil:
+			running++
+		case cs.State.Terminated != nil:
+			stopped++
+			if cs.State.Terminated.ExitCode == 0 {
+				succeeded++
+			}
+		case cs.LastTerminationState.Terminated != nil:
+			stopped++
+		default:
+			waiting++
+		}
+	}
+	switch {
+	case waiting > 0:
+		return corev1.PodPending
+	case running > 0, policy == corev1.RestartPolicyAlways:
+		return corev1.PodRunning
+	case succeeded == stopped:
+		return corev1.PodSucceeded
+	case policy == corev1.RestartPolicyNever:
+		return corev1.PodFailed
+	}
+	return corev1.PodRunning
+}
+
+func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
+	ready := m.ready(s)
+	whole := ready
+	whole.Type = corev1.PodReady
+	list := []corev1.PodCondition{
+		m.sandbox(s), m.initialized(s), whole, ready,
+		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
+	}
+	for i := range list {
+		list[i].ObservedGeneration = m.in.Pod.Generation
+		list[i].LastTransitionTime = m.since(list[i])
+	}
+	return list
+}
+
+// since keeps the time of a condition that did not change.
+func (m maker) since(c corev1.PodCondition) metav1.Time {
+	if m.in.Prev != nil {
+		for _, old := range m.in.Prev.Conditions {
+			if old.Type == c.Type && old.Status == c.Status {
+				return old.LastTransitionTime
+			}
+		}
+	}
+	return metav1.NewTime(m.in.Now)
+}
+
+func condition(t corev1.PodConditionType, ok bool, reason, message string) corev1.PodCondition {
+	c := corev1.PodCondition{Type: t, Status: corev1.ConditionTrue}
+	if !ok {
+		c.Status, c.Reason, c.Message = corev1.ConditionFalse, reason, message
+	}
+	return c
+}
+
+func (m maker) sandbox(s *corev1.PodStatus) corev1.PodCondition {
+	sandbox := m.in.Seen.Sandbox()
+	ok := sandbox != nil && sandbox.Ready && (m.in.Pod.Spec.HostNetwork || len(sandbox.IPs) > 0)
+	return condition(corev1.PodReadyToStartContainers, ok, "", "")
+}
+
+func (m maker) initialized(s *corev1.PodStatus) corev1.PodCondition {
+	if s.Phase == corev1.PodSucceeded {
+		return corev1.PodCondition{Type: corev1.PodInitialized, Status: corev1.ConditionTrue, Reason: "PodCompleted"}
+	}
+	var open []string
+	for i, cs := range s.InitContainerStatuses {
+		done := cs.Ready
+		if plan.Sidecar(&m.in.Pod.Spec.InitContainers[i]) {
+			done = cs.Started != nil && *cs.Started
+		}
+		if !done {
+			open = append(open, cs.Name)
+		}
+	}
+	// Once the pod's containers ran, its initialization is behind it.
+	for _, cs := range s.ContainerStatuses {
+		if cs.State.Running != nil {
+			open = nil
+		}
+	}
+	return condition(corev1.PodInitialized, len(open) == 0, "ContainersNotInitialized",
+		fmt.Sprintf("containers with incomplete status: [%s]", strings.Join(open, " ")))
+}
+
+func (m maker) ready(s *corev1.PodStatus) corev1.PodCondition {
+	switch s.Phase {
+	case corev1.PodSucceeded:
+		return condition(corev1.ContainersReady, false, "PodCompleted", "")
+	case corev1.PodFailed:
+		return condition(corev1.ContainersReady, false, "PodFailed", "")
+	}
+	var unready, unknown []string
+	for i, cs := range s.InitContainerStatuses {
+		if plan.Sidecar(&m.in.Pod.Spec.InitContainers[i]) && !cs.Ready {
+			unready = append(unready, cs.Name)
+		}
+	}
+	for _, cs := range s.ContainerStatuses {
+		if cs.ContainerID == "" && cs.State.Waiting == nil {
+			unknown = append(unknown, cs.Name)
+		} else if !cs.Ready {
+			unready = append(unready, cs.Name)
+		}
+	}
+	var text []string
+	if len(unknown) > 0 {
+		text = append(text, fmt.Sprintf("containers with unknown status: [%s]", strings.Join(unknown, " ")))
+	}
+	if len(unready) > 0 {
+		text = append(text, fmt.Sprintf("containers with unready status: [%s]", strings.Join(unready, " ")))
+	}
+	return condition(corev1.ContainersReady, len(text) == 0, "ContainersNotReady", strings.Join(text, ", "))
+}

@@ -1,0 +1,215 @@
+// Package volume makes the volumes of pods on the node: emptyDir, hostPath and
+// the ones that show ConfigMaps, Secrets and facts of the pod as files, and it
+// finds sub-paths in them safely. It is called by the pod's worker, one call at
+// a time per pod. Everything is below the pod's directory, survives a restart of
+// the agent, and is made anew after a reboot where it was in memory; Setup can
+// be repeated at any time and brings files up to date.
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/env"
+)
+
+// Pod is the volumes of one pod.
+type Pod struct {
+	Dir  string // the pod's directory, e.g. /var/lib/podstead/pods/UID
+	Spec *corev1.Pod
+}
+
+// NotReady says what a volume waits for, in the kubelet's words; it is tried
+// again when the object appears.
+type NotReady struct {
+	Volume string
+	Err    error
+}
+
+func (e *NotReady) Error() string {
+	return fmt.Sprintf("MountVolume.SetUp failed for volume %q : %v", e.Volume, e.Err)
+}
+func (e *NotReady) Unwrap() error { return e.Err }
+
+// Setup makes all volumes that are not there and updates those whose files
+// changed. It goes on after a volume that fails and returns all errors.
+func (p Pod) Setup(objs env.Objects, facts env.Facts) error {
+	var errs []error
+	for i := range p.Spec.Spec.Volumes {
+		v := &p.Spec.Spec.Volumes[i]
+		if err := p.setup(v, objs, facts); err != nil {
+			errs = append(errs, &NotReady{Volume: v.Name, Err: err})
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
+	switch {
+	case v.HostPath != nil:
+		return checkHostPath(v.HostPath)
+	case v.EmptyDir != nil:
+		return p.emptyDir(v)
+	}
+	files, mode, err := payload(p.Spec, v, objs, facts)
+	dir := p.path(v)
+	if err != nil {
+		// What containers see stays as it is while an object is away.
+		if _, statErr := os.Lstat(filepath.Join(dir, dataLink)); statErr == nil && p.alive(v, dir) {
+			return nil
+		}
+		return err
+	}
+	if v.Secret != nil || v.Projected != nil {
+		err = mountTmpfs(dir, 0)
+	} else {
+		err = os.MkdirAll(dir, 0o777)
+	}
+	if err != nil {
+		return err
+	}
+	return write(dir, files, mode, p.Spec.Spec.SecurityContext.FSGroup)
+}
+
+// alive tells whether a volume in memory is still mounted (it is not after a
+// reboot); volumes on disk always are.
+func (p Pod) alive(v *corev1.Volume, dir string) bool {
+	return v.ConfigMap != nil || v.DownwardAPI != nil || isMount(dir)
+}
+
+// path is where on the host a volume is.
+func (p Pod) path(v *corev1.Volume) string {
+	plugin := "empty-dir"
+	switch {
+	case v.HostPath != nil:
+		return v.HostPath.Path
+	case v.Secret != nil:
+		plugin = "secret"
+	case v.ConfigMap != nil:
+		plugin = "configmap"
+	case v.DownwardAPI != nil:
+		plugin = "downward-api"
+	case v.Projected != nil:
+		plugin = "projected"
+	}
+	return filepath.Join(p.Dir, "volumes", "kubernetes.io~"+plugin, v.Name)
+}
+
+func (p Pod) find(name string) *corev1.Volume {
+	for i := range p.Spec.Spec.Volumes {
+		if p.Spec.Spec.Volumes[i].Name == name {
+			return &p.Spec.Spec.Volumes[i]
+		}
+	}
+	return nil
+}
+
+func (p Pod) emptyDir(v *corev1.Volume) error {
+	dir := p.path(v)
+	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+		if err := mountTmpfs(dir, p.memorySize(v)); err != nil {
+			return err
+		}
+	} else if _, err := os.Lstat(dir); err == nil {
+		return nil // made before; its content is the pod's
+	} else if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if err := os.Chmod(dir, 0o777); err != nil { // past the umask
+		return err
+	}
+	return own(dir, p.Spec.Spec.SecurityContext, false)
+}
+
+// memorySize is the size of an emptyDir in memory: its limit, and no more than
+// the pod may use in all; 0 is the kernel's default of half the memory.
+func (p Pod) memorySize(v *corev1.Volume) int64 {
+	total, all := int64(0), true
+	for _, c := range p.Spec.Spec.Containers {
+		q, ok := c.Resources.Limits[corev1.ResourceMemory]
+		all = all && ok
+		total += q.Value()
+	}
+	if !all {
+		total = 0
+	}
+	if q := v.EmptyDir.SizeLimit; q != nil && q.Sign() > 0 && (total == 0 || q.Value() < total) {
+		return q.Value()
+	}
+	return total
+}
+
+// mountTmpfs mounts a tmpfs at dir unless one is there.
+func mountTmpfs(dir string, size int64) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if isMount(dir) {
+		return nil
+	}
+	options := "mode=0777"
+	if size > 0 {
+		options += fmt.Sprintf(",size=%d", size)
+	}
+	if err := unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options+",noswap"); err != nil {
+		// noswap is Linux 6.4's.
+		if err = unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+			return fmt.Errorf("mount tmpfs at %s: %w", dir, err)
+		}
+	}
+	return nil
+}
+
+// isMount tells whether dir is the root of a mount (Linux 5.8).
+func isMount(dir string) bool {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
+	return err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
+}
+
+func checkHostPath(h *corev1.HostPathVolumeSource) error {
+	if h.Type == nil || *h.Type == corev1.HostPathUnset {
+		return nil
+	}
+	st, err := os.Stat(h.Path)
+	if errors.Is(err, fs.ErrNotExist) {
+		switch *h.Type {
+		case corev1.HostPathDirectoryOrCreate:
+			return os.MkdirAll(h.Path, 0o755)
+		case corev1.HostPathFileOrCreate:
+			f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_WRONLY, 0o644)
+			if err != nil {
+				return err
+			}
+			return f.Close()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("hostPath type check failed: %w", err)
+	}
+	var ok bool
+	var what string
+	mode := st.Mode()
+	switch *h.Type {
+	case corev1.HostPathDirectory, corev1.HostPathDirectoryOrCreate:
+		ok, what = mode.IsDir(), "directory"
+	case corev1.HostPathFile, corev1.HostPathFileOrCreate:
+		ok, what = mode.IsRegular(), "file"
+	case corev1.HostPathSocket:
+		ok, what = mode&fs.ModeSocket != 0, "socket file"
+	case corev1.HostPathCharDev:
+		ok, what = mode&fs.ModeCharDevice != 0, "character device"
+	case corev1.HostPathBlockDev:
+		ok, what = mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0, "block device"
+	}
+	if !ok {
+		return fmt.Errorf("hostPath type check failed: %s is not a %s", h.Path, what)
+	}
+	return nil
+}
