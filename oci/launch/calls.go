@@ -60,6 +60,7 @@ const (
 	nrFileLimit                      // restore the limit of open files that Go raised
 	nrConsole                        // send a pty's master to the forker
 	nrExecuting                      // tell the forker that all that is left is to execve
+	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
 	nrFirstOwn                       // smallest of them; keep last
 )
 
@@ -156,6 +157,7 @@ const (
 	cFileLimit
 	cConsole
 	cExecuting
+	cPoint
 	numCalls
 )
 
@@ -248,6 +250,7 @@ var calls = [numCalls]call{
 	cFileLimit: {"restore_file_limit", nrFileLimit, nil},
 	cConsole:   {"send_console", nrConsole, []param{anInt}},
 	cExecuting: {"executing", nrExecuting, nil},
+	cPoint:     {"point", nrPoint, []param{anInt}},
 }
 
 // checkVector checks an array of pointers to strings, as execve takes it.

@@ -30,6 +30,8 @@ type machine struct {
 	prologue int // how many of ops come before the program's own
 	regs     []uintptr
 	sync     uintptr // socket to the forker
+	listen   uintptr // socket to accept the starter's connection from, or noListener
+	extra    uintptr // descriptors from 3 on that the container gets
 	msg      message
 	in       [8]byte
 	nofile   syscall.Rlimit
@@ -56,6 +58,8 @@ type message struct {
 //	forker → child   (1 byte)   id maps are written
 //	child → forker   warning    a step was passed over
 //	child → forker   console    with the master of the pty
+//	child → forker   point      waits for what is to be done from outside
+//	forker → child   (1 byte)   go on (there may be another point after the start)
 //	child → forker   prepared   waits for its start
 //	forker → child   (1 byte)   start
 //	child → forker   executing  only execve is left
@@ -68,6 +72,7 @@ const (
 	msgPrepared
 	msgExecuting
 	msgFailed
+	msgPoint
 )
 
 const messageSize = unsafe.Sizeof(message{})
@@ -158,6 +163,10 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		m.wait()
 	case nrPrepared:
 		m.tell(msgPrepared, pc, 0)
+		m.accept()
+		m.wait()
+	case nrPoint:
+		m.tell(msgPoint, pc, uint32(a[0]))
 		m.wait()
 	case nrFork:
 		return 0, m.fork(pc, a[0])
@@ -290,17 +299,50 @@ func (m *machine) resetSignals() {
 	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.sigset)), 0, 8, 0, 0)
 }
 
+// accept turns from the forker, which may be gone when the time comes, to
+// whoever connects to start this process.
+//
+//go:nosplit
+//go:norace
+func (m *machine) accept() {
+	if m.listen == noListener {
+		return
+	}
+	for {
+		fd, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, m.listen, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+		if e == syscall.EINTR {
+			continue
+		}
+		if e != 0 {
+			m.exit(exitFailed)
+		}
+		syscall.RawSyscall6(unix.SYS_CLOSE, m.listen, 0, 0, 0, 0, 0)
+		syscall.RawSyscall6(unix.SYS_CLOSE, m.sync, 0, 0, 0, 0, 0)
+		m.sync = fd
+		return
+	}
+}
+
+// closeAll closes what neither the container gets nor this executor needs.
+//
 //go:nosplit
 //go:norace
 func (m *machine) closeAll() syscall.Errno {
-	if m.sync > 3 {
-		_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, 3, m.sync-1, 0, 0, 0, 0)
-		if e != 0 {
+	first, low, high := 3+m.extra, m.sync, m.listen
+	if high == noListener {
+		high = low
+	} else if high < low {
+		low, high = high, low
+	}
+	for _, r := range [3][2]uintptr{{first, low - 1}, {low + 1, high - 1}, {high + 1, 0xffffffff}} {
+		if r[0] > r[1] || r[1] > 0xffffffff {
+			continue
+		}
+		if _, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, r[0], r[1], 0, 0, 0, 0); e != 0 {
 			return e
 		}
 	}
-	_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, m.sync+1, 0xffffffff, 0, 0, 0, 0)
-	return e
+	return 0
 }
 
 //go:nosplit

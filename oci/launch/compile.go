@@ -81,6 +81,7 @@ func (c *compiler) container(opt Options) (*Program, error) {
 	c.sysctls()
 	c.names()
 	c.makeCwd()
+	c.point(PointCreated)
 	c.switchRoot()
 	c.hidePaths()
 	c.finalize()
@@ -99,8 +100,10 @@ func (c *compiler) checkSupported() error {
 		{c.spec.VM != nil, "vm"},
 		{c.spec.ZOS != nil, "zos"},
 		{c.spec.FreeBSD != nil, "freebsd"},
-		{c.spec.Hooks != nil && len(c.spec.Hooks.CreateContainer) > 0, "hooks.createContainer"},
-		{c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Prestart) > 0, "hooks.prestart"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.CreateRuntime) > 0, "hooks.createRuntime"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.CreateContainer) > 0, "hooks.createContainer"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
 		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{len(l.NetDevices) > 0, "linux.netDevices"},

@@ -62,6 +62,10 @@ type Child struct {
 	// that needs more privilege than there is.
 	Warnings []string
 
+	// AtPoint is called when the child has reached a point of Options.Hooks; an
+	// error ends the child. A child of Adopt needs it set before Start.
+	AtPoint func(*Child, Point) error
+
 	program   *Program
 	executing bool
 }
@@ -77,6 +81,11 @@ func Adopt(p *Program, pid int, startTime uint64, pidfd, control *os.File) *Chil
 // close them. A failed child is reaped and its error names the step:
 // "mount /data: permission denied".
 func Fork(p *Program, files []*os.File, stdio Stdio) (*Child, error) {
+	return ForkWith(p, files, ForkOptions{Stdio: stdio})
+}
+
+// ForkWith is Fork for a forker with further wishes.
+func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	if len(files) != len(p.slots) {
 		return nil, fmt.Errorf("launch %s: %d files for %d slots", p.id, len(files), len(p.slots))
 	}
@@ -85,15 +94,21 @@ func Fork(p *Program, files []*os.File, stdio Stdio) (*Child, error) {
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)
 	}
 	defer unix.Close(peer)
-	std, closeStd, err := p.stdioFds(stdio)
+	std, closeStd, err := p.stdioFds(opt.Stdio)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)
 	}
 	defer closeStd()
+	std, closeExtra, err := opt.addExtra(std, peer, files)
+	if err != nil {
+		control.Close()
+		return nil, fmt.Errorf("launch %s: %w", p.id, err)
+	}
+	defer closeExtra()
 	var pin runtime.Pinner
 	defer pin.Unpin()
-	m := newMachine(p, files, std, peer, &pin)
+	m := newMachine(p, files, std, peer, opt.Listener, &pin)
 	pid, pidfd, err := cloneChild(p, m, files)
 	runtime.KeepAlive(files)
 	if err != nil {
@@ -102,7 +117,10 @@ func Fork(p *Program, files []*os.File, stdio Stdio) (*Child, error) {
 	}
 	unix.Close(peer) // else the end of the child could not be seen
 	peer = -1
-	c := &Child{Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control, program: p}
+	c := &Child{
+		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
+		AtPoint: opt.AtPoint, program: p,
+	}
 	if err := c.prepare(); err != nil {
 		c.discard()
 		return nil, err
@@ -129,6 +147,8 @@ func (c *Child) prepare() error {
 			if len(files) == 1 && c.Console == nil {
 				c.Console, files = files[0], nil
 			}
+		case msgPoint:
+			err = c.atPoint(msg)
 		case msgWarning:
 			c.Warnings = append(c.Warnings, c.step(msg))
 		case msgPrepared:
@@ -224,6 +244,10 @@ func (c *Child) Start() error {
 			return err
 		}
 		switch msg.Kind {
+		case msgPoint:
+			if err := c.atPoint(msg); err != nil {
+				return err
+			}
 		case msgExecuting:
 			c.executing = true
 		case msgFailed:
@@ -333,7 +357,8 @@ func controlPair() (control *os.File, peer int, err error) {
 // stdioFds returns descriptors above 2 for the child's stdio, and a function
 // that closes those it opened. Pipes and terminals are given to the
 // container's user, so that it can open /dev/stdout.
-func (p *Program) stdioFds(s Stdio) (fds [3]int, closeAll func(), err error) {
+func (p *Program) stdioFds(s Stdio) (fds []int, closeAll func(), err error) {
+	fds = make([]int, 3)
 	var opened []int
 	closeAll = func() {
 		for _, fd := range opened {
@@ -392,7 +417,7 @@ func (p *Program) giveAway(fd int) error {
 }
 
 // newMachine lays out everything that the child will touch.
-func newMachine(p *Program, files []*os.File, std [3]int, sync int, pin *runtime.Pinner) *machine {
+func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File, pin *runtime.Pinner) *machine {
 	data := slices.Clone(p.data)
 	if len(data) == 0 {
 		data = make([]byte, 8)
@@ -400,6 +425,8 @@ func newMachine(p *Program, files []*os.File, std [3]int, sync int, pin *runtime
 	m := &machine{
 		regs:   make([]uintptr, p.regs),
 		sync:   uintptr(sync),
+		listen: noListener,
+		extra:  uintptr(len(std) - 3),
 		nofile: rlimit.NoFile(),
 	}
 	pin.Pin(m)
@@ -408,7 +435,14 @@ func newMachine(p *Program, files []*os.File, std [3]int, sync int, pin *runtime
 	for _, r := range p.relocs {
 		binary.NativeEndian.PutUint64(data[r.at:], uint64(base)+uint64(r.to))
 	}
-	keep := []int{0, 1, 2, sync}
+	keep := []int{sync}
+	for fd := range std {
+		keep = append(keep, fd)
+	}
+	if listener != nil {
+		m.listen = listener.Fd()
+		keep = append(keep, int(m.listen))
+	}
 	for i, f := range files {
 		m.regs[i] = f.Fd()
 		keep = append(keep, int(m.regs[i]))
@@ -453,7 +487,7 @@ func (o *op) raw(base uintptr) rawOp {
 // prologue moves stdio into place and closes every descriptor that is not in
 // keep: the forker's other descriptors, ends of other containers' pipes among
 // them, must not live on in a child that waits.
-func prologue(std [3]int, keep []int) []rawOp {
+func prologue(std []int, keep []int) []rawOp {
 	var ops []rawOp
 	do := func(nr uintptr, args ...uintptr) {
 		r := rawOp{nr: nr, out: noReg}

@@ -32,6 +32,7 @@ func (c *compiler) finalize() {
 	c.do("restore the limit of open files", cFileLimit)
 	c.rlimits()
 	c.do("wait for the start", cPrepared)
+	c.point(PointStart)
 	if !c.proc.NoNewPrivileges {
 		// Installing it needs CAP_SYS_ADMIN, which drop takes away.
 		c.install(filter)

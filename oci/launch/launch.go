@@ -28,6 +28,10 @@ type Options struct {
 	// empty, a cgroup v2 directory to be born in (CLONE_INTO_CGROUP).
 	CgroupJoin []string
 	CgroupDir  string
+	// Hooks tells that the forker runs the specification's hooks, when the child
+	// says that it has reached one of the points for it; without, those hooks
+	// that must run while the child prepares itself are refused.
+	Hooks bool
 }
 
 // Overlay describes an overlay mount: Lower directories from top to bottom, and

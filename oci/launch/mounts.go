@@ -158,7 +158,13 @@ func (c *compiler) attachRoot() {
 		flags = unix.MS_REC | unix.MS_SLAVE
 	}
 	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
-	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	at := "/"
+	if c.stopsAt(PointCreated) && c.opt.Rootfs == nil {
+		// Hooks that enter the mount namespace find the host's tree there, and the
+		// root, with its mounts, at its path.
+		at = inBundle(c.opt.Bundle, c.spec.Root.Path)
+	}
+	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
 // mount makes one mount of the specification.

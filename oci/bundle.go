@@ -1,0 +1,84 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// loadBundle reads and checks a bundle's config.json and finds its root file
+// system. What launching needs of it, launch checks; an error names the field.
+func loadBundle(bundle string) (spec *specs.Spec, rootfs string, err error) {
+	file := filepath.Join(bundle, specFile)
+	spec, err = readSpec(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, "", fmt.Errorf("bundle %s has no %s", bundle, specFile)
+	}
+	if err != nil {
+		return nil, "", err
+	}
+	if err := checkSpec(spec); err != nil {
+		return nil, "", fmt.Errorf("%s: %w", file, err)
+	}
+	rootfs = spec.Root.Path
+	if !filepath.IsAbs(rootfs) {
+		rootfs = filepath.Join(bundle, rootfs)
+	}
+	st, err := os.Stat(rootfs)
+	if err == nil && !st.IsDir() {
+		err = fmt.Errorf("%s is not a directory", rootfs)
+	}
+	if err != nil {
+		return nil, "", fmt.Errorf("%s: root.path: %w", file, err)
+	}
+	return spec, rootfs, nil
+}
+
+func checkSpec(s *specs.Spec) error {
+	major, _, _ := strings.Cut(s.Version, ".")
+	switch {
+	case s.Version == "":
+		return errors.New("ociVersion: missing")
+	case major != "1":
+		return fmt.Errorf("ociVersion: %s is not supported, 1.x is", s.Version)
+	case s.Process == nil:
+		return errors.New("process: missing")
+	case len(s.Process.Args) == 0:
+		return errors.New("process.args: empty")
+	case s.Root == nil || s.Root.Path == "":
+		return errors.New("root.path: missing")
+	case s.Linux == nil:
+		return errors.New("linux: missing: only Linux containers are supported")
+	case s.VM != nil:
+		return errors.New("vm: not supported")
+	}
+	return checkHooks(s.Hooks)
+}
+
+// hasPrivatePids tells whether a container makes a pid namespace of its own.
+func hasPrivatePids(s *specs.Spec) bool {
+	for _, n := range s.Linux.Namespaces {
+		if n.Type == specs.PIDNamespace {
+			return n.Path == ""
+		}
+	}
+	return false
+}
+
+// cgroupPath is where the container's group is, below each hierarchy's root. A
+// path that is relative is to a place of the runtime's choice: there it is flat,
+// so that no parent is left behind.
+func cgroupPath(s *specs.Spec, id string) string {
+	switch p := s.Linux.CgroupsPath; {
+	case p == "":
+		return "/podstead-oci-" + id
+	case !strings.HasPrefix(p, "/") && !strings.Contains(p, ":"):
+		return "/podstead-oci-" + strings.ReplaceAll(filepath.Clean(p), "/", "-")
+	default:
+		return p
+	}
+}

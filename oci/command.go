@@ -1,0 +1,170 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"podstead/cgroup"
+)
+
+// defaultRoot is where containers are kept unless --root says otherwise.
+const defaultRoot = "/run/podstead-oci"
+
+// cli is what the commands share: the global flags, and what they come to.
+type cli struct {
+	root, log, logFormat string
+	debug, systemd       bool
+	rootless             string
+	criu                 string
+	runtime              *Runtime
+	logFile              *os.File
+}
+
+// exitError is the end of a process in the foreground, which is no error of
+// the runtime's.
+type exitError int
+
+func (e exitError) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// execError is an exec that did not get its process to run, for which runc has
+// an exit status of its own.
+type execError struct{ error }
+
+func (e execError) Unwrap() error { return e.error }
+
+// Main executes a command line and returns the exit status. An error is
+// printed to standard error and, with --log, to the log.
+func Main(args []string) int {
+	c := &cli{}
+	cmd := c.command()
+	cmd.SetArgs(args)
+	err := cmd.ExecuteContext(context.Background())
+	defer c.close()
+	var exit exitError
+	if errors.As(err, &exit) {
+		return int(exit)
+	}
+	if err == nil {
+		return 0
+	}
+	if c.logFile != nil {
+		c.runtime.Log.Error(err.Error())
+	}
+	fmt.Fprintf(os.Stderr, "podstead-oci: %v\n", err)
+	if errors.As(err, &execError{}) {
+		return 255
+	}
+	return 1
+}
+
+// Command is the command line as a tree, for help texts and completion; Main
+// executes it.
+func Command() *cobra.Command { return (&cli{}).command() }
+
+func (c *cli) command() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:               "podstead-oci",
+		Short:             "Run containers from OCI bundles, with runc's command line",
+		SilenceUsage:      true,
+		SilenceErrors:     true,
+		Version:           Version,
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error { return c.setUp(cmd) },
+	}
+	cmd.SetVersionTemplate("podstead-oci version 0\nspec: " + Version + "\ngo: " + runtime.Version() + "\n")
+	f := cmd.PersistentFlags()
+	f.StringVar(&c.root, "root", defaultRoot, "directory of the containers' state, on a tmpfs")
+	f.StringVar(&c.log, "log", "", "write the log to this file too")
+	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
+	f.BoolVar(&c.debug, "debug", false, "log more")
+	f.BoolVar(&c.systemd, "systemd-cgroup", false, "not supported")
+	f.StringVar(&c.rootless, "rootless", "auto", "true is not supported")
+	f.StringVar(&c.criu, "criu", "", "obsolete, ignored")
+	cmd.Flags().BoolP("version", "v", false, "print the version")
+	cmd.AddCommand(
+		createCommand(c), startCommand(c), runCommand(c), stateCommand(c), killCommand(c), deleteCommand(c),
+		listCommand(c), psCommand(c), execCommand(c), pauseCommand(c), resumeCommand(c), updateCommand(c),
+		eventsCommand(c), specCommand(), featuresCommand(),
+	)
+	for _, name := range []string{"checkpoint", "restore"} {
+		cmd.AddCommand(notSupported(name))
+	}
+	return cmd
+}
+
+// notSupported refuses by name.
+func notSupported(name string) *cobra.Command {
+	return &cobra.Command{
+		Use: name, Short: "Not supported", DisableFlagParsing: true,
+		RunE: func(*cobra.Command, []string) error { return fmt.Errorf("%s: not supported", name) },
+	}
+}
+
+// setUp makes the Runtime of the global flags.
+func (c *cli) setUp(cmd *cobra.Command) error {
+	c.runtime = &Runtime{Log: slog.New(slog.DiscardHandler)}
+	if err := c.openLog(); err != nil {
+		return err
+	}
+	switch c.rootless {
+	case "auto", "false":
+	default:
+		return fmt.Errorf("--rootless %s: not supported", c.rootless)
+	}
+	if name := cmd.Name(); name == "features" || name == "spec" || name == "help" || name == "completion" {
+		return nil
+	}
+	if c.systemd {
+		return errors.New("--systemd-cgroup: the systemd driver is not supported, use cgroupfs")
+	}
+	var err error
+	if c.runtime.Root, err = filepath.Abs(c.root); err != nil {
+		return fmt.Errorf("--root: %w", err)
+	}
+	c.runtime.Cgroups, err = cgroup.Detect()
+	return err
+}
+
+// openLog makes a log with the keys and level names that callers of runc parse.
+func (c *cli) openLog() error {
+	var out io.Writer = os.Stderr
+	if c.log != "" {
+		f, err := os.OpenFile(c.log, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o644)
+		if err != nil {
+			return fmt.Errorf("--log: %w", err)
+		}
+		c.logFile, out = f, f
+	}
+	opt := &slog.HandlerOptions{Level: slog.LevelInfo, ReplaceAttr: func(groups []string, a slog.Attr) slog.Attr {
+		if a.Key == slog.LevelKey && len(groups) == 0 {
+			a.Value = slog.StringValue(strings.ToLower(strings.Replace(a.Value.String(), "WARN", "WARNING", 1)))
+		}
+		return a
+	}}
+	if c.debug {
+		opt.Level = slog.LevelDebug
+	}
+	switch c.logFormat {
+	case "json":
+		c.runtime.Log = slog.New(slog.NewJSONHandler(out, opt))
+	case "text":
+		c.runtime.Log = slog.New(slog.NewTextHandler(out, opt))
+	default:
+		return fmt.Errorf("--log-format: %q is neither text nor json", c.logFormat)
+	}
+	return nil
+}
+
+func (c *cli) close() {
+	if c.logFile != nil {
+		c.logFile.Close()
+	}
+}

@@ -1,0 +1,72 @@
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/sys"
+)
+
+// sendConsole hands a pty's master to whoever listens on a unix stream socket,
+// as the data of one message the terminal's name (runc's protocol).
+func sendConsole(socket string, console *os.File) error {
+	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		return fmt.Errorf("--console-socket %s: %w", socket, errors.Unwrap(err))
+	}
+	defer conn.Close()
+	f, err := conn.File()
+	if err != nil {
+		return fmt.Errorf("--console-socket %s: %w", socket, err)
+	}
+	defer f.Close()
+	if err := sys.SendMsg(int(f.Fd()), []byte(console.Name()), []*os.File{console}); err != nil {
+		return fmt.Errorf("--console-socket %s: %w", socket, err)
+	}
+	return nil
+}
+
+// checkConsole refuses combinations of terminal and console socket that would
+// leave a terminal without a reader, or a reader without a terminal.
+func checkConsole(terminal bool, socket string, detached bool) error {
+	switch {
+	case terminal && detached && socket == "":
+		return errors.New("process.terminal: a detached process needs --console-socket")
+	case !terminal && socket != "":
+		return errors.New("--console-socket: process.terminal is not set")
+	}
+	return nil
+}
+
+// writePidFile writes a pid for another program, which may be waiting for the
+// file to appear: it appears complete.
+func writePidFile(path string, pid int) error {
+	if path == "" {
+		return nil
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return err
+	}
+	if err := sys.WriteFileAtomic(path, fmt.Appendf(nil, "%d", pid), 0o644, false); err != nil {
+		return fmt.Errorf("--pid-file: %w", err)
+	}
+	return nil
+}
+
+// extraFiles are descriptors 3, 4, … that the process gets besides its stdio.
+func extraFiles(n int) ([]*os.File, error) {
+	var files []*os.File
+	for fd := 3; fd < 3+n; fd++ {
+		if _, err := unix.FcntlInt(uintptr(fd), unix.F_GETFD, 0); err != nil {
+			return nil, fmt.Errorf("--preserve-fds %d: descriptor %d: %w", n, fd, err)
+		}
+		files = append(files, os.NewFile(uintptr(fd), fmt.Sprintf("descriptor %d", fd)))
+	}
+	return files, nil
+}

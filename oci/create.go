@@ -1,0 +1,275 @@
+package oci
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/user"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
+
+	"podstead/cgroup"
+	"podstead/oci/launch"
+	"podstead/sys"
+)
+
+// CreateOptions is what a container is made of.
+type CreateOptions struct {
+	Bundle string
+	Stdio  launch.Stdio // without a terminal
+	// Extra become descriptors 3, 4, … of the process.
+	Extra []*os.File
+	// ConsoleSocket gets the terminal's master; without it, with a terminal,
+	// the Child has it.
+	ConsoleSocket string
+	// Detached tells that nobody will stay to serve a terminal.
+	Detached     bool
+	PidFile      string
+	NoNewKeyring bool
+}
+
+// Create makes a container whose process is prepared and waits for Start, by
+// this or another process of the host. A failed create leaves nothing.
+func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child *launch.Child, err error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	bundle, err := filepath.Abs(o.Bundle)
+	if err != nil {
+		return nil, err
+	}
+	spec, rootfs, err := loadBundle(bundle)
+	if err != nil {
+		return nil, err
+	}
+	if o.ConsoleSocket != "" && !o.Detached {
+		return nil, errors.New("--console-socket: a process in the foreground uses our own terminal")
+	}
+	if err := checkConsole(spec.Process.Terminal, o.ConsoleSocket, o.Detached); err != nil {
+		return nil, err
+	}
+	c := &container{runtime: r, record: record{
+		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
+		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivatePids(spec),
+	}}
+	var undo sys.Undo
+	defer undo.OnError(ctx, &err)
+	if err := c.makeDir(&undo); err != nil {
+		return nil, err
+	}
+	defer c.unlock()
+	if err := c.makeGroup(spec, &undo); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if child, err = c.fork(ctx, spec, o, &undo); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if err := c.finish(spec, child, o); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	return child, child.Control.Close() // it waits on its own socket now
+}
+
+// owner is the name of the user who creates, for "list".
+func owner() string {
+	if u, err := user.Current(); err == nil {
+		return u.Username
+	}
+	return fmt.Sprint(os.Getuid())
+}
+
+// makeDir makes the container's directory, with the record and the
+// specification, and locks it. It is the claim on the ID.
+func (c *container) makeDir(undo *sys.Undo) error {
+	if err := os.MkdirAll(c.runtime.Root, 0o700); err != nil {
+		return err
+	}
+	err := os.Mkdir(c.dir(), 0o700)
+	if errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%s: %w", c.ID, ErrExists)
+	}
+	if err != nil {
+		return err
+	}
+	undo.Add("remove "+c.dir(), func(context.Context) error { return os.RemoveAll(c.dir()) })
+	if c.lock, err = lockDir(c.dir(), unix.LOCK_EX); err != nil {
+		return err
+	}
+	b, err := os.ReadFile(filepath.Join(c.Bundle, specFile))
+	if err != nil {
+		return err
+	}
+	if err := sys.WriteFileAtomic(c.file(specFile), b, 0o600, false); err != nil {
+		return err
+	}
+	return c.save()
+}
+
+// makeGroup makes the control group and sets the limits that do not get in the
+// way of the preparation.
+func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
+	g := c.group()
+	pids, err := g.Procs()
+	if err != nil {
+		return fmt.Errorf("linux.cgroupsPath: %w", err)
+	}
+	if len(pids) > 0 {
+		return fmt.Errorf("linux.cgroupsPath: cgroup %s is not empty: processes %v", g.Path(), pids)
+	}
+	if err := g.Create(); err != nil {
+		return fmt.Errorf("linux.cgroupsPath: %w", err)
+	}
+	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
+		return errors.Join(g.Kill(ctx), g.Remove(ctx))
+	})
+	early, _ := splitResources(spec.Linux.Resources)
+	return g.Set(early)
+}
+
+// splitResources tells apart what is set before the process prepares itself,
+// and after: it makes device nodes that it may not make later, and a memory
+// limit is the container's, not the preparation's.
+func splitResources(r *specs.LinuxResources) (early, late *specs.LinuxResources) {
+	early, late = &specs.LinuxResources{}, &specs.LinuxResources{}
+	if r != nil {
+		*early = *r
+		late.Memory, late.Devices, late.Unified = r.Memory, r.Devices, r.Unified
+		early.Memory, early.Devices, early.Unified = nil, nil, nil
+	}
+	late.Devices = append(late.Devices[:len(late.Devices):len(late.Devices)], cgroup.DefaultDevices()...)
+	return early, late
+}
+
+// fork makes the process, which waits for its start at the container's socket.
+func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions, undo *sys.Undo) (*launch.Child, error) {
+	g := c.group()
+	p, err := launch.Compile(spec, launch.Options{
+		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := c.saveProgram(p); err != nil {
+		return nil, err
+	}
+	listener, err := listen(c.dir())
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	files, err := p.Open()
+	if err != nil {
+		return nil, err
+	}
+	defer sys.CloseAll(files)
+	stdio := o.Stdio
+	if p.Terminal() {
+		stdio = launch.Stdio{}
+	}
+	child, err := launch.ForkWith(p, files, launch.ForkOptions{
+		Stdio: stdio, Extra: o.Extra, Listener: listener,
+		AtPoint: func(child *launch.Child, at launch.Point) error { return c.hooksAt(ctx, spec, child, at) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	undo.Add("end process", func(context.Context) error {
+		err := child.Abandon()
+		_, werr := unix.Wait4(child.Pid, nil, unix.WALL, nil)
+		return errors.Join(err, werr, child.Pidfd.Close())
+	})
+	for _, w := range child.Warnings {
+		c.runtime.Log.Warn("passed over", "container", c.ID, "step", w)
+	}
+	return child, nil
+}
+
+// saveProgram keeps the program for the error texts of start.
+func (c *container) saveProgram(p *launch.Program) error {
+	b, err := p.MarshalBinary()
+	if err != nil {
+		return err
+	}
+	return sys.WriteFileAtomic(c.file(programFile), b, 0o600, false)
+}
+
+// finish sets the remaining limits and tells everybody that the container is
+// there; the pid file comes last.
+func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOptions) error {
+	_, late := splitResources(spec.Linux.Resources)
+	if err := c.group().Set(late); err != nil {
+		return err
+	}
+	if child.Console != nil && o.ConsoleSocket != "" {
+		err := sendConsole(o.ConsoleSocket, child.Console)
+		child.Console.Close()
+		child.Console = nil
+		if err != nil {
+			return err
+		}
+	}
+	c.Pid, c.StartTime = child.Pid, child.StartTime
+	if err := c.save(); err != nil {
+		return err
+	}
+	return writePidFile(o.PidFile, child.Pid)
+}
+
+// createFlags are those that create and run have in common.
+type createFlags struct {
+	bundle, consoleSocket, pidFile, pidfdSocket string
+	preserveFds                                 int
+	noPivot, noNewKeyring                       bool
+}
+
+func (f *createFlags) add(flags *pflag.FlagSet) {
+	flags.StringVarP(&f.bundle, "bundle", "b", "", "directory of the bundle (default: the current one)")
+	flags.StringVar(&f.consoleSocket, "console-socket", "", "unix socket that gets the terminal's master")
+	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "not supported")
+	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process's pid to")
+	flags.BoolVar(&f.noPivot, "no-pivot", false, "not supported")
+	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "not supported")
+	flags.IntVar(&f.preserveFds, "preserve-fds", 0, "pass descriptors 3 to 3+N-1 on")
+}
+
+func (f *createFlags) options() (CreateOptions, error) {
+	switch {
+	case f.noPivot:
+		return CreateOptions{}, errors.New("--no-pivot: not supported")
+	case f.noNewKeyring:
+		return CreateOptions{}, errors.New("--no-new-keyring: not supported")
+	case f.pidfdSocket != "":
+		return CreateOptions{}, errors.New("--pidfd-socket: not supported")
+	}
+	extra, err := extraFiles(f.preserveFds)
+	return CreateOptions{
+		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidFile: f.pidFile, Extra: extra,
+		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
+	}, err
+}
+
+func createCommand(cli *cli) *cobra.Command {
+	var flags createFlags
+	cmd := &cobra.Command{
+		Use:   "create CONTAINER",
+		Short: "Prepare a container, whose process waits for start",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			o, err := flags.options()
+			if err != nil {
+				return err
+			}
+			o.Detached = true
+			_, err = cli.runtime.Create(cmd.Context(), args[0], o)
+			return err
+		},
+	}
+	flags.add(cmd.Flags())
+	return cmd
+}

@@ -1,0 +1,50 @@
+package oci
+
+import (
+	"encoding/json"
+
+	"github.com/opencontainers/runtime-spec/specs-go/features"
+	"github.com/spf13/cobra"
+
+	"podstead/oci/launch"
+)
+
+// Features tells what the runtime can do, whatever the host can.
+func Features() features.Features {
+	yes, no := true, false
+	var hooks []string
+	for _, k := range hookKinds(nil) {
+		hooks = append(hooks, k.name)
+	}
+	return features.Features{
+		OCIVersionMin: "1.0.0",
+		OCIVersionMax: Version,
+		Hooks:         hooks,
+		MountOptions:  launch.MountOptions(),
+		Linux: &features.Linux{
+			Namespaces:      launch.Namespaces(),
+			Capabilities:    launch.Capabilities(),
+			Cgroup:          &features.Cgroup{V1: &yes, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &yes},
+			Seccomp:         &features.Seccomp{Enabled: &yes},
+			Apparmor:        &features.Apparmor{Enabled: &yes},
+			Selinux:         &features.Selinux{Enabled: &yes},
+			IntelRdt:        &features.IntelRdt{Enabled: &no},
+			MountExtensions: &features.MountExtensions{IDMap: &features.IDMap{Enabled: &yes}},
+			NetDevices:      &features.NetDevices{Enabled: &no},
+		},
+		PotentiallyUnsafeConfigAnnotations: []string{"bundle"},
+	}
+}
+
+func featuresCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "features",
+		Short: "Print what this runtime can do, as JSON",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			enc := json.NewEncoder(cmd.OutOrStdout())
+			enc.SetIndent("", "    ")
+			return enc.Encode(Features())
+		},
+	}
+}

@@ -1,0 +1,115 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// hookKinds names the kinds of hooks in the order in which they run.
+func hookKinds(h *specs.Hooks) []struct {
+	name  string
+	hooks []specs.Hook
+} {
+	if h == nil {
+		h = &specs.Hooks{}
+	}
+	return []struct {
+		name  string
+		hooks []specs.Hook
+	}{
+		{"prestart", h.Prestart}, //nolint:staticcheck // deprecated, but widely used
+		{"createRuntime", h.CreateRuntime},
+		{"createContainer", h.CreateContainer},
+		{"startContainer", h.StartContainer},
+		{"poststart", h.Poststart},
+		{"poststop", h.Poststop},
+	}
+}
+
+func checkHooks(h *specs.Hooks) error {
+	for _, k := range hookKinds(h) {
+		for i, hook := range k.hooks {
+			if !filepath.IsAbs(hook.Path) {
+				return fmt.Errorf("hooks.%s[%d].path: %q is not absolute", k.name, i, hook.Path)
+			}
+			if hook.Timeout != nil && *hook.Timeout <= 0 {
+				return fmt.Errorf("hooks.%s[%d].timeout: %d is not above 0", k.name, i, *hook.Timeout)
+			}
+		}
+	}
+	return nil
+}
+
+// hookError says which hook failed and with what last words.
+func hookError(kind string, i int, h specs.Hook, err error, output []byte) error {
+	if len(output) > 0 {
+		return fmt.Errorf("hooks.%s[%d] %s: %w: %s", kind, i, h.Path, err, bytes.TrimSpace(output))
+	}
+	return fmt.Errorf("hooks.%s[%d] %s: %w", kind, i, h.Path, err)
+}
+
+// runHooks runs hooks in the runtime's namespaces, one after another, each with
+// the container's state on its standard input. The first error ends it.
+func runHooks(ctx context.Context, kind string, hooks []specs.Hook, state specs.State) error {
+	for i, h := range hooks {
+		if out, err := runHook(ctx, h, state); err != nil {
+			return hookError(kind, i, h, err, out)
+		}
+	}
+	return nil
+}
+
+func runHook(ctx context.Context, h specs.Hook, state specs.State) (output []byte, err error) {
+	input, err := json.Marshal(state)
+	if err != nil {
+		return nil, err
+	}
+	if h.Timeout != nil {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
+		defer cancel()
+	}
+	cmd := exec.CommandContext(ctx, h.Path)
+	cmd.Args = h.Args
+	if len(cmd.Args) == 0 {
+		cmd.Args = []string{h.Path}
+	}
+	cmd.Env = h.Env
+	if cmd.Env == nil {
+		cmd.Env = []string{} // and not this process's own
+	}
+	cmd.Dir = state.Bundle
+	cmd.Stdin = bytes.NewReader(input)
+	var out limitedBuffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	// A grandchild that keeps the output open must not hold us.
+	cmd.WaitDelay = time.Second
+	err = cmd.Run()
+	if ctx.Err() != nil {
+		err = fmt.Errorf("timed out: %w", ctx.Err())
+	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil
+	}
+	return out.Bytes(), err
+}
+
+// limitedBuffer keeps the first few kilobytes of an output, for an error text.
+type limitedBuffer struct{ bytes.Buffer }
+
+const outputKept = 4 << 10
+
+func (b *limitedBuffer) Write(p []byte) (int, error) {
+	if room := outputKept - b.Len(); room > 0 {
+		b.Buffer.Write(p[:min(room, len(p))])
+	}
+	return len(p), nil
+}

@@ -1,0 +1,138 @@
+package launch
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+)
+
+// ForkOptions is how a child is connected with its forker and others.
+type ForkOptions struct {
+	Stdio
+	// Extra become descriptors 3, 4, … of the container's process.
+	Extra []*os.File
+	// Listener, a listening seqpacket unix socket, is what the prepared child
+	// waits on in place of Child.Control, so that it may outlive its forker:
+	// who connects to it can Adopt and Start the child.
+	Listener *os.File
+	// AtPoint is Child.AtPoint.
+	AtPoint func(*Child, Point) error
+}
+
+// Point is a moment at which others have something to do for a container.
+type Point uint32
+
+const (
+	// PointCreated: namespaces and mounts are there, the root is not yet switched
+	// to: prestart, createRuntime and createContainer hooks.
+	PointCreated Point = iota + 1
+	// PointStart: the start is released, nothing is executed yet: startContainer
+	// hooks.
+	PointStart
+)
+
+// noListener is the machine's word for no listener.
+const noListener = ^uintptr(0)
+
+// atPoint lets others do their work, and the child go on.
+func (c *Child) atPoint(m message) error {
+	if c.AtPoint != nil {
+		if err := c.AtPoint(c, Point(m.Value)); err != nil {
+			return err
+		}
+	}
+	return c.release()
+}
+
+// addExtra puts the extra descriptors behind those of stdio, above where the
+// prologue moves them to.
+func (o *ForkOptions) addExtra(std []int, peer int, files []*os.File) (all []int, closeAll func(), err error) {
+	var opened []int
+	closeAll = func() {
+		for _, fd := range opened {
+			unix.Close(fd)
+		}
+	}
+	if len(o.Extra) == 0 {
+		return std, closeAll, nil
+	}
+	end := 3 + len(o.Extra)
+	inTheWay := append([]int{peer}, std...)
+	for _, f := range files {
+		inTheWay = append(inTheWay, int(f.Fd()))
+	}
+	if o.Listener != nil {
+		inTheWay = append(inTheWay, int(o.Listener.Fd()))
+	}
+	for _, fd := range inTheWay {
+		if fd >= 3 && fd < end {
+			return nil, func() {}, fmt.Errorf("descriptor %d is wanted for the container, but in use", fd)
+		}
+	}
+	for i, f := range o.Extra {
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, end)
+		if err != nil {
+			closeAll()
+			return nil, func() {}, fmt.Errorf("descriptor %d: %w", 3+i, err)
+		}
+		opened = append(opened, fd)
+		std = append(std, fd)
+	}
+	return std, closeAll, nil
+}
+
+// points makes the child stop where hooks are to run.
+func (c *compiler) point(p Point) {
+	if c.stopsAt(p) {
+		c.do("wait for hooks", cPoint, uint32(p))
+	}
+}
+
+func (c *compiler) stopsAt(p Point) bool {
+	h := c.spec.Hooks
+	switch {
+	case !c.opt.Hooks || h == nil:
+		return false
+	case p == PointCreated:
+		//nolint:staticcheck // prestart is deprecated, but widely used
+		return len(h.Prestart)+len(h.CreateRuntime)+len(h.CreateContainer) > 0
+	}
+	return len(h.StartContainer) > 0
+}
+
+// CompileHook translates a hook that runs in the container's namespaces, as
+// createContainer and startContainer hooks do: with the root that these have
+// at that moment, the forker's privilege and nothing of the container's
+// process. path is executed as it is.
+func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions) (*Program, error) {
+	args := hook.Args
+	if len(args) == 0 {
+		args = []string{path}
+	}
+	c, err := newCompiler(spec, &specs.Process{Args: args, Env: hook.Env, Cwd: "/"}, opt.ID)
+	if err != nil {
+		return nil, err
+	}
+	var flags uint64
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type != specs.PIDNamespace {
+			flags |= namespaceFlag[ns.Type]
+		}
+	}
+	target := c.addSlot(slot{kind: slotPidfd, path: strconv.Itoa(opt.Pid), label: "join process " + strconv.Itoa(opt.Pid)})
+	c.p.pidns = int(c.addSlot(slot{
+		kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace",
+	}))
+	c.do("join the container's namespaces", cSetns, target, flags)
+	c.do("enter the root", cChdir, "/")
+	c.do("reset signals", cSignals)
+	c.do("close descriptors", cCloseAll)
+	c.do("restore the limit of open files", cFileLimit)
+	c.do("wait for the start", cPrepared)
+	c.do("prepare to execute", cExecuting)
+	c.do("exec "+path, cExecve, path, c.vector(args), c.vector(hook.Env))
+	return c.finish()
+}

@@ -1,0 +1,27 @@
+package launch
+
+import "slices"
+
+// MountOptions are the options of mounts that are understood here; others are
+// left to the file system.
+func MountOptions() []string {
+	list := []string{"bind", "rbind", "idmap", "ridmap", "defaults"}
+	for o := range attrOptions {
+		list = append(list, o, "r"+o)
+	}
+	for o := range propagationOptions {
+		list = append(list, o, "r"+o)
+	}
+	slices.Sort(list)
+	return list
+}
+
+// Namespaces are the kinds of namespaces that can be made or joined.
+func Namespaces() []string {
+	var list []string
+	for n := range namespaceFlag {
+		list = append(list, string(n))
+	}
+	slices.Sort(list)
+	return list
+}

@@ -1,0 +1,148 @@
+// Package oci is the OCI runtime: it creates, starts, signals and deletes
+// containers from bundles, with the command line that runc has, so that
+// whoever drives runc (containerd's shim, conmon and podman, people) can drive
+// it. Each verb has a file of its own, which holds the operation, a method of
+// Runtime, and its command.
+//
+//	create   directory, cgroup, compile, fork; the child prepares itself and waits
+//	start    another process connects to the child, which executes the program
+//	delete   kill what is left, remove cgroup and directory
+//
+// It is not the engine's way to launch containers, which have a supervisor for
+// a parent and need no command line; both use oci/launch.
+//
+// All that outlives a call is in the container's directory below the root (on
+// tmpfs): the record, the specification as it was at create, the compiled
+// program's texts and the socket on which a created container waits. The
+// kernel is asked what is true: a record whose process is gone is a stopped
+// container. A call that dies half way leaves what delete --force removes.
+package oci
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/cgroup"
+)
+
+// Version is the runtime-spec version that is implemented.
+const Version = "1.3.0"
+
+// Errors that callers tell apart.
+var (
+	ErrNotFound = errors.New("container does not exist")
+	ErrExists   = errors.New("container with given ID already exists")
+	ErrStatus   = errors.New("container has the wrong status")
+)
+
+// Runtime keeps containers below a root directory. It holds no state of its
+// own, so any number of processes may work on one root at a time: calls that
+// change a container exclude each other by a lock on its directory.
+type Runtime struct {
+	Root    string
+	Log     *slog.Logger
+	Cgroups *cgroup.Hierarchy
+}
+
+var idPattern = regexp.MustCompile(`^[A-Za-z0-9_+.-]+$`)
+
+// checkID refuses what would not be a plain name of a directory.
+func checkID(id string) error {
+	if id == "" {
+		return errors.New("container ID cannot be empty")
+	}
+	if !idPattern.MatchString(id) || id == "." || id == ".." || len(id) > 255 {
+		return fmt.Errorf("invalid container ID %q: want one of A-Z a-z 0-9 _ + - . for each character", id)
+	}
+	return nil
+}
+
+func (r *Runtime) dir(id string) string { return filepath.Join(r.Root, id) }
+
+// Files in a container's directory.
+const (
+	recordFile  = "state.json"
+	specFile    = "config.json"
+	programFile = "program"
+	startSocket = "start.sock"
+)
+
+// container is one container, loaded.
+type container struct {
+	runtime *Runtime
+	record
+	lock *os.File // its directory, if locked
+}
+
+func (c *container) dir() string             { return c.runtime.dir(c.ID) }
+func (c *container) file(name string) string { return filepath.Join(c.dir(), name) }
+func (c *container) group() *cgroup.Group    { return c.runtime.Cgroups.Group(c.Cgroup) }
+
+func (c *container) unlock() {
+	if c.lock != nil {
+		c.lock.Close()
+		c.lock = nil
+	}
+}
+
+// load reads a container's record.
+func (r *Runtime) load(id string) (*container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	rec, err := readRecord(filepath.Join(r.dir(id), recordFile))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	return &container{runtime: r, record: rec}, nil
+}
+
+// loadLocked reads it after all others that work on the container are done.
+func (r *Runtime) loadLocked(id string) (*container, error) {
+	if err := checkID(id); err != nil {
+		return nil, err
+	}
+	lock, err := lockDir(r.dir(id), unix.LOCK_EX)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%s: %w", id, ErrNotFound)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("container %s: %w", id, err)
+	}
+	c, err := r.load(id)
+	if err != nil {
+		lock.Close()
+		return nil, err
+	}
+	c.lock = lock
+	return c, nil
+}
+
+// lockDir locks a directory for as long as the file is open. Forked children
+// close it at once.
+func lockDir(dir string, how int) (*os.File, error) {
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), how)
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			f.Close()
+			return nil, fmt.Errorf("lock %s: %w", dir, err)
+		}
+		return f, nil
+	}
+}

@@ -1,0 +1,159 @@
+package oci
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"podstead/sys"
+)
+
+// recordVersion is raised when the record's form changes.
+const recordVersion = 1
+
+// record is what is known of a container, in state.json.
+type record struct {
+	Version     int               `json:"version"`
+	ID          string            `json:"id"`
+	Bundle      string            `json:"bundle"`
+	Rootfs      string            `json:"rootfs"`
+	Created     time.Time         `json:"created"`
+	Owner       string            `json:"owner"`
+	Annotations map[string]string `json:"annotations,omitempty"`
+	// Pid and StartTime are the container's process; 0 until it is prepared.
+	Pid       int    `json:"pid"`
+	StartTime uint64 `json:"startTime"`
+	// Cgroup is the path of the container's own control group.
+	Cgroup string `json:"cgroup"`
+	// PrivatePids tells that the container has a pid namespace of its own, so
+	// that the kernel kills all its processes with the first.
+	PrivatePids bool `json:"privatePids"`
+}
+
+func readRecord(path string) (record, error) {
+	var r record
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return r, err
+	}
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("%s: %w", path, err)
+	}
+	if r.Version != recordVersion {
+		return r, fmt.Errorf("%s: version %d, not %d", path, r.Version, recordVersion)
+	}
+	return r, nil
+}
+
+func (c *container) save() error {
+	b, err := json.Marshal(c.record)
+	if err != nil {
+		return err
+	}
+	return sys.WriteFileAtomic(c.file(recordFile), b, 0o600, false)
+}
+
+// Statuses beyond those of the specification.
+const statusPaused specs.ContainerState = "paused"
+
+// status asks the kernel.
+func (c *container) status() (specs.ContainerState, error) {
+	if c.Pid == 0 {
+		return c.statusBeforePid()
+	}
+	if !c.alive() {
+		return specs.StateStopped, nil
+	}
+	if _, err := os.Lstat(c.file(startSocket)); err == nil {
+		return specs.StateCreated, nil
+	}
+	frozen, err := c.group().Frozen()
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	if frozen {
+		return statusPaused, nil
+	}
+	return specs.StateRunning, nil
+}
+
+// statusBeforePid tells whether somebody is creating the container, or was and
+// died, which leaves something to delete.
+func (c *container) statusBeforePid() (specs.ContainerState, error) {
+	if c.lock != nil {
+		return specs.StateStopped, nil
+	}
+	l, err := lockDir(c.dir(), unix.LOCK_SH|unix.LOCK_NB)
+	if errors.Is(err, unix.EWOULDBLOCK) {
+		return specs.StateCreating, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	l.Close()
+	return specs.StateStopped, nil
+}
+
+// alive tells whether the process is there and no zombie.
+func (c *container) alive() bool {
+	if got, err := sys.StartTime(c.Pid); err != nil || got != c.StartTime {
+		return false
+	}
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Pid))
+	if err != nil {
+		return false
+	}
+	i := strings.LastIndexByte(string(b), ')')
+	return i >= 0 && len(b) > i+2 && b[i+2] != 'Z' && b[i+2] != 'X'
+}
+
+// need returns an error unless the container has one of the statuses.
+func (c *container) need(verb string, want ...specs.ContainerState) (specs.ContainerState, error) {
+	now, err := c.status()
+	if err != nil {
+		return "", err
+	}
+	for _, w := range want {
+		if now == w {
+			return now, nil
+		}
+	}
+	if now == specs.StateStopped && len(want) > 1 {
+		return now, fmt.Errorf("cannot %s container %s: container not running (%w: %s)", verb, c.ID, ErrStatus, now)
+	}
+	return now, fmt.Errorf("cannot %s container %s: %w: %s, not %v", verb, c.ID, ErrStatus, now, want[0])
+}
+
+// spec reads the specification as it was at create.
+func (c *container) spec() (*specs.Spec, error) {
+	return readSpec(c.file(specFile))
+}
+
+// state is the specification's form of the record.
+func (c *container) state(status specs.ContainerState) specs.State {
+	s := specs.State{
+		Version: Version, ID: c.ID, Status: status, Pid: c.Pid, Bundle: c.Bundle, Annotations: c.Annotations,
+	}
+	if status == specs.StateStopped {
+		s.Pid = 0
+	}
+	return s
+}
+
+func readSpec(path string) (*specs.Spec, error) {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(b, &s); err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	return &s, nil
+}
