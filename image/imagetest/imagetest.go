@@ -111,6 +111,9 @@ func Tar(t testing.TB, files ...File) []byte {
 }
 
 func (f File) header() *tar.Header {
+	if f.Type == tar.TypeXGlobalHeader {
+		return &tar.Header{Typeflag: f.Type, PAXRecords: f.PAX}
+	}
 	h := &tar.Header{
 		Name: f.Name, Linkname: f.Link, Typeflag: f.Type, Mode: f.Mode, Uid: f.UID, Gid: f.GID,
 		Size: int64(len(f.Data)), ModTime: f.ModTime, Devmajor: f.Major, Devminor: f.Minor,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -228,9 +229,14 @@ func isWhiteout(st *unix.Stat_t) bool {
 	return st.Mode&unix.S_IFMT == unix.S_IFCHR && st.Rdev == 0
 }
 
+const opaqueXattr = "trusted.overlay.opaque"
+
+// fdPath names a descriptor for calls that have no form for O_PATH ones.
+func fdPath(fd int) string { return "/proc/self/fd/" + strconv.Itoa(fd) }
+
 func setOpaque(fd int) error {
-	if err := unix.Fsetxattr(fd, "trusted.overlay.opaque", []byte("y"), 0); err != nil {
-		return fmt.Errorf("set trusted.overlay.opaque: %w", err)
+	if err := unix.Fsetxattr(fd, opaqueXattr, []byte("y"), 0); err != nil {
+		return fmt.Errorf("set %s: %w", opaqueXattr, err)
 	}
 	return nil
 }

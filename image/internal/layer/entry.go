@@ -2,13 +2,13 @@ package layer
 
 import (
 	"archive/tar"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"path"
 	"sort"
-	"strconv"
 	"strings"
 	"time"
 
@@ -155,13 +155,9 @@ func isSparse(hdr *tar.Header) bool {
 	return false
 }
 
+// allZero compares the bytes with themselves, one further on: by words.
 func allZero(b []byte) bool {
-	for _, c := range b {
-		if c != 0 {
-			return false
-		}
-	}
-	return true
+	return len(b) == 0 || b[0] == 0 && bytes.Equal(b[1:], b[:len(b)-1])
 }
 
 // fdAttributes sets owner, mode and extended attributes, in this order: a
@@ -185,7 +181,7 @@ func (u *unpacker) fdAttributes(fd int, hdr *tar.Header) error {
 // pathAttributes sets extended attributes and times of what cannot be opened.
 func (u *unpacker) pathAttributes(dirfd int, base string, hdr *tar.Header) error {
 	err := u.xattrs(hdr, func(name string, value []byte) error {
-		return unix.Lsetxattr("/proc/self/fd/"+strconv.Itoa(dirfd)+"/"+base, name, value, 0)
+		return unix.Lsetxattr(fdPath(dirfd)+"/"+base, name, value, 0)
 	})
 	if err != nil {
 		return err
