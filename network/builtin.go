@@ -36,9 +36,13 @@ type builtin struct {
 
 	// mu guards who has what.
 	mu     sync.Mutex
-	subnet netip.Prefix // zero until chosen
+	setups int // under way
 	pool   *ipam.Pool
 	ports  portOwners
+
+	// What depends on the subnet. It changes under hostMu, and only while there
+	// is no lease and no Setup is past prepare: others may read it freely.
+	subnet netip.Prefix // zero until chosen
 	bridge *bridge.Bridge
 	table  *nat.Table
 }
@@ -62,7 +66,7 @@ func newBuiltin(cfg Config, all *leases) (*builtin, error) {
 		if err := ipam.Check(cfg.Subnet); err != nil {
 			return nil, err
 		}
-		if n := len(all.all()); n > 0 && remembered.IsValid() {
+		if n := len(b.own()); n > 0 && remembered.IsValid() {
 			return nil, fmt.Errorf("subnet cannot be changed from %s to %s while %d pods are connected", remembered, cfg.Subnet, n)
 		}
 		subnet = cfg.Subnet.Masked()
@@ -78,7 +82,7 @@ func newBuiltin(cfg Config, all *leases) (*builtin, error) {
 // use makes the parts that depend on the subnet, and gives the leases what they
 // have. It changes nothing outside of the process.
 func (b *builtin) use(subnet netip.Prefix) error {
-	all := b.leases.all()
+	all := b.own()
 	var newest netip.Addr
 	if len(all) > 0 {
 		newest = all[len(all)-1].IPs[0]
@@ -123,6 +127,8 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 			return nil, fmt.Errorf("host port %s: the built-in network has no IPv6 yet", portString(p))
 		}
 	}
+	b.countSetup(+1)
+	defer b.countSetup(-1)
 	if err := b.prepare(); err != nil {
 		return nil, err
 	}
@@ -178,6 +184,12 @@ func (b *builtin) removePorts(l *lease) error {
 		return err
 	}
 	return nat.ForgetRemoved(ports)
+}
+
+func (b *builtin) countSetup(n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.setups += n
 }
 
 // connected tells whether what a lease says is so.
@@ -265,9 +277,54 @@ func (b *builtin) warnBandwidth(pod Pod) {
 	}
 }
 
+// busy tells whether pods are connected or about to be.
+func (b *builtin) busy() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.setups > 0 || len(b.own()) > 0
+}
+
+// own returns the leases of this network, the oldest first.
+func (b *builtin) own() []*lease {
+	return slices.DeleteFunc(b.leases.all(), func(l *lease) bool { return l.CNI != nil })
+}
+
 // live returns the leases of pods that are connected in this run of the kernel.
 func (b *builtin) live() []*lease {
-	return slices.DeleteFunc(b.leases.all(), func(l *lease) bool { return l.BootID != b.bootID })
+	return slices.DeleteFunc(b.own(), func(l *lease) bool { return l.BootID != b.bootID })
+}
+
+// holds tells whether a pod is connected by this network.
+func (b *builtin) holds(l *lease, netns string) bool {
+	if l.BootID != b.bootID {
+		return false
+	}
+	ok, err := b.bridge.Attached(b.port(l), netns)
+	return err == nil && ok
+}
+
+// setSubnets takes the first IPv4 subnet if it may.
+func (b *builtin) setSubnets(subnets []netip.Prefix) error {
+	b.hostMu.Lock()
+	defer b.hostMu.Unlock()
+	for _, s := range subnets {
+		switch {
+		case !s.Addr().Is4():
+			b.log.Warn("pod subnet has no effect: the built-in network has no IPv6 yet", "subnet", s.String())
+			continue
+		case s.Masked() == b.subnet:
+			return nil
+		case b.cfg.Subnet.IsValid() || b.busy():
+			b.log.Warn("pod subnet has no effect: the built-in network has another one", "subnet", s.String(), "used", b.subnet.String())
+			return nil
+		}
+		if err := ipam.Check(s); err != nil {
+			return err
+		}
+		b.joined = false
+		return b.use(s.Masked())
+	}
+	return nil
 }
 
 // reconcile puts the host's side in order and removes ports of the bridge that

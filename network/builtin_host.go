@@ -71,7 +71,7 @@ func (b *builtin) join() error {
 	}
 	subnet := b.subnet
 	if other := overlapping(subnet, others); other != nil {
-		if b.cfg.Subnet.IsValid() || len(b.leases.all()) > 0 {
+		if b.cfg.Subnet.IsValid() || len(b.own()) > 0 {
 			return fmt.Errorf("subnet %s overlaps %s of instance %s (%s)", subnet, other.Subnet, other.Name, other.StateDir)
 		}
 		b.log.Warn("remembered subnet is in use, another one is chosen", "subnet", subnet.String(), "instance", other.Name)

@@ -1,7 +1,6 @@
 package network
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +12,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"podstead/network/internal/cni"
 )
 
 // leaseVersion is that of the file format. A reader takes older ones, too.
@@ -32,15 +33,15 @@ type lease struct {
 
 	IPs   []netip.Addr  `json:"ips,omitempty"`
 	Ports []PortMapping `json:"ports,omitempty"`
-	Link  string        `json:"link,omitempty"` // host's end of the veth pair
+	Link  string        `json:"link,omitempty"` // built-in network: host's end of the veth pair
+	CNI   *attachment   `json:"cni,omitempty"`  // who connected the pod, if not the built-in network
 }
 
 // parseLease reads a lease file. It checks what the rest relies on: these files
 // lie on a disk, and names from them go to the kernel.
 func parseLease(data []byte) (*lease, error) {
 	var l lease
-	d := json.NewDecoder(bytes.NewReader(data))
-	if err := d.Decode(&l); err != nil {
+	if err := json.Unmarshal(data, &l); err != nil {
 		return nil, err
 	}
 	switch {
@@ -51,18 +52,24 @@ func parseLease(data []byte) (*lease, error) {
 	case l.BootID == "":
 		return nil, errors.New("no boot ID")
 	}
+	if l.CNI != nil {
+		_, err := cni.Parse(l.CNI.File, l.CNI.Config)
+		return &l, err
+	}
+	return &l, l.checkBuiltin()
+}
+
+// checkBuiltin checks a lease of the built-in network.
+func (l *lease) checkBuiltin() error {
 	if l.Link == "" || len(l.Link) > 15 || strings.ContainsAny(l.Link, "/ \x00") {
-		return nil, fmt.Errorf("link name %q is not valid", l.Link)
+		return fmt.Errorf("link name %q is not valid", l.Link)
 	}
 	if len(l.IPs) != 1 || !l.IPs[0].Is4() {
-		return nil, fmt.Errorf("addresses %v: one IPv4 address expected", l.IPs)
+		return fmt.Errorf("addresses %v: one IPv4 address expected", l.IPs)
 	}
 	ports, err := normalizePorts(l.Ports)
-	if err != nil {
-		return nil, err
-	}
 	l.Ports = ports
-	return &l, nil
+	return err
 }
 
 // leases is the set of all leases, in memory and as one file each.

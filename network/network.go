@@ -37,10 +37,14 @@ type Config struct {
 	StateDir string // leases, CNI result cache
 	RunDir   string
 	Subnet   netip.Prefix // of the built-in network; zero: one that is free on this host is chosen and remembered
-	// CNIConfDir is watched: a valid conflist in it takes the built-in network's
-	// place for new pods. CNIBinDirs are searched for plugins.
+	// CNIConfDir is looked at for each new pod: the first valid *.conflist, *.conf
+	// or *.json in it takes the built-in network's place. Files of which none is
+	// valid keep pods from being connected. CNIBinDirs are searched for plugins.
 	CNIConfDir string
 	CNIBinDirs []string
+	// CNIExclusive says that nobody else connects anything by the network of
+	// CNIConfDir: Reconcile then lets its plugins free all that is not ours (GC).
+	CNIExclusive bool
 	// HostDir is where the instances of a host agree on subnets and on IP
 	// forwarding; it should be on a tmpfs, and the same for all of them.
 	// "/run/podstead-network" if empty.
@@ -64,7 +68,13 @@ type Pod struct {
 	Netns        string // path of the network namespace; "" at Teardown if it is gone
 	Ports        []PortMapping
 	Annotations  map[string]string // bandwidth annotations
-	CgroupParent string
+	CgroupParent string            // for CNI plugins
+	DNS          DNS               // for CNI plugins
+}
+
+// DNS is the pod's resolv.conf.
+type DNS struct {
+	Servers, Searches, Options []string
 }
 
 func (p Pod) String() string { return p.Namespace + "/" + p.Name }
@@ -80,6 +90,7 @@ type Network struct {
 	leases  *leases
 	pods    keyedMutex // by pod ID: Setup and Teardown of one pod wait for each other
 	builtin *builtin
+	plugins *plugins
 }
 
 const defaultHostDir = "/run/podstead-network"
@@ -112,7 +123,7 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Network{log: cfg.Log, leases: leases, builtin: b}, nil
+	return &Network{log: cfg.Log, leases: leases, builtin: b, plugins: newPlugins(cfg, leases, b.bootID)}, nil
 }
 
 // Setup connects the pod: loopback up, interface eth0, address, route, ports.
@@ -127,11 +138,36 @@ func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
 	}
-	l, err := n.builtin.setup(ctx, pod)
+	l, err := n.connect(ctx, pod)
 	if err != nil {
 		return Result{}, fmt.Errorf("connect pod %s (%s): %w", pod, pod.ID, err)
 	}
 	return Result{IPs: slices.Clone(l.IPs)}, nil
+}
+
+// connect lets the built-in network or plugins connect a pod: those that
+// connected it before, else those that are to connect new ones.
+func (n *Network) connect(ctx context.Context, pod Pod) (*lease, error) {
+	list, err := n.plugins.current()
+	if err != nil {
+		return nil, err
+	}
+	old := n.leases.get(pod.ID)
+	if old != nil && old.CNI == nil && n.builtin.holds(old, pod.Netns) {
+		list = nil
+	}
+	if old != nil && (old.CNI == nil) != (list == nil) {
+		if old.CNI != nil && n.plugins.connected(old, pod.Netns) {
+			return old, nil
+		}
+		if err := n.teardown(ctx, old); err != nil {
+			return nil, err
+		}
+	}
+	if list != nil {
+		return n.plugins.setup(ctx, list, pod)
+	}
+	return n.builtin.setup(ctx, pod)
 }
 
 func checkPod(pod Pod) error {
@@ -162,7 +198,21 @@ func (n *Network) Teardown(ctx context.Context, pod Pod) error {
 }
 
 func (n *Network) teardown(ctx context.Context, l *lease) error {
+	if l.CNI != nil {
+		return n.plugins.teardown(ctx, l)
+	}
 	return n.builtin.teardown(ctx, l)
+}
+
+// SetPodSubnets sets what UpdateRuntimeConfig brings: the node's part of the
+// cluster's pod addresses. CNI plugins get it as the capability ipRanges for
+// new pods. The built-in network takes it if it is free to: Config.Subnet is
+// not set and no pod is connected.
+func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
+	n.plugins.mu.Lock()
+	n.plugins.subnets = slices.Clone(subnets)
+	n.plugins.mu.Unlock()
+	return n.builtin.setSubnets(subnets)
 }
 
 // Reconcile tears down every lease whose pod is not in live, and brings the
@@ -176,14 +226,23 @@ func (n *Network) Reconcile(ctx context.Context, live []string) error {
 		n.log.Info("disconnect a pod that is gone", "pod", l.Namespace+"/"+l.Name, "sandbox", l.PodID)
 		errs = append(errs, n.Teardown(ctx, Pod{ID: l.PodID}))
 	}
-	errs = append(errs, n.builtin.reconcile())
+	errs = append(errs, n.builtin.reconcile(), n.plugins.reconcile(ctx))
 	return errors.Join(errs...)
 }
 
 // Ready is nil when pods can be connected, else the reason why not.
-func (n *Network) Ready() error { return n.builtin.ready() }
+func (n *Network) Ready() error {
+	list, err := n.plugins.current()
+	if err != nil {
+		return err
+	}
+	if list != nil {
+		return n.plugins.run.Status(context.Background(), list)
+	}
+	return n.builtin.ready()
+}
 
-// Close stops watching. Pods stay connected.
+// Close frees what the process holds. Pods stay connected.
 func (n *Network) Close() error { return n.builtin.close() }
 
 // Destroy removes bridge, table, routes and files, and restores what was
@@ -196,7 +255,7 @@ func (n *Network) Destroy(ctx context.Context) error {
 		}
 		return fmt.Errorf("network still has pods: %s", strings.Join(names, ", "))
 	}
-	if err := n.builtin.destroy(); err != nil {
+	if err := errors.Join(n.builtin.destroy(), n.plugins.destroy()); err != nil {
 		return err
 	}
 	return n.leases.destroy()

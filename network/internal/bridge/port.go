@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -266,6 +267,27 @@ func (b *Bridge) Ports() ([]string, error) {
 		}
 	}
 	return names, nil
+}
+
+// PodHas tells whether eth0 in the network namespace at the path netns has an
+// address, whoever gave it. A namespace that is gone has none.
+func PodHas(netns string, addr netip.Addr) (has bool, err error) {
+	err = inNamespace(netns, func(h *netlink.Handle) error {
+		eth, err := h.LinkByName(PodInterface)
+		if isNotFound(err) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		addrs, err := h.AddrList(eth, netlink.FAMILY_ALL)
+		has = slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toPrefix(a.IPNet).Addr() == addr })
+		return err
+	})
+	if errors.Is(err, os.ErrNotExist) {
+		return false, nil
+	}
+	return has, err
 }
 
 // LoopbackUp brings lo up in the network namespace at the path netns.
