@@ -56,7 +56,7 @@ const (
 	nrFail                           // fail with an errno
 	nrWarn                           // tell the forker that this step was passed over
 	nrSignals                        // default action for every signal, empty mask
-	nrCloseAll                       // close everything but stdio and the executor's socket
+	nrCloseAll                       // close everything but stdio, the executor's socket and one more
 	nrFileLimit                      // restore the limit of open files that Go raised
 	nrConsole                        // send a pty's master to the forker
 	nrExecuting                      // tell the forker that all that is left is to execve
@@ -136,6 +136,7 @@ const (
 	cFstatfs
 	cFaccessat2
 	cExecve
+	cExecveat
 	cExit
 	cSchedSetattr
 	cSchedSetaffinity
@@ -227,6 +228,7 @@ var calls = [numCalls]call{
 	cFstatfs:    {"fstatfs", unix.SYS_FSTATFS, []param{anInt, space(statfsSize)}},
 	cFaccessat2: {"faccessat2", unix.SYS_FACCESSAT2, []param{shown("dirfd"), aString, anInt, shown("at")}},
 	cExecve:     {"execve", unix.SYS_EXECVE, []param{aString, {kind: pVector}, {kind: pVector}}},
+	cExecveat:   {"execveat", unix.SYS_EXECVEAT, []param{anInt, aString, {kind: pVector}, {kind: pVector}, shown("at")}},
 	cExit:       {"exit_group", unix.SYS_EXIT_GROUP, []param{anInt}},
 
 	cSchedSetattr:       {"sched_setattr", unix.SYS_SCHED_SETATTR, []param{isConst(0), buffer(56, "hex"), isConst(0)}},
@@ -246,7 +248,7 @@ var calls = [numCalls]call{
 	cFail:      {"fail", nrFail, []param{shown("errno")}},
 	cWarn:      {"warn", nrWarn, nil},
 	cSignals:   {"reset_signals", nrSignals, nil},
-	cCloseAll:  {"close_all", nrCloseAll, nil},
+	cCloseAll:  {"close_all_but", nrCloseAll, []param{anInt}},
 	cFileLimit: {"restore_file_limit", nrFileLimit, nil},
 	cConsole:   {"send_console", nrConsole, []param{anInt}},
 	cExecuting: {"executing", nrExecuting, nil},

@@ -189,7 +189,7 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 	case nrSignals:
 		m.resetSignals()
 	case nrCloseAll:
-		return 0, m.closeAll()
+		return 0, m.closeAll(a[0])
 	case nrFileLimit:
 		_, _, e := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&m.nofile)), 0, 0, 0)
 		return 0, e
@@ -327,22 +327,27 @@ func (m *machine) accept() {
 //
 //go:nosplit
 //go:norace
-func (m *machine) closeAll() syscall.Errno {
-	first, low, high := 3+m.extra, m.sync, m.listen
-	if high == noListener {
-		high = low
-	} else if high < low {
-		low, high = high, low
-	}
-	for _, r := range [3][2]uintptr{{first, low - 1}, {low + 1, high - 1}, {high + 1, 0xffffffff}} {
-		if r[0] > r[1] || r[1] > 0xffffffff {
-			continue
+func (m *machine) closeAll(keep uintptr) syscall.Errno {
+	kept := [3]uintptr{m.sync, m.listen, keep}
+	for next := 3 + m.extra; ; {
+		// The nearest one that is kept, at or above next.
+		stop := uintptr(1 << 32)
+		for _, fd := range kept {
+			if fd >= next && fd < stop {
+				stop = fd
+			}
 		}
-		if _, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, r[0], r[1], 0, 0, 0, 0); e != 0 {
-			return e
+		if next < stop {
+			_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, next, stop-1, 0, 0, 0, 0)
+			if e != 0 {
+				return e
+			}
 		}
+		if stop == 1<<32 {
+			return 0
+		}
+		next = stop + 1
 	}
-	return 0
 }
 
 //go:nosplit

@@ -129,7 +129,7 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 	c.do("join the container's namespaces", cSetns, target, flags)
 	c.do("enter the root", cChdir, "/")
 	c.do("reset signals", cSignals)
-	c.do("close descriptors", cCloseAll)
+	c.do("close descriptors", cCloseAll, 0)
 	c.do("restore the limit of open files", cFileLimit)
 	c.do("wait for the start", cPrepared)
 	c.do("prepare to execute", cExecuting)

@@ -83,6 +83,7 @@ func (s *slot) walk(c *codec) {
 	c.text(&s.upper)
 	c.text(&s.work)
 	list(c, &s.mountOptions, textItem)
+	c.bytes(&s.content)
 	c.text(&s.label)
 }
 
@@ -217,4 +218,3 @@ func list[T any](c *codec, v *[]T, visit func(*T, *codec)) {
 		visit(&(*v)[i], c)
 	}
 }
-

@@ -14,33 +14,34 @@ import (
 
 // finalize turns the prepared child into the container's process: limits,
 // then privileges, then the wait for its start, then execve.
+//
+// The seccomp filter is installed as late as can be, so that it need not allow
+// what comes before. Without no_new_privs that takes CAP_SYS_ADMIN, and
+// privileges are dropped after it: such a filter must allow the calls that do.
 func (c *compiler) finalize() {
 	c.resources()
 	filter := c.filter()
-	drop := func() {
+	early := c.proc.NoNewPrivileges || filter == nil
+	if early {
 		c.identity()
 		c.workingDirectory()
 	}
-	c.checkExecutable()
 	if c.proc.NoNewPrivileges {
-		// The filter needs no privilege: as little as possible comes after it.
-		drop()
 		c.do("set no_new_privs", cSetNoNewPrivs, 1)
 	}
+	c.checkExecutable()
 	c.do("reset signals", cSignals)
-	c.do("close descriptors", cCloseAll)
-	c.do("restore the limit of open files", cFileLimit)
-	c.rlimits()
+	c.do("close descriptors", cCloseAll, 0)
 	c.do("wait for the start", cPrepared)
 	c.point(PointStart)
-	if !c.proc.NoNewPrivileges {
-		// Installing it needs CAP_SYS_ADMIN, which drop takes away.
-		c.install(filter)
-		drop()
+	if early {
 		c.do("prepare to execute", cExecuting)
+		c.install(filter)
 	} else {
-		c.do("prepare to execute", cExecuting)
 		c.install(filter)
+		c.identity()
+		c.workingDirectory()
+		c.do("prepare to execute", cExecuting)
 	}
 	c.execute()
 }
@@ -49,6 +50,9 @@ func (c *compiler) finalize() {
 func (c *compiler) filter() *seccomp.Filter {
 	if c.spec.Linux.Seccomp == nil {
 		return nil
+	}
+	if c.opt.Filter != nil {
+		return c.opt.Filter
 	}
 	f, err := seccomp.Compile(c.spec.Linux.Seccomp)
 	if err != nil {
@@ -77,9 +81,12 @@ func (c *compiler) resources() {
 	c.do("set umask", cUmask, umask)
 	c.scheduler()
 	c.personality()
+	c.do("restore the limit of open files", cFileLimit)
+	c.rlimits()
 }
 
-// rlimits come late: a low one could stop the preparation itself.
+// rlimits come late: a low one could stop the preparation itself. They come
+// before privileges are dropped: raising a hard limit takes one.
 func (c *compiler) rlimits() {
 	for i, r := range c.proc.Rlimits {
 		field := fmt.Sprintf("process.rlimits[%d]", i)

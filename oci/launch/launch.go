@@ -13,6 +13,8 @@ package launch
 
 import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/oci/seccomp"
 )
 
 // Options is what Compile needs beyond the specification.
@@ -32,6 +34,10 @@ type Options struct {
 	// says that it has reached one of the points for it; without, those hooks
 	// that must run while the child prepares itself are refused.
 	Hooks bool
+	// Filter is Spec.Linux.Seccomp already compiled; nil means that Compile
+	// does it. Compiling takes longer than all the rest, and most containers
+	// have the same profile.
+	Filter *seccomp.Filter
 }
 
 // Overlay describes an overlay mount: Lower directories from top to bottom, and
@@ -60,8 +66,9 @@ type ExecOptions struct {
 	// Pid is a process in the target container, whose namespaces, root and
 	// user namespace are joined.
 	Pid        int
-	CgroupJoin []string
-	CgroupDir  string
+	CgroupJoin []string        // see Options
+	CgroupDir  string          // see Options
+	Filter     *seccomp.Filter // see Options
 }
 
 // CompileExec translates a process that joins a running container. spec is the
@@ -75,5 +82,12 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opt ExecOptions) (*Progr
 }
 
 // CompilePause returns the program of a pod's pid-1 process in a new pid
-// namespace: it reaps orphans and does nothing else.
-func CompilePause(spec *specs.Spec, opt Options) (*Program, error) { panic("not yet") }
+// namespace: it reaps orphans, ends at SIGTERM, and does nothing else. Of the
+// specification only the namespaces and names are looked at.
+func CompilePause(spec *specs.Spec, opt Options) (*Program, error) {
+	c, err := newCompiler(spec, pauseProcess(), opt.ID)
+	if err != nil {
+		return nil, err
+	}
+	return c.pause(opt)
+}

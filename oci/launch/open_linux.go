@@ -43,12 +43,35 @@ func (s *slot) open() (*os.File, error) {
 			return nil, err
 		}
 		return sys.OpenPidfd(pid, 0)
+	case slotMemfd:
+		return s.openMemfd()
 	case slotTree:
 		return s.openTree()
 	case slotOverlay:
 		return s.openOverlay()
 	}
 	return nil, fmt.Errorf("unknown slot kind %d", s.kind)
+}
+
+// openMemfd makes an executable file that nobody can change any more.
+func (s *slot) openMemfd() (*os.File, error) {
+	fd, err := unix.MemfdCreate(s.path, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING|unix.MFD_EXEC)
+	if errors.Is(err, unix.EINVAL) { // MFD_EXEC is of Linux 6.3
+		fd, err = unix.MemfdCreate(s.path, unix.MFD_CLOEXEC|unix.MFD_ALLOW_SEALING)
+	}
+	if err != nil {
+		return nil, os.NewSyscallError("memfd_create", err)
+	}
+	f := os.NewFile(uintptr(fd), s.path)
+	if _, err = f.Write(s.content); err == nil {
+		const seals = unix.F_SEAL_SEAL | unix.F_SEAL_SHRINK | unix.F_SEAL_GROW | unix.F_SEAL_WRITE
+		_, err = unix.FcntlInt(uintptr(fd), unix.F_ADD_SEALS, seals)
+	}
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // openTree copies the mounts at path, with attributes and propagation set

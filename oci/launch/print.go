@@ -58,6 +58,8 @@ func (s *slot) String() string {
 		return fmt.Sprintf("open %s %s", s.path, flagNames(s.flags, openNames))
 	case slotPidfd:
 		return "pidfd_open " + s.path
+	case slotMemfd:
+		return fmt.Sprintf("memfd %s of %d bytes", s.path, len(s.content))
 	case slotTree:
 		return "tree " + s.path + s.attributes()
 	}

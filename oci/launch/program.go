@@ -55,6 +55,7 @@ type slot struct {
 	lower        []string // of slotOverlay, from top to bottom
 	upper, work  string
 	mountOptions []string // of slotOverlay, "key" or "key=value"
+	content      []byte   // of slotMemfd
 	label        string
 }
 
@@ -65,6 +66,7 @@ const (
 	slotTree                        // a detached copy of the mounts at path
 	slotOverlay                     // a detached overlay mount
 	slotPidfd                       // a pidfd of the process whose number is path
+	slotMemfd                       // a sealed file of memory with content
 )
 
 // Flags of slotTree.
