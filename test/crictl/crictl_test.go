@@ -1,0 +1,80 @@
+package crictl
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"podstead/test/host"
+	"podstead/test/peer"
+	"podstead/test/programs"
+)
+
+// crictlVariable hands the path of crictl to the tests inside the host.
+const crictlVariable = "PODSTEAD_TEST_CRICTL"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if !testing.Short() && os.Getenv(crictlVariable) == "" {
+		path, err := programs.Crictl()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Setenv(crictlVariable, path)
+	}
+	host.Main(m)
+}
+
+func newClient(t *testing.T, endpoint string) client {
+	t.Helper()
+	return client{path: os.Getenv(crictlVariable), endpoint: endpoint}
+}
+
+// require skips a test that cannot be run here.
+func require(t *testing.T) {
+	t.Helper()
+	if testing.Short() {
+		t.Skip("building crictl is not short")
+	}
+	host.Require(t)
+}
+
+// TestContainerd checks the walk itself.
+func TestContainerd(t *testing.T) {
+	require(t)
+	const pauseRef = "test.local/pause:1"
+	dir := t.TempDir()
+	c, err := peer.StartContainerd(t.Context(), filepath.Join(dir, "containerd"), pauseRef)
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(c.LogTail())
+		}
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pause, err := peer.Pause()
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(dir, "pause.tar")
+	if err := peer.Archive(archive, map[string]v1.Image{pauseRef: pause}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Import(t.Context(), archive); err != nil {
+		t.Fatal(err)
+	}
+	walk(t, newClient(t, c.Endpoint))
+}
