@@ -84,7 +84,7 @@ const (
 	ReasonNoSpace        = "NoSpace"
 	ReasonInvalidName    = "InvalidName"
 	ReasonCancelled      = "Cancelled"
-	ReasonInternal       = "Internal" // this machine's fault: permissions, I/O
+	ReasonInternal       = "Internal" // this machine's fault: permissions, I/O, configuration
 )
 
 // Progress is the state of a pull under way.

@@ -171,17 +171,16 @@ func (s *Store) runLayer(ctx context.Context, w *layerWork, a *assembly) error {
 	return nil
 }
 
-// blame waits, after the unpacking of a blob failed for its format, for the end
-// of the blob: with the wrong digest it was the registry, not the image, that
-// was wrong, and another registry may do better.
+// blame finds who is at fault when a blob was not unpacked. If the bytes made no
+// sense it waits for the blob's end: with the wrong digest it was the registry,
+// not the image, that was wrong, and another registry may do better.
 func (b *blob) blame(ctx context.Context, err error) error {
 	var format *layer.FormatError
-	if !errors.As(err, &format) || format.Entry != "" {
-		return err
-	}
-	select {
-	case <-b.done:
-	case <-ctx.Done():
+	if errors.As(err, &format) && format.Entry == "" {
+		select {
+		case <-b.done:
+		case <-ctx.Done():
+		}
 	}
 	if _, _, blobErr, _ := b.state(); blobErr != nil {
 		return blobErr

@@ -109,7 +109,7 @@ func (c *dirs) makeImplicit(parent *dir, name string, links int) (*dir, error) {
 		return nil, fmt.Errorf("make parent %.200q: %w", name, err)
 	}
 	parent.dirty = true
-	fd, err := openat2(c.root, name, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW)
+	fd, err := unix.Openat(parent.fd, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("open parent %.200q: %w", name, err)
 	}

@@ -133,6 +133,7 @@ type transfer struct {
 	hash    hash.Hash
 	offset  int64 // bytes written and hashed
 	buf     []byte
+	noRange bool // a host could not do with the range asked for
 	retried func()
 }
 
@@ -212,6 +213,11 @@ func (t *transfer) from(ctx context.Context, h docker.RegistryHost) error {
 		if t.offset > before {
 			try = 0
 		}
+		var answer *httpError
+		if errors.As(err, &answer) && answer.status == http.StatusRequestedRangeNotSatisfiable && !t.noRange {
+			t.noRange = true
+			continue
+		}
 		if ctx.Err() != nil || try == retries || total == mostRetries || !isTransient(err) {
 			return err
 		}
@@ -225,8 +231,8 @@ func (t *transfer) from(ctx context.Context, h docker.RegistryHost) error {
 
 func (t *transfer) once(ctx context.Context, h docker.RegistryHost) error {
 	header := http.Header{}
-	if t.offset > 0 {
-		header.Set("Range", fmt.Sprintf("bytes=%d-", t.offset))
+	if t.offset > 0 && !t.noRange {
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", t.offset, t.desc.Size-1))
 	}
 	resp, err := t.r.get(ctx, h, "blobs/"+t.desc.Digest.String(), header)
 	if err != nil {

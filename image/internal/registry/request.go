@@ -2,6 +2,7 @@ package registry
 
 import (
 	"context"
+	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -65,7 +66,7 @@ func (r *Repository) once(ctx context.Context, h docker.RegistryHost, url string
 	}
 	for _, hdr := range []http.Header{h.Header, header} {
 		for k, v := range hdr {
-			req.Header[k] = v
+			req.Header[http.CanonicalHeaderKey(k)] = v
 		}
 	}
 	req.Header.Set("User-Agent", "podstead")
@@ -144,7 +145,7 @@ func checkRedirect(req *http.Request, via []*http.Request) error {
 		switch k {
 		case "Accept", "Accept-Encoding", "Range", "User-Agent":
 		default:
-			req.Header.Del(k)
+			delete(req.Header, k)
 		}
 	}
 	return nil
@@ -233,6 +234,10 @@ func statusError(resp *http.Response) error {
 // isTransient says whether asking the same host again may help.
 func isTransient(err error) bool {
 	if !errors.Is(err, ErrUnavailable) {
+		return false
+	}
+	var cert *tls.CertificateVerificationError
+	if errors.As(err, &cert) {
 		return false
 	}
 	var h *httpError
