@@ -93,7 +93,11 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	if err != nil {
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)
 	}
-	defer unix.Close(peer)
+	defer func() {
+		if peer >= 0 {
+			unix.Close(peer)
+		}
+	}()
 	std, closeStd, err := p.stdioFds(opt.Stdio)
 	if err != nil {
 		control.Close()
