@@ -97,8 +97,8 @@ func (b *builtin) use(subnet netip.Prefix) error {
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bridge != nil {
-		b.bridge.Close()
+	if err := b.closeSockets(); err != nil {
+		return err
 	}
 	b.subnet, b.pool, b.bridge = subnet, pool, br
 	b.table = nat.New(b.cfg.Name, b.cfg.Name, subnet)
@@ -172,7 +172,7 @@ func (b *builtin) addPorts(l *lease) error {
 	if err := b.table.Add(ports); err != nil {
 		return err
 	}
-	if err := nat.ForgetAdded(ports); err != nil {
+	if err := b.table.ForgetAdded(ports); err != nil {
 		return errors.Join(err, b.table.Remove(ports))
 	}
 	return nil
@@ -183,7 +183,7 @@ func (b *builtin) removePorts(l *lease) error {
 	if err := b.table.Remove(ports); err != nil {
 		return err
 	}
-	return nat.ForgetRemoved(ports)
+	return b.table.ForgetRemoved(ports)
 }
 
 func (b *builtin) countSetup(n int) {
@@ -361,10 +361,15 @@ func (b *builtin) reconcile() error {
 func (b *builtin) close() error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.bridge != nil {
-		b.bridge.Close()
+	return b.closeSockets()
+}
+
+func (b *builtin) closeSockets() error {
+	if b.bridge == nil {
+		return nil
 	}
-	return nil
+	b.bridge.Close()
+	return b.table.Close()
 }
 
 // destroy removes all that prepare made.

@@ -42,6 +42,7 @@ func (b *builtin) prepareLocked() error {
 	}
 	if created {
 		b.log.Info("bridge created", "bridge", b.cfg.Name, "subnet", b.subnet.String())
+		b.warnForward()
 	}
 	exists, err := b.table.Exists()
 	if err != nil || exists {
@@ -187,6 +188,19 @@ func (b *builtin) forward() error {
 	return nil
 }
 
+// warnForward tells of firewalls that are known to be in the way.
+func (b *builtin) warnForward() {
+	drops, err := b.table.ForwardDrops()
+	if err != nil {
+		b.log.Warn("firewall cannot be looked at", "error", err)
+	}
+	for _, chain := range drops {
+		b.log.Warn("a firewall drops what is forwarded to and from pods unless it has rules to accept it",
+			"chain", chain, "bridge", b.cfg.Name,
+			"hint", fmt.Sprintf("iptables -I FORWARD -i %[1]s -j ACCEPT; iptables -I FORWARD -o %[1]s -j ACCEPT", b.cfg.Name))
+	}
+}
+
 // ready tells what keeps pods from being connected, as far as is known without
 // connecting one.
 func (b *builtin) ready() error {
@@ -195,7 +209,13 @@ func (b *builtin) ready() error {
 	if b.hostErr != nil {
 		return b.hostErr
 	}
-	return nat.Available()
+	table := b.table
+	if table == nil { // no pod was ever connected
+		table = nat.New(b.cfg.Name, b.cfg.Name, netip.Prefix{})
+		defer table.Close()
+	}
+	_, err := table.Exists()
+	return err
 }
 
 // subnetRecord is the file that remembers the subnet.

@@ -1,8 +1,16 @@
 package network
 
 import (
+	"bytes"
 	"context"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
+
+	"podstead/sys"
 )
 
 func TestPodsReachEachOtherAndTheHost(t *testing.T) {
@@ -31,15 +39,69 @@ func TestPodsReachEachOtherAndTheHost(t *testing.T) {
 	}
 }
 
-func BenchmarkSetupTeardown(b *testing.B) {
+// Docker and others drop what is forwarded by default; we can only say so.
+func TestWarnsOfFirewallsInTheWay(t *testing.T) {
+	newLab(t)
+	for _, c := range []struct{ command, want string }{
+		{"", ""},
+		{"iptables -P FORWARD DROP", `chain="chain ip filter FORWARD"`},
+		{"iptables-legacy -P FORWARD DROP", `chain="iptables-legacy chain FORWARD"`},
+		{"iptables-legacy -A FORWARD -j ACCEPT", ""},
+		{"nft add table inet fw; nft add chain inet fw forwarding '{type filter hook forward priority 0; policy drop;}'", `chain="chain inet fw forwarding"`},
+		{"nft add table inet fw; nft add chain inet fw in '{type filter hook input priority 0; policy drop;}'", ""},
+	} {
+		t.Run(c.command, func(t *testing.T) {
+			defer run("sh", "-c", "iptables-legacy -P FORWARD ACCEPT; iptables-legacy -F; nft flush ruleset")
+			if c.command != "" {
+				if err := run("sh", "-c", c.command); err != nil {
+					t.Skip(err)
+				}
+			}
+			var out bytes.Buffer
+			cfg := newConfig(t, "podtest0")
+			cfg.Log = slog.New(slog.NewTextHandler(&out, &slog.HandlerOptions{Level: slog.LevelWarn}))
+			n, err := New(cfg)
+			must(t, err)
+			defer n.Close()
+			pod := testPod(t, "a")
+			setup(t, n, pod)
+			teardown(t, n, pod)
+			must(t, n.Destroy(context.Background()))
+			if got := out.String(); !strings.Contains(got, c.want) || c.want == "" && got != "" {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// BenchmarkPod prints the median times of Setup and Teardown, without and with a
+// host port; the namespace is made and ended outside of them.
+func BenchmarkPod(b *testing.B) {
 	needRoot(b)
-	n := newNetwork(b, newConfig(b, "podbench0"))
-	setup(b, n, testPod(b, "first"))
-	for b.Loop() {
-		b.StopTimer()
-		pod := testPod(b, "pod")
-		b.StartTimer()
-		setup(b, n, pod)
-		teardown(b, n, pod)
+	for name, ports := range map[string][]PortMapping{
+		"plain": nil, "hostPort": {{HostPort: 8080, ContainerPort: 80}}, "udpHostPort": {{Protocol: "UDP", HostPort: 53, ContainerPort: 53}},
+	} {
+		b.Run(name, func(b *testing.B) {
+			n := newNetwork(b, newConfig(b, "podbench0"))
+			setup(b, n, testPod(b, "first"))
+			var ups, downs []float64
+			for b.Loop() {
+				dir := b.TempDir()
+				must(b, sys.NewNamespaces(dir, []string{sys.NetNamespace}, nil))
+				pod := Pod{ID: "id", Namespace: "default", Name: "pod", Netns: filepath.Join(dir, sys.NetNamespace), Ports: ports}
+				start := time.Now()
+				setup(b, n, pod)
+				up := time.Now()
+				teardown(b, n, pod)
+				downs = append(downs, float64(time.Since(up).Microseconds())/1000)
+				ups = append(ups, float64(up.Sub(start).Microseconds())/1000)
+				must(b, sys.ReleaseNamespace(pod.Netns))
+			}
+			slices.Sort(ups)
+			slices.Sort(downs)
+			b.ReportMetric(ups[len(ups)/2], "ms/Setup")
+			b.ReportMetric(downs[len(downs)/2], "ms/Teardown")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
 }

@@ -104,7 +104,7 @@ func newConfig(t testing.TB, name string) Config {
 func newNetwork(t testing.TB, cfg Config) *Network {
 	t.Helper()
 	needRoot(t)
-	before := hostState(t)
+	before, linksBefore := hostState(t), links(t)
 	n, err := New(cfg)
 	must(t, err)
 	t.Cleanup(func() {
@@ -112,6 +112,8 @@ func newNetwork(t testing.TB, cfg Config) *Network {
 		must(t, n.Reconcile(ctx, nil))
 		must(t, n.Destroy(ctx))
 		must(t, n.Close())
+		// Pairs whose namespace has just ended are the kernel's to delete.
+		waitFor(t, func() bool { return links(t) <= linksBefore })
 		if after := hostState(t); after != before {
 			t.Errorf("host is not as before:\n%s\nbut:\n%s", before, after)
 		}
@@ -131,8 +133,7 @@ func hostState(t testing.TB) string {
 	links, err := netlink.LinkList()
 	must(t, err)
 	for _, l := range links {
-		// Pairs whose namespace has just ended are the kernel's to delete.
-		if l.Attrs().MasterIndex == 0 && l.Type() != "veth" {
+		if l.Type() != "veth" {
 			fmt.Fprintln(&out, "link", l.Attrs().Name)
 		}
 	}
@@ -152,6 +153,28 @@ func hostState(t testing.TB) string {
 	must(t, err)
 	fmt.Fprintln(&out, "ip_forward", strings.TrimSpace(string(fwd)))
 	return out.String()
+}
+
+func links(t testing.TB) int {
+	t.Helper()
+	all, err := netlink.LinkList()
+	must(t, err)
+	return len(all)
+}
+
+// waitFor waits until cond holds.
+func waitFor(t testing.TB, cond func() bool) {
+	t.Helper()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	deadline := time.After(timeout)
+	for !cond() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			t.Fatal("waited in vain")
+		}
+	}
 }
 
 func filesBelow(dir string) (files []string) {

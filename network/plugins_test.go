@@ -256,20 +256,6 @@ func TestFailingPlugins(t *testing.T) {
 	})
 }
 
-func waitFor(t *testing.T, cond func() bool) {
-	t.Helper()
-	tick := time.NewTicker(time.Millisecond)
-	defer tick.Stop()
-	deadline := time.After(timeout)
-	for !cond() {
-		select {
-		case <-tick.C:
-		case <-deadline:
-			t.Fatal("waited in vain")
-		}
-	}
-}
-
 // Whoever loses our records loses no address: the cache knows, too. And GC is
 // only asked for where it cannot hit others.
 func TestPluginsFreeWhatNobodyHas(t *testing.T) {

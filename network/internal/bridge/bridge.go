@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -28,11 +29,18 @@ type Bridge struct {
 	nl      *netlink.Handle
 }
 
+const kernelTimeout = 30 * time.Second
+
 // Open prepares to work on the bridge called name. gateway is its address.
 func Open(name string, gateway netip.Prefix) (*Bridge, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
+	}
+	// An answer that does not come must not hold up all pods.
+	if err := h.SetSocketTimeout(kernelTimeout); err != nil {
+		h.Close()
+		return nil, err
 	}
 	return &Bridge{name: name, gateway: gateway, nl: h}, nil
 }

@@ -14,8 +14,8 @@ import (
 // were added: a UDP client that sends on without a pause would otherwise stay
 // what it was, a client of the host itself, for NAT is decided with the first
 // packet of a connection. TCP has no such clients.
-func ForgetAdded(ports []Port) error {
-	return forget(ports, func(p Port, f *netlink.ConntrackFlow) bool {
+func (t *Table) ForgetAdded(ports []Port) error {
+	return t.forget(ports, func(p Port, f *netlink.ConntrackFlow) bool {
 		translated := !f.Forward.DstIP.Equal(f.Reverse.SrcIP) || !f.Forward.SrcIP.Equal(f.Reverse.DstIP)
 		return !translated
 	})
@@ -23,14 +23,14 @@ func ForgetAdded(ports []Port) error {
 
 // ForgetRemoved makes the kernel forget connections to the pod that had these
 // host ports, whose address another pod gets some day.
-func ForgetRemoved(ports []Port) error {
-	return forget(ports, func(p Port, f *netlink.ConntrackFlow) bool {
+func (t *Table) ForgetRemoved(ports []Port) error {
+	return t.forget(ports, func(p Port, f *netlink.ConntrackFlow) bool {
 		return f.Reverse.SrcIP.Equal(p.PodIP.AsSlice()) && f.Reverse.SrcPort == p.PodPort
 	})
 }
 
 // forget removes those connections to UDP host ports which match.
-func forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bool) error {
+func (t *Table) forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bool) error {
 	filter := flowFilter{match: match}
 	for _, p := range ports {
 		if p.Protocol == unix.IPPROTO_UDP {
@@ -40,20 +40,18 @@ func forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bool) error {
 	if len(filter.ports) == 0 {
 		return nil
 	}
-	h, err := netlink.NewHandle(unix.NETLINK_NETFILTER)
-	if err != nil {
-		return err
-	}
-	defer h.Close()
-	// The kernel may say that the list changed while it was read. What is looked
-	// for was there before; a second look finds what the first one missed.
-	for range 3 {
-		_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
+	err := t.conntrack(func(h *netlink.Handle) (err error) {
+		// The kernel may say that the list changed while it was read. What is
+		// looked for was there before; a second look finds what the first missed.
+		for range 3 {
+			_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
+			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+				return err
+			}
 		}
-	}
-	if err != nil && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		return nil
+	})
+	if err != nil {
 		return fmt.Errorf("forget connections to UDP host ports: %w", err)
 	}
 	return nil

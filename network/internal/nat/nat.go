@@ -40,9 +40,10 @@ import (
 )
 
 // Table is the table of one instance, whether it exists yet or not. Its methods
-// act in the network namespace of the process and are safe for concurrent use,
-// except that Replace and Destroy need to be alone.
+// act in the network namespace of the process and are safe for concurrent use.
+// Close must follow.
 type Table struct {
+	session
 	bridge string
 	subnet netip.Prefix
 	table  *nftables.Table
@@ -77,55 +78,42 @@ func New(name, bridge string, subnet netip.Prefix) *Table {
 	}
 }
 
-// Available tells why nftables cannot be used, or nil.
-func Available() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	if _, err := c.ListTablesOfFamily(nftables.TableFamilyINet); err != nil {
-		return fmt.Errorf("nftables: %w", err)
-	}
-	return nil
-}
-
 // Exists tells whether the table is there. Others take it away, too: a firewall
 // service that is restarted often flushes everything.
-func (t *Table) Exists() (bool, error) {
-	c, err := nftables.New()
-	if err != nil {
-		return false, err
-	}
-	_, err = c.ListTableOfFamily(t.table.Name, t.table.Family)
-	if errors.Is(err, unix.ENOENT) {
-		return false, nil
-	}
+func (t *Table) Exists() (exists bool, err error) {
+	err = t.do(func(c *nftables.Conn) error {
+		_, err := c.ListTableOfFamily(t.table.Name, t.table.Family)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		exists = err == nil
+		return err
+	})
 	if err != nil {
 		return false, fmt.Errorf("look for nftables table %s: %w", t.table.Name, err)
 	}
-	return true, nil
+	return exists, nil
 }
 
 // Replace makes the table, in place of the one that may be there, with these
 // host ports, in one transaction: at no moment is a port or rule missing.
 func (t *Table) Replace(ports []Port) error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	c.AddTable(t.table) // so that there is one to delete
-	c.DelTable(t.table)
-	c.AddTable(t.table)
-	for _, m := range []*nftables.Set{t.ports, t.ipPort} {
-		if err := c.AddSet(m, nil); err != nil {
+	err := t.do(func(c *nftables.Conn) error {
+		c.AddTable(t.table) // so that there is one to delete
+		c.DelTable(t.table)
+		c.AddTable(t.table)
+		for _, m := range []*nftables.Set{t.ports, t.ipPort} {
+			if err := c.AddSet(m, nil); err != nil {
+				return err
+			}
+		}
+		t.addChains(c)
+		if err := t.addElements(c, ports); err != nil {
 			return err
 		}
-	}
-	t.addChains(c)
-	if err := t.addElements(c, ports); err != nil {
-		return err
-	}
-	if err := c.Flush(); err != nil {
+		return c.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("make nftables table %s: %w", t.table.Name, err)
 	}
 	return nil
@@ -136,14 +124,13 @@ func (t *Table) Add(ports []Port) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	c, err := nftables.New()
+	err := t.do(func(c *nftables.Conn) error {
+		if err := t.addElements(c, ports); err != nil {
+			return err
+		}
+		return c.Flush()
+	})
 	if err != nil {
-		return err
-	}
-	if err := t.addElements(c, ports); err != nil {
-		return err
-	}
-	if err := c.Flush(); err != nil {
 		return fmt.Errorf("add %d host ports to nftables table %s: %w", len(ports), t.table.Name, err)
 	}
 	return nil
@@ -188,22 +175,21 @@ func (t *Table) remove(ports []Port) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
 	anyIP, oneIP := t.elements(ports)
-	if len(anyIP) > 0 {
-		if err := c.SetDeleteElements(t.ports, anyIP); err != nil {
-			return err
+	err := t.do(func(c *nftables.Conn) error {
+		if len(anyIP) > 0 {
+			if err := c.SetDeleteElements(t.ports, anyIP); err != nil {
+				return err
+			}
 		}
-	}
-	if len(oneIP) > 0 {
-		if err := c.SetDeleteElements(t.ipPort, oneIP); err != nil {
-			return err
+		if len(oneIP) > 0 {
+			if err := c.SetDeleteElements(t.ipPort, oneIP); err != nil {
+				return err
+			}
 		}
-	}
-	if err := c.Flush(); err != nil {
+		return c.Flush()
+	})
+	if err != nil {
 		return fmt.Errorf("remove %d host ports from nftables table %s: %w", len(ports), t.table.Name, err)
 	}
 	return nil
@@ -228,13 +214,15 @@ func pad(port uint16) []byte { return append(binaryutil.BigEndian.PutUint16(port
 
 // Destroy removes the table. One that is gone is no error.
 func (t *Table) Destroy() error {
-	c, err := nftables.New()
-	if err != nil {
-		return err
-	}
-	c.DelTable(t.table)
-	if err := c.Flush(); err != nil && !errors.Is(err, unix.ENOENT) {
+	err := t.do(func(c *nftables.Conn) error {
+		c.DelTable(t.table)
+		return c.Flush()
+	})
+	if err != nil && !errors.Is(err, unix.ENOENT) {
 		return fmt.Errorf("delete nftables table %s: %w", t.table.Name, err)
 	}
 	return nil
 }
+
+// Close closes the sockets and changes nothing in the kernel.
+func (t *Table) Close() error { return t.close() }
