@@ -173,7 +173,8 @@ func (k deviceKey) covers(o deviceKey) bool {
 
 // DefaultDevices are the rules for the devices that every container has
 // (runtime-spec, "Default Devices", and the pty nodes), to be put after those
-// of its specification.
+// of its specification. Any node may be made, as other runtimes have it: to
+// make one is not to open it.
 func DefaultDevices() []specs.LinuxDeviceCgroup {
 	rule := func(major, minor int64, access string) specs.LinuxDeviceCgroup {
 		r := specs.LinuxDeviceCgroup{Allow: true, Type: "c", Access: access}
@@ -186,6 +187,8 @@ func DefaultDevices() []specs.LinuxDeviceCgroup {
 		return r
 	}
 	return []specs.LinuxDeviceCgroup{
+		{Allow: true, Type: "c", Access: "m"},
+		{Allow: true, Type: "b", Access: "m"},
 		rule(1, 3, "rwm"),           // null
 		rule(1, 5, "rwm"),           // zero
 		rule(1, 7, "rwm"),           // full

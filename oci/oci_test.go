@@ -1,0 +1,286 @@
+package oci
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/cgroup"
+)
+
+// The test binary doubles as the runtime's command line.
+func TestMain(m *testing.M) {
+	if os.Getenv("PODSTEAD_OCI_MAIN") != "" {
+		os.Unsetenv("PODSTEAD_OCI_MAIN")
+		os.Exit(Main(os.Args[1:]))
+	}
+	os.Exit(m.Run())
+}
+
+// box is a bundle and a runtime to run it with: ours, or runc where it is
+// installed, so that the suite itself is checked by a reference.
+type box struct {
+	*testing.T
+	runtime string
+	ours    bool
+	root    string // --root
+	bundle  string
+	spec    *specs.Spec
+	id      string
+}
+
+// onBoth runs a test on our runtime and on runc.
+func onBoth(t *testing.T, f func(b *box)) {
+	t.Run("podstead", func(t *testing.T) { f(newBox(t, "")) })
+	t.Run("runc", func(t *testing.T) {
+		path, err := exec.LookPath("runc")
+		if err != nil {
+			t.Skip("runc is not installed")
+		}
+		if testing.Short() {
+			t.Skip("checks the suite, not us")
+		}
+		f(newBox(t, path))
+	})
+}
+
+// notRunc ends a test where runc 1.1, the reference at hand, is known to differ.
+func (b *box) notRunc(how string) {
+	b.Helper()
+	if !b.ours {
+		b.Skip("runc 1.1 ", how)
+	}
+}
+
+func newBox(t *testing.T, peer string) *box {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+	dir := t.TempDir()
+	b := &box{T: t, runtime: peer, ours: peer == "", root: dir + "/root", bundle: dir + "/bundle"}
+	if b.ours {
+		exe, err := os.Executable()
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.runtime = exe
+	}
+	b.id = fmt.Sprintf("t%d-%s", os.Getpid(), strings.NewReplacer("/", "-", "#", "-").Replace(t.Name()))
+	makeRootfs(t, b.bundle+"/rootfs")
+	b.spec = ExampleSpec()
+	b.spec.Version = "1.0.2"
+	b.spec.Process.Terminal = false
+	b.spec.Root.Readonly = false
+	b.spec.Linux.CgroupsPath = "/podstead-test-oci-" + b.id
+	b.script("sleep 1000")
+	t.Cleanup(b.clean)
+	return b
+}
+
+func makeRootfs(t *testing.T, dir string) {
+	t.Helper()
+	busybox, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip("needs busybox-static: ", err)
+	}
+	if err := os.MkdirAll(dir+"/bin", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(dir+"/bin/busybox", busybox, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range strings.Fields("sh cat id ls true false sleep hostname readlink head mknod tty stty trap kill env touch pwd") {
+		if err := os.Symlink("busybox", dir+"/bin/"+name); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// clean removes the container and checks that nothing is left of it.
+func (b *box) clean() {
+	b.Helper()
+	b.run("delete", "--force", b.id)
+	if _, err := os.Lstat(filepath.Join(b.root, b.id)); err == nil {
+		b.Errorf("%s is left", filepath.Join(b.root, b.id))
+	}
+	if b.group().Exists() {
+		b.Errorf("cgroup %s is left", b.group().Path())
+	}
+}
+
+func (b *box) group() *cgroup.Group {
+	b.Helper()
+	h, err := cgroup.Detect()
+	if err != nil {
+		b.Fatal(err)
+	}
+	return h.Group(b.spec.Linux.CgroupsPath)
+}
+
+// script makes the container's process a shell script.
+func (b *box) script(s string) { b.spec.Process.Args = []string{"sh", "-c", s} }
+
+// write writes config.json.
+func (b *box) write() {
+	b.Helper()
+	data, err := json.Marshal(b.spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := os.WriteFile(b.bundle+"/config.json", data, 0o600); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// result is what a command came to.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// cmd is a command of the runtime, not started.
+func (b *box) cmd(args ...string) *exec.Cmd {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	b.Cleanup(cancel)
+	cmd := exec.CommandContext(ctx, b.runtime, append([]string{"--root", b.root}, args...)...)
+	cmd.Env = append(os.Environ(), "PODSTEAD_OCI_MAIN=1")
+	cmd.WaitDelay = time.Second
+	return cmd
+}
+
+// run runs a command whose stdio the container may inherit: files, not pipes,
+// whose end nobody needs to wait for.
+func (b *box) run(args ...string) result {
+	b.Helper()
+	return b.runWith(b.cmd(args...))
+}
+
+func (b *box) runWith(cmd *exec.Cmd) result {
+	b.Helper()
+	var out [2]*os.File
+	for i := range out {
+		f, err := os.CreateTemp(b.TempDir(), "out")
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		out[i] = f
+	}
+	cmd.Stdout, cmd.Stderr = out[0], out[1]
+	if err := cmd.Run(); cmd.ProcessState == nil {
+		b.Fatal(err)
+	}
+	r := result{code: cmd.ProcessState.ExitCode()}
+	for i, to := range []*string{&r.stdout, &r.stderr} {
+		data, err := os.ReadFile(out[i].Name())
+		if err != nil {
+			b.Fatal(err)
+		}
+		*to = string(data)
+	}
+	return r
+}
+
+// must runs a command that has to succeed.
+func (b *box) must(args ...string) string {
+	b.Helper()
+	r := b.run(args...)
+	if r.code != 0 {
+		b.Fatalf("%v: exit code %d: %s", args, r.code, r.stderr)
+	}
+	return r.stdout
+}
+
+// fails runs a command that has to fail, and checks that the error of ours
+// names all of want.
+func (b *box) fails(want []string, args ...string) {
+	b.Helper()
+	r := b.run(args...)
+	if r.code == 0 {
+		b.Fatalf("%v: succeeded", args)
+	}
+	for _, w := range want {
+		if b.ours && !strings.Contains(r.stderr, w) {
+			b.Errorf("%v: error %q does not name %q", args, r.stderr, w)
+		}
+	}
+}
+
+func (b *box) create(more ...string) {
+	b.Helper()
+	b.write()
+	b.must(append(append([]string{"create", "--bundle", b.bundle}, more...), b.id)...)
+}
+
+func (b *box) start() {
+	b.Helper()
+	b.must("start", b.id)
+}
+
+// up creates and starts.
+func (b *box) up() {
+	b.Helper()
+	b.create()
+	b.start()
+}
+
+func (b *box) state() State {
+	b.Helper()
+	var s State
+	if err := json.Unmarshal([]byte(b.must("state", b.id)), &s); err != nil {
+		b.Fatal(err)
+	}
+	return s
+}
+
+func (b *box) isStatus(want specs.ContainerState) {
+	b.Helper()
+	if got := b.state().Status; got != want {
+		b.Errorf("status is %s, want %s", got, want)
+	}
+}
+
+// eventually waits until the kernel has done what it was asked for.
+func (b *box) eventually(what string, ok func() bool) {
+	b.Helper()
+	deadline := time.After(20 * time.Second)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			b.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
+
+func (b *box) stopped() {
+	b.Helper()
+	b.eventually("the container to stop", func() bool { return b.state().Status == specs.StateStopped })
+}
+
+// inside is a file of the container's root.
+func (b *box) inside(name string) string { return filepath.Join(b.bundle, "rootfs", name) }
+
+func (b *box) has(name string) bool {
+	_, err := os.Stat(b.inside(name))
+	return err == nil
+}
+
+func (b *box) content(name string) string {
+	data, _ := os.ReadFile(b.inside(name))
+	return string(bytes.TrimSpace(data))
+}
+
+func ptr[T any](v T) *T { return &v }

@@ -1,0 +1,395 @@
+package oci
+
+import (
+	"bufio"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/sys"
+)
+
+func shellHook(script string) specs.Hook {
+	return specs.Hook{Path: "/bin/sh", Args: []string{"sh", "-c", script}, Env: []string{"PATH=/usr/bin:/bin"}}
+}
+
+// The hooks of all kinds write down when they run, with which state, and what
+// they see.
+func TestHooks(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.notRunc("runs poststart hooks before the start, and gives others another state")
+		log := filepath.Join(t.TempDir(), "log")
+		note := func(kind string) specs.Hook {
+			return shellHook("read s; echo " + kind + " $(hostname) $s >> " + log)
+		}
+		if err := os.WriteFile(b.inside("log"), nil, 0o666); err != nil {
+			b.Fatal(err)
+		}
+		b.spec.Hooks = &specs.Hooks{
+			Prestart:        []specs.Hook{note("prestart")}, //nolint:staticcheck // still in use
+			CreateRuntime:   []specs.Hook{note("createRuntime"), note("createRuntime2")},
+			CreateContainer: []specs.Hook{note("createContainer")},
+			StartContainer:  []specs.Hook{shellHook("read s; echo startContainer $(hostname) $s >> /log")},
+			Poststart:       []specs.Hook{note("poststart")},
+			Poststop:        []specs.Hook{shellHook("exit 1"), note("poststop")},
+		}
+		b.spec.Process.Args = []string{"/bin/sleep", "1000"}
+		host, _ := os.Hostname()
+		b.create()
+		pid := b.state().Pid
+		b.hookLines(log, []hookLine{
+			{"prestart", host, specs.StateCreating, pid},
+			{"createRuntime", host, specs.StateCreating, pid},
+			{"createRuntime2", host, specs.StateCreating, pid},
+			{"createContainer", "podstead", specs.StateCreating, 1},
+		})
+		if b.content("log") != "" {
+			b.Error("startContainer hook ran at create")
+		}
+		b.start()
+		b.hookLines(b.inside("log"), []hookLine{{"startContainer", "podstead", specs.StateCreated, 1}})
+		b.hookLines(log, []hookLine{{"poststart", host, specs.StateRunning, pid}})
+		b.must("delete", "-f", b.id)
+		b.hookLines(log, []hookLine{{"poststop", host, specs.StateStopped, 0}})
+	})
+}
+
+type hookLine struct {
+	kind, host string
+	status     specs.ContainerState
+	pid        int
+}
+
+// hookLines checks the lines of a log, and empties it.
+func (b *box) hookLines(log string, want []hookLine) {
+	b.Helper()
+	data, err := os.ReadFile(log)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var got []hookLine
+	for line := range strings.Lines(string(data)) {
+		f := strings.SplitN(strings.TrimSpace(line), " ", 3)
+		var s specs.State
+		if err := json.Unmarshal([]byte(f[2]), &s); err != nil || s.ID != b.id || s.Bundle != b.bundle {
+			b.Errorf("hook's state is %s", f[2])
+		}
+		got = append(got, hookLine{f[0], f[1], s.Status, s.Pid})
+	}
+	if !slices.Equal(got, want) {
+		b.Errorf("hooks ran as\n%v, want\n%v", got, want)
+	}
+	if err := os.Truncate(log, 0); err != nil {
+		b.Fatal(err)
+	}
+}
+
+// createContainer hooks find the container's mounts at the root's path.
+func TestCreateContainerHookSeesTheMounts(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Hooks = &specs.Hooks{CreateContainer: []specs.Hook{
+			shellHook("test -e " + b.inside("proc/self/status") + " && echo > " + b.inside("seen")),
+		}}
+		b.create()
+		if !b.has("seen") {
+			b.Error("no proc at the root's path")
+		}
+	})
+}
+
+func TestFailingStartContainerHook(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Hooks = &specs.Hooks{StartContainer: []specs.Hook{shellHook("exit 1")}}
+		b.script("touch /ran; sleep 1000")
+		b.create()
+		r := b.run("start", b.id)
+		b.stopped()
+		if b.has("ran") {
+			b.Error("the process ran")
+		}
+		if b.ours && (r.code == 0 || !strings.Contains(r.stderr, "hooks.startContainer[0]")) {
+			b.Errorf("%+v", r)
+		}
+	})
+}
+
+func TestFailingPoststartHook(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.notRunc("runs poststart hooks before the start")
+		b.spec.Hooks = &specs.Hooks{Poststart: []specs.Hook{shellHook("exit 1")}}
+		b.create()
+		b.fails([]string{"hooks.poststart[0]"}, "start", b.id)
+		b.stopped()
+	})
+}
+
+func TestExec(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Process.Env = append(b.spec.Process.Env, "A=1")
+		b.up()
+		cmd := b.cmd("exec", b.id, "sh", "-c", "hostname; echo $A; cat; echo err >&2; exit 7")
+		cmd.Stdin = strings.NewReader("in\n")
+		if r := b.runWith(cmd); r.code != 7 || r.stdout != "podstead\n1\nin\n" || r.stderr != "err\n" {
+			b.Errorf("%+v", r)
+		}
+		if got := b.must("exec", "-e", "B=2", "--cwd", "/bin", "-u", "5:6", b.id, "sh", "-c", "echo $A$B; pwd; id -u; id -g"); got != "12\n/bin\n5\n6\n" {
+			b.Errorf("%q", got)
+		}
+		if r := b.run("exec", b.id, "sh", "-c", "kill -9 $$"); r.code != 128+9 {
+			b.Errorf("%+v", r)
+		}
+		if r := b.run("exec", b.id, "no-such-program"); r.code != 255 && r.code != 1 || !strings.Contains(r.stderr, "no-such-program") {
+			b.Errorf("%+v", r)
+		}
+		b.fails([]string{"--user"}, "exec", "-u", "nobody", b.id, "true")
+		b.fails(nil, "exec", "no-such-container", "true")
+	})
+}
+
+func TestExecDetached(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.up()
+		dir := t.TempDir()
+		p := specs.Process{
+			Args: []string{"sh", "-c", "echo $X > /x; sleep 1000"}, Env: []string{"PATH=/bin", "X=y"}, Cwd: "/",
+			Capabilities: b.spec.Process.Capabilities,
+		}
+		data, _ := json.Marshal(p)
+		if err := os.WriteFile(dir+"/process.json", data, 0o600); err != nil {
+			b.Fatal(err)
+		}
+		b.must("exec", "-d", "--pid-file", dir+"/pid", "--process", dir+"/process.json", b.id)
+		b.eventually("the process", func() bool { return b.content("x") == "y" })
+		data, err := os.ReadFile(dir + "/pid")
+		if err != nil {
+			b.Fatal(err)
+		}
+		var pids []int
+		if err := json.Unmarshal([]byte(b.must("ps", "-f", "json", b.id)), &pids); err != nil {
+			b.Fatal(err)
+		}
+		var pid int
+		fmt.Sscan(string(data), &pid)
+		if !slices.Contains(pids, pid) {
+			b.Errorf("pid %q is not among %v", data, pids)
+		}
+	})
+}
+
+// console listens for a terminal and returns its master when it is sent.
+func (b *box) console() (socket string, master func() *os.File) {
+	b.Helper()
+	dir, err := os.MkdirTemp("", "podstead-oci-") // a socket's path is short
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { os.RemoveAll(dir) })
+	socket = dir + "/s"
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: socket, Net: "unix"})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { l.Close() })
+	return socket, func() *os.File {
+		b.Helper()
+		l.SetDeadline(time.Now().Add(10 * time.Second))
+		conn, err := l.AcceptUnix()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer conn.Close()
+		f, err := conn.File()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer f.Close()
+		var buf [4096]byte
+		_, files, err := sys.RecvMsg(int(f.Fd()), buf[:])
+		if err != nil || len(files) != 1 {
+			b.Fatalf("received %d files: %v", len(files), err)
+		}
+		b.Cleanup(func() { files[0].Close() })
+		return files[0]
+	}
+}
+
+func TestConsoleSocket(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Process.Terminal = true
+		b.script("tty; stty size; read line; echo got $line; exec sleep 1000")
+		b.spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 101}
+		socket, master := b.console()
+		b.create("--console-socket", socket)
+		m := master()
+		b.start()
+		in := bufio.NewReader(m)
+		b.lines(in, "/dev/pts/0", "33 101")
+		if _, err := m.WriteString("hello\n"); err != nil {
+			b.Fatal(err)
+		}
+		b.lines(in, "hello", "got hello")
+
+		socket, master = b.console()
+		b.must("exec", "-d", "-t", "--console-socket", socket, b.id, "sh", "-c", "tty; exec sleep 1000")
+		b.lines(bufio.NewReader(master()), "/dev/pts/1")
+	})
+}
+
+func (b *box) lines(r *bufio.Reader, want ...string) {
+	b.Helper()
+	for _, w := range want {
+		got, err := r.ReadString('\n')
+		if strings.TrimSpace(got) != w {
+			b.Fatalf("terminal says %q (%v), want %q", got, err, w)
+		}
+	}
+}
+
+func TestPreserveFds(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.script("cat <&3; cat <&4; ls /proc/self/fd | while read f; do echo fd $f; done")
+		b.write()
+		cmd := b.cmd("run", "-b", b.bundle, "--preserve-fds", "2", b.id)
+		for _, s := range []string{"three\n", "four\n"} {
+			r, w, err := os.Pipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			io.WriteString(w, s)
+			w.Close()
+			defer r.Close()
+			cmd.ExtraFiles = append(cmd.ExtraFiles, r)
+		}
+		r := b.runWith(cmd)
+		if r.code != 0 || !strings.HasPrefix(r.stdout, "three\nfour\n") || strings.Contains(r.stdout, "fd 6") {
+			b.Errorf("%+v", r)
+		}
+	})
+}
+
+func TestNoDescriptorLeaks(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.script("echo /proc/self/fd/*")
+		b.write()
+		cmd := b.cmd("run", "-b", b.bundle, b.id)
+		r, w, err := os.Pipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer r.Close()
+		defer w.Close()
+		cmd.ExtraFiles = []*os.File{r, w}
+		out := b.runWith(cmd)
+		// The fourth is the shell's own, which reads the directory.
+		if got := strings.Fields(out.stdout); len(got) > 4 {
+			b.Errorf("open: %v", got)
+		}
+	})
+}
+
+func TestLimits(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](32 << 20)}
+		b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](20)}
+		b.spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: ptr[uint64](512)}
+		b.up()
+		check := func(want uint64) {
+			b.Helper()
+			s, err := b.group().Stats()
+			if err != nil || s.MemoryLimitBytes != want || s.Pids != 1 {
+				b.Errorf("%+v, %v", s, err)
+			}
+		}
+		check(32 << 20)
+		b.must("update", "--memory", fmt.Sprint(64<<20), b.id)
+		check(64 << 20)
+		cmd := b.cmd("update", "-r", "-", b.id)
+		cmd.Stdin = strings.NewReader(`{"memory": {"limit": 50331648}}`)
+		if r := b.runWith(cmd); r.code != 0 {
+			b.Error(r.stderr)
+		}
+		check(48 << 20)
+		b.fails([]string{"cpu.cpus"}, "update", "--cpuset-cpus", "4000", b.id)
+		var e struct {
+			Type, ID string
+			Data     struct {
+				Memory struct{ Usage struct{ Limit, Usage uint64 } }
+				Pids   struct{ Current uint64 }
+			}
+		}
+		out := b.must("events", "--stats", b.id)
+		if err := json.Unmarshal([]byte(out), &e); err != nil || e.Type != "stats" || e.ID != b.id ||
+			e.Data.Memory.Usage.Limit != 48<<20 || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current != 1 {
+			b.Errorf("%s: %+v, %v", out, e, err)
+		}
+	})
+}
+
+func TestDevices(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/mine", Type: "c", Major: 1, Minor: 8}}
+		b.spec.Process.Capabilities.Bounding = append(b.spec.Process.Capabilities.Bounding, "CAP_MKNOD")
+		b.spec.Process.Capabilities.Permitted = append(b.spec.Process.Capabilities.Permitted, "CAP_MKNOD")
+		b.spec.Process.Capabilities.Effective = append(b.spec.Process.Capabilities.Effective, "CAP_MKNOD")
+		b.script("head -c1 /dev/mine >/dev/null && echo mine; mknod /loop b 7 9 && echo made; head -c1 /loop || echo denied")
+		b.write()
+		if r := b.run("run", "-b", b.bundle, b.id); !strings.Contains(r.stdout, "mine\nmade\ndenied\n") {
+			b.Errorf("%+v", r)
+		}
+	})
+}
+
+// The preparation must not count against the container's memory.
+func TestSmallMemoryLimit(t *testing.T) {
+	b := newBox(t, "")
+	b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](1 << 20)}
+	b.script("exit 4")
+	b.write()
+	if r := b.run("run", "-b", b.bundle, b.id); r.code != 4 {
+		t.Errorf("%+v", r)
+	}
+}
+
+func TestSpecAndFeatures(t *testing.T) {
+	b := newBox(t, "")
+	dir := t.TempDir()
+	b.must("spec", "--bundle", dir)
+	if _, err := readSpec(dir + "/config.json"); err != nil {
+		t.Error(err)
+	}
+	b.fails([]string{"config.json", "exists"}, "spec", "--bundle", dir)
+	var f struct {
+		OciVersionMax string
+		MountOptions  []string
+		Linux         struct{ Namespaces []string }
+	}
+	if err := json.Unmarshal([]byte(b.must("features")), &f); err != nil || f.OciVersionMax != Version ||
+		!slices.Contains(f.MountOptions, "rro") || !slices.Contains(f.Linux.Namespaces, "user") {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if got := b.must("--version"); !strings.Contains(got, "spec: "+Version) {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestParseSignal(t *testing.T) {
+	for s, want := range map[string]int{"9": 9, "KILL": 9, "sigkill": 9, "SIGTERM": 15, "RTMIN": 34, "SIGRTMIN+3": 37, "RTMAX-1": 63} {
+		if got, err := parseSignal(s); int(got) != want || err != nil {
+			t.Errorf("%s: %d, %v", s, got, err)
+		}
+	}
+	for _, s := range []string{"", "SIG", "65", "-1", "RTMIN+40", "RTMIN+x"} {
+		if got, err := parseSignal(s); err == nil {
+			t.Errorf("%q: %d", s, got)
+		}
+	}
+}
