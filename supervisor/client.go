@@ -87,6 +87,7 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 			return Process{}, nil, fmt.Errorf("launch %s: Stdio is given, but the stdio is a log or a pty", l.ID)
 		}
 		req.Stdio[i] = true
+		f.Fd() // makes the open file block, as programs expect of their stdio
 		files = append(files, f)
 	}
 	var h protocol.Handle

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/supervisor/internal/protocol"
+	"podstead/sys"
 )
 
 // ErrDisconnected ends all calls that were under way when the connection to
@@ -131,7 +132,11 @@ func (w *wire) begin(op protocol.Op, body protocol.Coded, files []*os.File) (*ca
 		p.Body = protocol.Encode(body)
 	}
 	for _, f := range files {
-		p.Fds = append(p.Fds, int(f.Fd()))
+		fd, err := sys.Descriptor(f)
+		if err != nil {
+			return nil, err
+		}
+		p.Fds = append(p.Fds, fd)
 	}
 	c := &call{w: w, wake: make(chan struct{}, 1)}
 	w.mu.Lock()

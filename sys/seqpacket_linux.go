@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -24,16 +25,33 @@ func SendMsg(fd int, data []byte, files []*os.File) error {
 	if len(files) > 0 {
 		fds := make([]int, len(files))
 		for i, f := range files {
-			fds[i] = int(f.Fd())
+			n, err := Descriptor(f)
+			if err != nil {
+				return err
+			}
+			fds[i] = n
 		}
 		oob = unix.UnixRights(fds...)
 	}
+	defer runtime.KeepAlive(files)
 	for {
 		err := unix.Sendmsg(fd, data, oob, nil, unix.MSG_NOSIGNAL)
 		if err != unix.EINTR {
 			return os.NewSyscallError("sendmsg", err)
 		}
 	}
+}
+
+// Descriptor returns a file's descriptor, good while f is open, and leaves it as
+// it is: File.Fd would make the open file block, and with it every copy of a
+// listener that Go polls.
+func Descriptor(f *os.File) (n int, err error) {
+	conn, err := f.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	err = conn.Control(func(fd uintptr) { n = int(fd) })
+	return n, err
 }
 
 // RecvMsg receives one message into buf, and its descriptors, which are
