@@ -1,14 +1,42 @@
 // Package engine is the container runtime: it implements cri.Runtime on the
 // project's own supervisor, image store, network and launch program, one file
-// per CRI verb. It is restartable at any moment: its truth is the kernel and
-// the supervisor first, its records second.
+// per CRI verb. It is called in process by the node agent or through cri/server.
+//
+//	sandbox     creating ──▶ ready ──▶ stopped ──▶ (removed)
+//	                └───────────────────▲            failed or crashed half-way
+//
+//	container   creating ──▶ created ──▶ running ──▶ exited ──▶ (removed)
+//	                └──────────┴───────────────────────▲
+//
+// The engine may be killed at any moment. Its truth is the kernel and the
+// supervisor first, its records second: an intent is recorded before the kernel
+// is changed, and one way of taking an object apart, which asks for nothing to
+// be there, serves a failed creation, a stop, a removal and the next start
+// alike (releaseSandbox, releaseContainer).
+//
+// What lives where:
+//
+//	StateDir/sandboxes/ID    record, resolv.conf, hosts, hostname   survives a reboot
+//	StateDir/containers/ID   record, specification, upper, work     survives a reboot
+//	RunDir/sandboxes/ID      namespaces (net, ipc, uts), shm        ends with the pod
+//	supervisor               processes, exit codes, logs, stdio     survives the engine
 package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+
+	"google.golang.org/grpc/codes"
 
 	"podstead/cgroup"
+	"podstead/cri"
+	"podstead/engine/handler"
+	"podstead/engine/internal/store"
 	"podstead/image"
 	"podstead/network"
 	"podstead/supervisor"
@@ -17,25 +45,130 @@ import (
 // Config of an Engine: its parts, made by cmd/podstead, and its directories.
 type Config struct {
 	StateDir   string // survives a reboot: records of pods, writable layers
-	RunDir     string // tmpfs: namespaces, bundles
+	RunDir     string // tmpfs: namespaces, shared memory
 	Images     *image.Store
+	ImageDir   string // image.Config.Dir, for ImageFsInfo
 	Network    *network.Network
 	Cgroups    *cgroup.Hierarchy
 	Supervisor *supervisor.Client
+	// CgroupParent holds the pods whose request names no cgroup_parent, one
+	// group each; "/podstead" if empty.
+	CgroupParent string
 	// StreamAddress is where exec, attach and port-forward URLs lead,
 	// "127.0.0.1:0" if empty.
 	StreamAddress string
 	// LogMaxBytes and LogMaxFiles bound container logs.
 	LogMaxBytes int64
 	LogMaxFiles int
+	Version     string // of the program, for the verb Version
 	Log         *slog.Logger
 }
 
-// Engine implements cri.Runtime.
-type Engine struct{}
+// Engine implements cri.Runtime. It may be shared; what persists is in the
+// directories above.
+type Engine struct {
+	cfg      Config
+	log      *slog.Logger
+	host     host
+	bootID   string
+	handlers map[string]handler.Handler // by RuntimeClass handler; "" is the default
+
+	sandboxRecords   *store.Dir[sandboxRecord]
+	containerRecords *store.Dir[containerRecord]
+	sandboxRuns      runs // RunPodSandbox by pod identity and attempt
+	containerRuns    runs // CreateContainer by sandbox, name and attempt
+	accounts         accountCache
+	exits            exits
+	events           hub
+	streams          *streams
+
+	// life ends with Close; work that outlives its caller runs under it.
+	life   context.Context
+	end    context.CancelFunc
+	worker sync.WaitGroup
+
+	mu         sync.Mutex
+	sandboxes  map[string]*sandbox
+	containers map[string]*container
+}
+
+var _ cri.Runtime = (*Engine)(nil)
 
 // New loads the records, reconciles them with the kernel and is ready to serve.
-func New(ctx context.Context, cfg Config) (*Engine, error) { panic("not yet") }
+func New(ctx context.Context, cfg Config) (*Engine, error) {
+	if cfg.CgroupParent == "" {
+		cfg.CgroupParent = "/podstead"
+	}
+	if cfg.StreamAddress == "" {
+		cfg.StreamAddress = "127.0.0.1:0"
+	}
+	e := &Engine{
+		cfg: cfg, log: cfg.Log,
+		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
+	}
+	if e.log == nil {
+		e.log = slog.New(slog.DiscardHandler)
+	}
+	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
+	if err := e.open(ctx); err != nil {
+		return nil, errors.Join(err, e.Close())
+	}
+	return e, nil
+}
 
-// Close stops serving streams and following events; containers go on.
-func (e *Engine) Close() error { panic("not yet") }
+func (e *Engine) open(ctx context.Context) (err error) {
+	if err := os.MkdirAll(filepath.Join(e.cfg.RunDir, "sandboxes"), 0o700); err != nil {
+		return err
+	}
+	if e.sandboxRecords, err = store.Open[sandboxRecord](filepath.Join(e.cfg.StateDir, "sandboxes"), "sandbox"); err != nil {
+		return err
+	}
+	if e.containerRecords, err = store.Open[containerRecord](filepath.Join(e.cfg.StateDir, "containers"), "container"); err != nil {
+		return err
+	}
+	if e.host, err = probeHost(e.cfg.Cgroups); err != nil {
+		return err
+	}
+	if e.bootID, err = readBootID(); err != nil {
+		return err
+	}
+	e.handlers = map[string]handler.Handler{"": &handler.Builtin{
+		Supervisor: e.cfg.Supervisor,
+		Supports:   handler.Features{RecursiveReadOnlyMounts: e.host.spec.RecursiveReadOnly},
+	}}
+	if err := e.load(); err != nil {
+		return fmt.Errorf("load records: %w", err)
+	}
+	// Exits are followed before the supervisor is asked what it knows, so that
+	// none falls between.
+	if err := e.followExits(ctx); err != nil {
+		return err
+	}
+	if err := e.reconcile(ctx); err != nil {
+		return fmt.Errorf("reconcile: %w", err)
+	}
+	e.streams, err = e.serveStreams(ctx)
+	return err
+}
+
+// Close stops serving streams and following events, and waits for work under
+// way, which it cancels; containers go on.
+func (e *Engine) Close() error {
+	e.end()
+	var err error
+	if e.streams != nil {
+		err = e.streams.close()
+	}
+	e.events.close()
+	e.worker.Wait()
+	return err
+}
+
+// handler returns the one for a RuntimeClass's handler name.
+func (e *Engine) handler(name string) (handler.Handler, error) {
+	h, ok := e.handlers[name]
+	if !ok {
+		return nil, cri.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", name)
+	}
+	return h, nil
+}

@@ -1,0 +1,330 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/engine/handler"
+	"podstead/engine/internal/spec"
+	"podstead/image"
+	"podstead/oci/launch"
+	"podstead/supervisor"
+	"podstead/sys"
+)
+
+// CreateContainer prepares a container up to its execve: StartContainer only
+// releases it. Nothing of it is left if it fails.
+func (e *Engine) CreateContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest) (*runtimeapi.CreateContainerResponse, error) {
+	if err := cri.Validate(req); err != nil {
+		return nil, err
+	}
+	s, err := e.mustSandbox(req.PodSandboxId)
+	if err != nil {
+		return nil, err
+	}
+	rec := s.record()
+	if err := spec.CheckContainer(req.Config, rec.config()); err != nil {
+		return nil, err
+	}
+	if rec.Phase != sandboxReady {
+		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, rec.Phase)
+	}
+	config := proto.CloneOf(req.Config)
+	of := fingerprintOf(config)
+	id, err := e.containerRuns.do(ctx, e, containerName(s.id, config.Metadata), of, createTimeout,
+		func(ctx context.Context) (string, error) { return e.createContainer(ctx, s, config, of) })
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// creation is a container on its way into being: what the steps of
+// createContainer find out and hand on.
+type creation struct {
+	c       *container
+	config  *runtimeapi.ContainerConfig
+	sandbox sandboxRecord
+	image   image.Image
+	lower   []string // layers of the image, top first
+	user    spec.User
+	spec    *specs.Spec
+}
+
+func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, of fingerprint) (id string, err error) {
+	k := &creation{config: config}
+	if k.c, err = e.registerContainer(s, config, of); err != nil {
+		return "", err
+	}
+	k.sandbox = s.record()
+	c := k.c
+	if err := c.turn.take(ctx); err != nil {
+		return "", err
+	}
+	defer c.turn.give()
+	defer func() {
+		if err != nil {
+			err = e.discardContainer(ctx, c, fmt.Errorf("create container %s: %w", c.id, err))
+		}
+	}()
+	for _, step := range []struct {
+		what string
+		do   func(context.Context, *creation) error
+	}{
+		{"find image", e.holdImage},
+		{"record", e.recordIntent},
+		{"user", e.resolveUser},
+		{"specification", e.buildSpec},
+		{"cgroup", e.makeContainerCgroup},
+		{"log", e.prepareLog},
+		{"launch", e.launchContainer},
+	} {
+		if err := step.do(ctx, k); err != nil {
+			return "", fmt.Errorf("%s: %w", step.what, err)
+		}
+	}
+	e.log.Info("container is created", "container", c.id, "pod", s.id, "name", config.Metadata.Name, "image", k.image.ID)
+	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	return c.id, nil
+}
+
+// registerContainer enters a new container into the engine, if its sandbox is
+// ready at that moment: a sandbox that is being stopped finds all containers
+// that there will ever be.
+func (e *Engine) registerContainer(s *sandbox, config *runtimeapi.ContainerConfig, of fingerprint) (*container, error) {
+	id := newID()
+	c := newContainer(containerRecord{
+		ID: id, SandboxID: s.id, Fingerprint: encodeFingerprint(of), BootID: e.bootID,
+		Phase: containerCreating, CreatedAt: time.Now(),
+	})
+	c.rec.Config.M = config
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.rec.Phase != sandboxReady {
+		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, s.rec.Phase)
+	}
+	c.rec.Handler = s.rec.Handler
+	c.rec.Cgroup = s.rec.CgroupParent + "/" + id
+	e.mu.Lock()
+	e.containers[id] = c
+	e.mu.Unlock()
+	return c, nil
+}
+
+// discardContainer undoes a creation that failed with cause. If even that
+// fails, the container stays, exited, for RemoveContainer to try again.
+func (e *Engine) discardContainer(ctx context.Context, c *container, cause error) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+	defer cancel()
+	rec := c.record()
+	err := e.releaseContainer(ctx, &rec)
+	if err == nil {
+		err = e.forgetContainer(c)
+	}
+	if err != nil {
+		e.recordExit(c, exit{code: exitUnknown, reason: reasonError, message: cause.Error(), at: time.Now()})
+		return errors.Join(cause, fmt.Errorf("undo: %w", err))
+	}
+	return cause
+}
+
+// holdImage finds the image and keeps its layers for this container.
+func (e *Engine) holdImage(ctx context.Context, k *creation) error {
+	img, err := e.cfg.Images.Get(k.config.Image.Image)
+	if errors.Is(err, image.ErrNotFound) {
+		return cri.Errorf(codes.NotFound, "image %q is not present", k.config.Image.Image)
+	}
+	if err != nil {
+		return err
+	}
+	k.image = img
+	k.lower, err = e.cfg.Images.Hold(ctx, img.ID, k.c.id)
+	return err
+}
+
+// recordIntent writes the record before anything is made that only it knows of.
+func (e *Engine) recordIntent(_ context.Context, k *creation) error {
+	img := k.image
+	logPath, err := spec.LogPath(k.sandbox.config().LogDirectory, k.config.LogPath)
+	if err != nil {
+		return err
+	}
+	signal, signalName := spec.StopSignal(k.config, img.Config.Config.StopSignal)
+	err = e.changeContainer(k.c, func(r *containerRecord) {
+		r.ImageID, r.ImageRef, r.ImageName = img.ID, imageRef(img), imageName(img, k.config.Image)
+		r.LogPath = logPath
+		r.StopSignal, r.StopSignalName = int(signal), signalName
+		r.Resources.M = k.config.GetLinux().GetResources()
+	})
+	if err != nil {
+		return err
+	}
+	for _, dir := range []string{"upper", "work"} {
+		// The mode of upper is that of the container's root directory.
+		if err := os.Mkdir(e.containerFile(k.c.id, dir), 0o755); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (e *Engine) resolveUser(_ context.Context, k *creation) error {
+	accounts, err := e.accounts.get(k.image.ID, k.lower)
+	if err != nil {
+		return err
+	}
+	sc := k.config.GetLinux().GetSecurityContext()
+	k.user, err = spec.ResolveUser(sc, k.image.Config.Config.User, accounts)
+	return err
+}
+
+func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
+	config, err := e.prepareMounts(ctx, k)
+	if err != nil {
+		return err
+	}
+	sc := k.config.GetLinux().GetSecurityContext()
+	devices, access, err := lookUpDevices(k.config.Devices, sc.GetPrivileged())
+	if err != nil {
+		return err
+	}
+	ns, err := e.containerNamespaces(k)
+	if err != nil {
+		return err
+	}
+	wanted, err := spec.SeccompWanted(sc)
+	if err != nil {
+		return err
+	}
+	s, warnings, err := spec.Build(spec.Input{
+		Config: config, Image: k.image.Config.Config, User: k.user,
+		Hostname: k.sandbox.Hostname, Namespaces: ns, CgroupPath: k.c.rec.Cgroup,
+		Files: spec.Files{
+			Hostname:   e.sandboxFile(k.sandbox.ID, "hostname"),
+			Hosts:      e.sandboxFile(k.sandbox.ID, "hosts"),
+			ResolvConf: e.sandboxFile(k.sandbox.ID, "resolv.conf"),
+			Shm:        e.shmPath(&k.sandbox),
+		},
+		Host: e.host.spec, Devices: devices, DeviceAccess: access,
+	})
+	if err != nil {
+		return err
+	}
+	for _, w := range warnings {
+		e.log.Warn("container does not get all it asks for", "container", k.c.id, "why", w)
+	}
+	if err := e.applySeccomp(s, wanted); err != nil {
+		return err
+	}
+	k.spec = s
+	isDefault := !wanted.Unconfined && wanted.Localhost == ""
+	k.c.mu.Lock()
+	k.c.spec, k.c.rec.User, k.c.rec.DefaultSeccomp = s, k.user, isDefault
+	k.c.mu.Unlock()
+	return e.saveSpec(k.c, s, isDefault)
+}
+
+// containerNamespaces chooses what the container shares with its pod.
+func (e *Engine) containerNamespaces(k *creation) (spec.Namespaces, error) {
+	r := &k.sandbox
+	ns := spec.Namespaces{Network: e.netnsPath(r), IPC: e.ipcPath(r)}
+	if !r.hostNetwork() {
+		ns.UTS = e.namespacePath(r.ID, sys.UTSNamespace)
+	}
+	o := k.config.GetLinux().GetSecurityContext().GetNamespaceOptions()
+	switch o.GetPid() {
+	case runtimeapi.NamespaceMode_NODE:
+	case runtimeapi.NamespaceMode_CONTAINER:
+		ns.PrivatePID = true
+	case runtimeapi.NamespaceMode_POD:
+		if !r.Pause {
+			return ns, cri.Errorf(codes.InvalidArgument, "linux.security_context.namespace_options.pid: POD, but the sandbox was not made with it")
+		}
+		ns.PID = pidNamespace(r.PausePid)
+	case runtimeapi.NamespaceMode_TARGET:
+		target, err := e.mustContainer(o.TargetId)
+		if err != nil {
+			return ns, err
+		}
+		t := target.record()
+		if t.SandboxID != r.ID || t.Phase != containerRunning {
+			return ns, cri.Errorf(codes.FailedPrecondition, "target container %s is not running in pod sandbox %s", o.TargetId, r.ID)
+		}
+		ns.PID = pidNamespace(t.Pid)
+	}
+	return ns, nil
+}
+
+func (e *Engine) makeContainerCgroup(_ context.Context, k *creation) error {
+	g := e.cfg.Cgroups.Group(k.c.rec.Cgroup)
+	if err := g.Create(); err != nil {
+		return err
+	}
+	return g.Set(k.spec.Linux.Resources)
+}
+
+// prepareLog makes the directories that the log file goes into.
+func (e *Engine) prepareLog(_ context.Context, k *creation) error {
+	if k.c.rec.LogPath == "" {
+		return nil
+	}
+	return os.MkdirAll(filepath.Dir(k.c.rec.LogPath), 0o755)
+}
+
+func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
+	h, err := e.handler(k.sandbox.Handler)
+	if err != nil {
+		return err
+	}
+	g := e.cfg.Cgroups.Group(k.c.rec.Cgroup)
+	p, err := h.Create(ctx, handler.Container{
+		ID: k.c.id, Spec: k.spec, Bundle: e.containerRecords.Path(k.c.id),
+		Rootfs: &launch.Overlay{
+			Lower: k.lower,
+			Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
+		},
+		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
+		Log:   supervisor.LogFile{Path: k.c.rec.LogPath, MaxBytes: e.cfg.LogMaxBytes, MaxFiles: e.cfg.LogMaxFiles},
+		Stdin: k.config.Stdin, StdinOnce: k.config.StdinOnce,
+	})
+	if err != nil {
+		return err
+	}
+	return e.changeContainer(k.c, func(r *containerRecord) {
+		r.Pid, r.StartTicks = p.Pid, p.StartTicks
+		if r.Phase == containerCreating {
+			r.Phase = containerCreated
+		}
+	})
+}
+
+// imageRef is how status names the image in use: by digest if it has one.
+func imageRef(img image.Image) string {
+	if len(img.RepoDigests) > 0 {
+		return img.RepoDigests[0]
+	}
+	return img.ID
+}
+
+// imageName is the name that a person would know the image by.
+func imageName(img image.Image, asked *runtimeapi.ImageSpec) string {
+	switch {
+	case asked.Image != img.ID:
+		return asked.Image
+	case asked.UserSpecifiedImage != "":
+		return asked.UserSpecifiedImage
+	case len(img.RepoTags) > 0:
+		return img.RepoTags[0]
+	}
+	return asked.Image
+}

@@ -1,0 +1,132 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/image"
+)
+
+// imageVolumeMountFailed begins the error that the kubelet reports as the
+// container's reason (k8s.io/cri-api/pkg/errors).
+const imageVolumeMountFailed = "ImageVolumeMountFailed"
+
+// prepareMounts returns a copy of the config whose mounts have sources that
+// exist: missing host paths are made as directories, as containerd and CRI-O
+// do, links are followed, images are mounted.
+func (e *Engine) prepareMounts(ctx context.Context, k *creation) (*runtimeapi.ContainerConfig, error) {
+	c := &runtimeapi.ContainerConfig{
+		Metadata: k.config.Metadata, Command: k.config.Command, Args: k.config.Args,
+		WorkingDir: k.config.WorkingDir, Envs: k.config.Envs, Tty: k.config.Tty, Linux: k.config.Linux,
+	}
+	for i, m := range k.config.Mounts {
+		source := m.HostPath
+		var err error
+		if m.Image.GetImage() != "" {
+			source, err = e.mountImage(ctx, k, i, m)
+		} else {
+			source, err = hostPath(m.HostPath)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("mounts[%d] (%s): %w", i, m.ContainerPath, err)
+		}
+		c.Mounts = append(c.Mounts, &runtimeapi.Mount{
+			ContainerPath: m.ContainerPath, HostPath: source, Readonly: m.Readonly,
+			SelinuxRelabel: m.SelinuxRelabel, Propagation: m.Propagation,
+			UidMappings: m.UidMappings, GidMappings: m.GidMappings,
+			RecursiveReadOnly: m.RecursiveReadOnly, MountOptions: m.MountOptions,
+		})
+	}
+	return c, nil
+}
+
+// hostPath resolves a path of the host, and makes it a directory if it is
+// missing.
+func hostPath(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", cri.Errorf(codes.InvalidArgument, "host_path %q is not absolute", path)
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return "", err
+		}
+		real, err = filepath.EvalSymlinks(path)
+	}
+	return real, err
+}
+
+// mountImage mounts an image read-only below the container's directory, and
+// returns the path of what is asked for in it.
+func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimeapi.Mount) (string, error) {
+	fail := func(err error) (string, error) {
+		return "", fmt.Errorf("%s: image %s: %w", imageVolumeMountFailed, m.Image.Image, err)
+	}
+	img, err := e.cfg.Images.Get(m.Image.Image)
+	if errors.Is(err, image.ErrNotFound) {
+		return fail(cri.Errorf(codes.NotFound, "not present"))
+	}
+	if err != nil {
+		return fail(err)
+	}
+	name := "image-" + strconv.Itoa(i)
+	err = e.changeContainer(k.c, func(r *containerRecord) { r.ImageMounts = append(r.ImageMounts, name) })
+	if err != nil {
+		return fail(err)
+	}
+	lower, err := e.cfg.Images.Hold(ctx, img.ID, k.c.id+"/"+name)
+	if err != nil {
+		return fail(err)
+	}
+	tree, err := openImageTree(lower)
+	if err != nil {
+		return fail(err)
+	}
+	defer tree.Close()
+	target := e.containerFile(k.c.id, name)
+	if err := os.Mkdir(target, 0o700); err != nil {
+		return fail(err)
+	}
+	if err := unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+		return fail(os.NewSyscallError("move_mount", err))
+	}
+	source, err := pathInTree(target, m.ImageSubPath)
+	if err != nil {
+		return fail(fmt.Errorf("image_sub_path %q: %w", m.ImageSubPath, err))
+	}
+	return source, nil
+}
+
+// pathInTree resolves a path inside an image that nobody can change any more,
+// with the image's own links kept inside it.
+func pathInTree(root, sub string) (string, error) {
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
+	}
+	defer dir.Close()
+	if sub == "" {
+		return root, nil
+	}
+	if !filepath.IsLocal(sub) {
+		return "", cri.Errorf(codes.InvalidArgument, "leads out of the image")
+	}
+	fd, err := unix.Openat2(int(dir.Fd()), sub, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", os.NewSyscallError("openat2", err)
+	}
+	f := os.NewFile(uintptr(fd), sub)
+	defer f.Close()
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
+}

@@ -1,0 +1,105 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/engine/handler"
+	"podstead/supervisor"
+)
+
+// startTimeout bounds the release of a prepared container up to its execve.
+const startTimeout = 2 * time.Minute
+
+// StartContainer lets a created container run. If its program cannot be
+// executed, the container has exited, with reason StartError.
+func (e *Engine) StartContainer(ctx context.Context, req *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
+	c, err := e.mustContainer(req.ContainerId)
+	if err != nil {
+		return nil, err
+	}
+	err = c.starting.do(ctx, e, startTimeout, func(ctx context.Context) error {
+		if err := e.startContainer(ctx, c); err != nil {
+			return fmt.Errorf("start container %s: %w", c.id, err)
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.StartContainerResponse{}, nil
+}
+
+func (e *Engine) startContainer(ctx context.Context, c *container) error {
+	if err := c.turn.take(ctx); err != nil {
+		return err
+	}
+	defer c.turn.give()
+	rec := c.record()
+	if rec.Phase != containerCreated {
+		return cri.Errorf(codes.FailedPrecondition, "it is %s, not created", rec.Phase)
+	}
+	s, err := e.mustSandbox(rec.SandboxID)
+	if err != nil {
+		return err
+	}
+	if p := s.record().Phase; p != sandboxReady {
+		return cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, p)
+	}
+	h, err := e.handler(rec.Handler)
+	if err != nil {
+		return err
+	}
+	kills, err := e.cfg.Cgroups.Group(rec.Cgroup).OOMKills()
+	if err != nil {
+		return err
+	}
+	p, err := e.release(ctx, c, h, kills)
+	if err != nil {
+		return e.startFailed(c, err)
+	}
+	e.log.Info("container runs", "container", c.id, "pid", p.Pid)
+	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	return nil
+}
+
+// release lets the process go. Its end may be seen before this returns; then
+// it is handled here, after the start is recorded.
+func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, oomKills uint64) (supervisor.Process, error) {
+	c.mu.Lock()
+	c.startUnderWay = true
+	c.mu.Unlock()
+	p, err := h.Start(ctx, c.id)
+	c.mu.Lock()
+	early := c.early
+	c.startUnderWay, c.early = false, nil
+	c.mu.Unlock()
+	if err != nil {
+		return p, err
+	}
+	err = e.changeContainer(c, func(r *containerRecord) {
+		r.StartedAt, r.OOMKills = p.StartedAt, oomKills
+		if r.Phase == containerCreated {
+			r.Phase = containerRunning
+		}
+	})
+	if err != nil {
+		e.log.Error("the start of a container could not be recorded", "container", c.id, "error", err)
+	}
+	if early != nil {
+		e.worker.Go(func() { e.containerExited(c, *early) })
+	}
+	return p, nil
+}
+
+// startFailed records a container whose program could not be executed.
+func (e *Engine) startFailed(c *container, cause error) error {
+	e.recordExit(c, exit{at: time.Now(), code: exitStartError, reason: reasonStartError, message: cause.Error()})
+	return errors.Join(cause, e.killGroup(c.record().Cgroup))
+}

@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+
+	"podstead/cri"
+	"podstead/engine/handler"
+	"podstead/oci/launch"
+	"podstead/supervisor"
+)
+
+// execution is a process that was launched in a container beside its first.
+type execution struct {
+	e       *Engine
+	c       *container
+	id      string
+	process supervisor.Process
+	console *os.File // pty master, if it has one
+	exited  <-chan supervisor.Process
+}
+
+// exec runs a command in a running container. close must be called.
+func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool, stdio launch.Stdio) (*execution, error) {
+	rec := c.record()
+	if rec.Phase != containerRunning {
+		return nil, cri.Errorf(codes.FailedPrecondition, "container %s is %s, not running", c.id, rec.Phase)
+	}
+	if slices.ContainsFunc(cmd, func(s string) bool { return strings.ContainsRune(s, 0) }) {
+		return nil, cri.Errorf(codes.InvalidArgument, "cmd has a NUL byte")
+	}
+	h, err := e.handler(rec.Handler)
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.specification(c)
+	if err != nil {
+		return nil, err
+	}
+	g := e.cfg.Cgroups.Group(rec.Cgroup)
+	x := &execution{e: e, c: c, id: c.id + "/" + newID()[:16]}
+	x.exited = e.exits.expect(x.id)
+	x.process, x.console, err = h.Exec(ctx, handler.Exec{
+		ID: x.id, Spec: s, Process: execProcess(s.Process, cmd, tty), Pid: rec.Pid, StartTicks: rec.StartTicks,
+		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Stdio: stdio,
+	})
+	if err != nil {
+		e.exits.forget(x.id)
+		if errors.Is(err, os.ErrProcessDone) {
+			return nil, cri.Errorf(codes.FailedPrecondition, "container %s has just ended", c.id)
+		}
+		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+	}
+	if x.console == nil {
+		return x, nil
+	}
+	if x.console, err = interruptible(x.console); err != nil {
+		return nil, errors.Join(err, x.close())
+	}
+	return x, nil
+}
+
+// execProcess is the container's own process with another command.
+func execProcess(of *specs.Process, cmd []string, tty bool) *specs.Process {
+	p := *of
+	p.Args, p.Terminal, p.ConsoleSize = slices.Clone(cmd), tty, nil
+	if tty && !slices.ContainsFunc(p.Env, func(kv string) bool { return strings.HasPrefix(kv, "TERM=") }) {
+		p.Env = append(slices.Clone(p.Env), "TERM=xterm")
+	}
+	return &p
+}
+
+// wait returns the exit code of the process.
+func (x *execution) wait(ctx context.Context) (int, error) {
+	select {
+	case p := <-x.exited:
+		x.process = p
+		return p.ExitCode, nil
+	case <-ctx.Done():
+		return 0, ctx.Err()
+	}
+}
+
+// reapTimeout bounds how long killed processes of an exec are waited for.
+const reapTimeout = 10 * time.Second
+
+// close ends the process, if it still runs, and all that it started, and drops
+// it at the supervisor.
+func (x *execution) close() error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(x.e.life), reapTimeout)
+	defer cancel()
+	defer x.e.exits.forget(x.id)
+	if x.console != nil {
+		x.console.Close()
+	}
+	if x.process.State != supervisor.Exited {
+		x.kill()
+		if _, err := x.wait(ctx); err != nil {
+			return fmt.Errorf("process %d of an exec has been killed and has not ended: %w", x.process.Pid, err)
+		}
+	}
+	return x.e.cfg.Supervisor.Forget(ctx, x.id)
+}
+
+// killRounds bounds the hunt for processes that fork while they are hunted.
+const killRounds = 16
+
+// kill kills the process, its descendants and whatever is in its session. They
+// are looked for among the container's processes only.
+func (x *execution) kill() {
+	g := x.e.cfg.Cgroups.Group(x.c.record().Cgroup)
+	for range killRounds {
+		pids, err := g.Procs()
+		if err != nil {
+			pids = nil
+		}
+		victims := family(x.process.Pid, pids)
+		for _, pid := range victims {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+		if len(victims) == 0 {
+			break
+		}
+	}
+	// The first one is ours until it is forgotten: its pid cannot be another's.
+	x.e.cfg.Supervisor.Signal(x.e.life, x.id, int(unix.SIGKILL))
+}
+
+// family returns those of pids that descend from root or are in its session,
+// root included, and are not dead yet.
+func family(root int, pids []int) []int {
+	type parentage struct {
+		ppid, session int
+		zombie        bool
+	}
+	all := map[int]parentage{}
+	for _, pid := range pids {
+		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+		if err != nil {
+			continue
+		}
+		// PID (NAME) STATE PPID PGRP SESSION …
+		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		if len(f) < 4 {
+			continue
+		}
+		ppid, _ := strconv.Atoi(f[1])
+		session, _ := strconv.Atoi(f[3])
+		all[pid] = parentage{ppid, session, f[0] == "Z" || f[0] == "X"}
+	}
+	var out []int
+	for pid, p := range all {
+		belongs := pid == root || p.session == root
+		for up, hops := p.ppid, 0; !belongs && up != 0 && hops < len(all); hops++ {
+			belongs = up == root
+			up = all[up].ppid
+		}
+		if belongs && !p.zombie {
+			out = append(out, pid)
+		}
+	}
+	return out
+}

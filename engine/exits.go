@@ -1,0 +1,251 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/supervisor"
+)
+
+// exits hands the ends of exec'd processes to those who wait for them. The zero
+// value is ready.
+type exits struct {
+	mu      sync.Mutex
+	waiting map[string]chan supervisor.Process
+}
+
+// expect must be called before the process is launched; forget ends it.
+func (x *exits) expect(id string) <-chan supervisor.Process {
+	ch := make(chan supervisor.Process, 1)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.waiting == nil {
+		x.waiting = map[string]chan supervisor.Process{}
+	}
+	x.waiting[id] = ch
+	return ch
+}
+
+func (x *exits) forget(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.waiting, id)
+}
+
+// deliver tells whether somebody waited for the process.
+func (x *exits) deliver(p supervisor.Process) bool {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	ch, ok := x.waiting[p.ID]
+	if ok {
+		delete(x.waiting, p.ID)
+		ch <- p // has room: each ID is delivered once
+	}
+	return ok
+}
+
+// resubscribeDelay is the pause between attempts to follow a supervisor that
+// went away.
+const resubscribeDelay = 100 * time.Millisecond
+
+// followExits subscribes to the supervisor's events and handles them until
+// Close.
+func (e *Engine) followExits(ctx context.Context) error {
+	events, err := e.cfg.Supervisor.Events(e.life)
+	if err != nil {
+		return fmt.Errorf("follow the supervisor: %w", err)
+	}
+	e.worker.Go(func() {
+		for {
+			for ev := range events {
+				e.processExited(ev.Process)
+			}
+			if events = e.resubscribe(); events == nil {
+				return
+			}
+		}
+	})
+	return nil
+}
+
+// resubscribe follows the supervisor anew after the stream of events ended, and
+// catches up with what happened between. It returns nil when the engine ends.
+func (e *Engine) resubscribe() <-chan supervisor.Event {
+	for said := false; ; said = true {
+		select {
+		case <-e.life.Done():
+			return nil
+		case <-time.After(resubscribeDelay):
+		}
+		events, err := e.cfg.Supervisor.Events(e.life)
+		if err == nil {
+			var all []supervisor.Process
+			if all, err = e.cfg.Supervisor.List(e.life); err == nil {
+				for _, p := range all {
+					if p.State == supervisor.Exited {
+						e.processExited(p)
+					}
+				}
+				return events
+			}
+		}
+		if !said && e.life.Err() == nil {
+			e.log.Error("the supervisor's events ended; trying again", "error", err)
+		}
+	}
+}
+
+// processExited handles one exit. It is told of some twice.
+func (e *Engine) processExited(p supervisor.Process) {
+	if e.exits.deliver(p) {
+		return
+	}
+	e.mu.Lock()
+	c, s := e.containers[p.ID], e.sandboxes[p.ID]
+	e.mu.Unlock()
+	switch {
+	case c != nil:
+		e.worker.Go(func() { e.containerExited(c, p) })
+	case s != nil:
+		e.worker.Go(func() { e.pauseExited(s) })
+	}
+}
+
+// exit is how a container ended.
+type exit struct {
+	at      time.Time
+	code    int32
+	reason  string
+	message string
+}
+
+// containerExited finds out why a container's process ended and records it.
+// What the process left in its cgroup, which can only be if it shared its pid
+// namespace, is killed.
+func (e *Engine) containerExited(c *container, p supervisor.Process) {
+	c.mu.Lock()
+	rec := c.rec
+	if c.startUnderWay {
+		c.early = &p
+		c.mu.Unlock()
+		return
+	}
+	c.mu.Unlock()
+	if rec.Phase == containerExited {
+		return
+	}
+	x := exit{at: p.ExitedAt, code: int32(p.ExitCode)}
+	killed := uint64(0)
+	if n, err := e.cfg.Cgroups.Group(rec.Cgroup).OOMKills(); err == nil && n > rec.OOMKills {
+		killed = n - rec.OOMKills
+	}
+	switch {
+	case p.ExitCode < 0:
+		x.code, x.reason = exitUnknown, reasonUnknown
+		x.message = "the exit code is not known: the supervisor was not running when the process ended"
+	case killed > 0 && p.ExitCode != 0:
+		x.reason = reasonOOMKilled
+	case p.ExitCode == 0:
+		x.reason = reasonCompleted
+	default:
+		x.reason = reasonError
+	}
+	if killed > 0 {
+		x.message = fmt.Sprintf("the kernel killed %d of the container's processes for its memory limit", killed)
+	}
+	if err := e.killGroup(rec.Cgroup); err != nil {
+		e.log.Warn("processes of an ended container stay", "container", c.id, "error", err)
+	}
+	e.recordExit(c, x)
+}
+
+// leftoverTimeout bounds how long the end of a container waits for processes
+// that its first one left behind.
+const leftoverTimeout = 10 * time.Second
+
+func (e *Engine) killGroup(path string) error {
+	ctx, cancel := context.WithTimeout(e.life, leftoverTimeout)
+	defer cancel()
+	g := e.cfg.Cgroups.Group(path)
+	pids, err := g.Procs()
+	if err != nil || len(pids) == 0 {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return err
+	}
+	return g.Kill(ctx)
+}
+
+// recordExit makes the container exited, once.
+func (e *Engine) recordExit(c *container, x exit) {
+	first := false
+	err := e.changeContainer(c, func(r *containerRecord) {
+		if r.Phase == containerExited {
+			return
+		}
+		first = true
+		r.Phase, r.Pid = containerExited, 0
+		r.FinishedAt, r.ExitCode = x.at, x.code
+		r.Reason, r.Message = x.reason, x.message
+	})
+	if err != nil {
+		e.log.Error("the end of a container could not be recorded", "container", c.id, "error", err)
+	}
+	if !first {
+		return
+	}
+	close(c.exited)
+	e.log.Info("container ended", "container", c.id, "code", x.code, "reason", x.reason)
+	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+}
+
+// pauseExited makes a sandbox not ready whose pid namespace has gone.
+func (e *Engine) pauseExited(s *sandbox) {
+	changed := false
+	err := e.changeSandbox(s, func(r *sandboxRecord) {
+		if changed = r.Phase == sandboxReady; changed {
+			r.Phase, r.Message = sandboxStopping, "the pause process ended, and with it the pod's pid namespace"
+		}
+	})
+	if err != nil {
+		e.log.Error("the end of a pause process could not be recorded", "pod", s.id, "error", err)
+	}
+	if changed {
+		e.log.Warn("the pause process ended", "pod", s.id)
+		e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	}
+}
+
+// forgetProcess waits until the supervisor has seen the end of a process that
+// was killed, and drops it there.
+func (e *Engine) forgetProcess(ctx context.Context, id string) error {
+	for {
+		p, err := e.cfg.Supervisor.Get(ctx, id)
+		switch {
+		case errors.Is(err, os.ErrNotExist):
+			return nil
+		case err != nil:
+			return err
+		case p.State == supervisor.Exited:
+			return e.cfg.Supervisor.Forget(ctx, id)
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("process %s has not ended: %w", id, ctx.Err())
+		case <-time.After(time.Millisecond):
+		}
+	}
+}
+
+// isGone tells whether the supervisor's error says that a process has ended or
+// was never there.
+func isGone(err error) bool {
+	return errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrNotExist)
+}

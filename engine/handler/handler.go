@@ -1,0 +1,143 @@
+// Package handler is what the engine plugs OCI runtimes into: one handler per
+// RuntimeClass handler name, of which "" is the built-in one that compiles a
+// launch program and gives it to the supervisor. A handler keeps no state of
+// its own: what it started is known to the supervisor, which outlives the
+// engine.
+package handler
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/oci/launch"
+	"podstead/supervisor"
+	"podstead/sys"
+)
+
+// Handler runs the processes of containers.
+type Handler interface {
+	// Create prepares a container up to its execve.
+	Create(context.Context, Container) (supervisor.Process, error)
+	// Start lets a prepared container run.
+	Start(ctx context.Context, id string) (supervisor.Process, error)
+	// Exec runs a process in a running container. With Process.Terminal and no
+	// Stdio it returns the pty's master.
+	Exec(context.Context, Exec) (supervisor.Process, *os.File, error)
+	// Pause runs a process that is pid 1 of a pid namespace and reaps in it.
+	Pause(context.Context, Container) (supervisor.Process, error)
+	// Features tells what a client may ask of the handler.
+	Features() Features
+}
+
+// Features of a handler, as CRI's Status reports them.
+type Features struct {
+	RecursiveReadOnlyMounts bool
+	UserNamespaces          bool
+}
+
+// Container is what a handler needs to create one.
+type Container struct {
+	ID               string
+	Spec             *specs.Spec
+	Bundle           string          // directory of the container's own
+	Rootfs           *launch.Overlay // mounted as the root; nil: Spec.Root.Path
+	CgroupJoin       []string        // see launch.Options
+	CgroupDir        string
+	Log              supervisor.LogFile
+	Stdin, StdinOnce bool
+}
+
+// Exec is a process to run in a container.
+type Exec struct {
+	ID         string      // "CONTAINER/EXEC"
+	Spec       *specs.Spec // of the container
+	Process    *specs.Process
+	Pid        int // of the container's first process
+	StartTicks uint64
+	CgroupJoin []string
+	CgroupDir  string
+	Stdio      launch.Stdio
+}
+
+// Builtin is the handler without a runtime binary.
+type Builtin struct {
+	Supervisor *supervisor.Client
+	Supports   Features
+}
+
+var _ Handler = (*Builtin)(nil)
+
+// Features implements Handler.
+func (b *Builtin) Features() Features { return b.Supports }
+
+// Create implements Handler.
+func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, error) {
+	p, err := launch.Compile(c.Spec, options(c))
+	if err != nil {
+		return supervisor.Process{}, err
+	}
+	l := supervisor.Launch{ID: c.ID, Program: p, Logged: true, Log: c.Log, Stdin: c.Stdin, StdinOnce: c.StdinOnce}
+	proc, _, err := b.launch(ctx, l, nil)
+	return proc, err
+}
+
+// Start implements Handler.
+func (b *Builtin) Start(ctx context.Context, id string) (supervisor.Process, error) {
+	return b.Supervisor.Start(ctx, id)
+}
+
+// Pause implements Handler.
+func (b *Builtin) Pause(ctx context.Context, c Container) (supervisor.Process, error) {
+	p, err := launch.CompilePause(c.Spec, options(c))
+	if err != nil {
+		return supervisor.Process{}, err
+	}
+	proc, _, err := b.launch(ctx, supervisor.Launch{ID: c.ID, Program: p, Start: true}, nil)
+	return proc, err
+}
+
+// Exec implements Handler.
+func (b *Builtin) Exec(ctx context.Context, x Exec) (supervisor.Process, *os.File, error) {
+	p, err := launch.CompileExec(x.Spec, x.Process, launch.ExecOptions{
+		ID: x.ID, Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir,
+	})
+	if err != nil {
+		return supervisor.Process{}, nil, err
+	}
+	// The namespaces are opened by pid; had that pid a new owner by then, its
+	// start time tells.
+	sameProcess := func() error {
+		if t, err := sys.StartTime(x.Pid); err != nil || t != x.StartTicks {
+			return fmt.Errorf("process %d: %w", x.Pid, os.ErrProcessDone)
+		}
+		return nil
+	}
+	return b.launch(ctx, supervisor.Launch{ID: x.ID, Program: p, Stdio: x.Stdio, Start: true}, sameProcess)
+}
+
+// launch opens what the program names, checks it and hands all to the
+// supervisor.
+func (b *Builtin) launch(ctx context.Context, l supervisor.Launch, check func() error) (supervisor.Process, *os.File, error) {
+	files, err := l.Program.Open()
+	if err != nil {
+		return supervisor.Process{}, nil, err
+	}
+	defer sys.CloseAll(files)
+	if check != nil {
+		if err := check(); err != nil {
+			return supervisor.Process{}, nil, err
+		}
+	}
+	l.Files = files
+	return b.Supervisor.Launch(ctx, l)
+}
+
+func options(c Container) launch.Options {
+	return launch.Options{
+		ID: c.ID, Bundle: c.Bundle, Rootfs: c.Rootfs,
+		CgroupJoin: c.CgroupJoin, CgroupDir: c.CgroupDir,
+	}
+}

@@ -1,0 +1,120 @@
+package engine
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+
+	"podstead/cgroup"
+	"podstead/engine/internal/spec"
+)
+
+// host is what the machine offers, found once at start.
+type host struct {
+	spec spec.Host
+	name string
+}
+
+func probeHost(h *cgroup.Hierarchy) (host, error) {
+	caps, err := boundingSet()
+	if err != nil {
+		return host{}, err
+	}
+	name, err := os.Hostname()
+	if err != nil {
+		return host{}, err
+	}
+	return host{name: name, spec: spec.Host{
+		Capabilities:      caps,
+		RecursiveReadOnly: hasMountSetattr(),
+		AppArmor:          readsYes("/sys/module/apparmor/parameters/enabled"),
+		CgroupUnified:     h.Unified(),
+		MountPropagation:  mountPropagation,
+		LoadedAppArmor:    loadedAppArmor,
+	}}, nil
+}
+
+// boundingSet reads which capabilities this process can pass on. A constant
+// list would ask for some that the host, itself perhaps a container, has not.
+func boundingSet() ([]string, error) {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "CapBnd:"); ok {
+			mask, err := strconv.ParseUint(strings.TrimSpace(v), 16, 64)
+			if err != nil {
+				return nil, fmt.Errorf("/proc/self/status: CapBnd: %w", err)
+			}
+			return spec.CapabilityNames(mask), nil
+		}
+	}
+	return nil, errors.New("/proc/self/status: no CapBnd")
+}
+
+// hasMountSetattr asks with arguments that a kernel which has the call refuses.
+func hasMountSetattr() bool {
+	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	return !errors.Is(err, unix.ENOSYS)
+}
+
+func readsYes(file string) bool {
+	b, err := os.ReadFile(file)
+	return err == nil && strings.TrimSpace(string(b)) == "Y"
+}
+
+func loadedAppArmor(profile string) bool {
+	f, err := os.Open("/sys/kernel/security/apparmor/profiles")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for lines := bufio.NewScanner(f); lines.Scan(); {
+		// "NAME (enforce)"; a name may have spaces.
+		line := lines.Text()
+		if i := strings.LastIndex(line, " ("); i > 0 && line[:i] == profile {
+			return true
+		}
+	}
+	return false
+}
+
+// mountPropagation tells how the mount that holds path propagates.
+func mountPropagation(path string) spec.Propagation {
+	infos, err := mountinfo.GetMounts(mountinfo.ParentsFilter(path))
+	if err != nil {
+		return spec.PropagationPrivate
+	}
+	best, p := -1, spec.PropagationPrivate
+	for _, m := range infos {
+		if len(m.Mountpoint) < best { // the last of the deepest hides the others
+			continue
+		}
+		best, p = len(m.Mountpoint), spec.PropagationPrivate
+		for _, o := range strings.Fields(m.Optional) {
+			switch {
+			case strings.HasPrefix(o, "shared:"):
+				p = spec.PropagationShared
+			case strings.HasPrefix(o, "master:") && p == spec.PropagationPrivate:
+				p = spec.PropagationSlave
+			}
+		}
+	}
+	return p
+}
+
+// readBootID identifies this run of the kernel.
+func readBootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(b)), nil
+}

@@ -1,0 +1,111 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"encoding/json"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/image"
+)
+
+// ListImages lists the images, or the one that the filter names in any form.
+func (e *Engine) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	resp := &runtimeapi.ListImagesResponse{}
+	if name := req.GetFilter().GetImage().GetImage(); name != "" {
+		img, err := e.cfg.Images.Get(name)
+		if err == nil {
+			resp.Images = append(resp.Images, criImage(img))
+		} else if !errors.Is(err, image.ErrNotFound) {
+			return nil, err
+		}
+		return resp, nil
+	}
+	for _, img := range e.cfg.Images.List() {
+		resp.Images = append(resp.Images, criImage(img))
+	}
+	return resp, nil
+}
+
+// ImageStatus describes an image; one that is not there is no error and no
+// image.
+func (e *Engine) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	if err := cri.Validate(req); err != nil {
+		return nil, err
+	}
+	img, err := e.cfg.Images.Get(req.Image.Image)
+	if errors.Is(err, image.ErrNotFound) {
+		return &runtimeapi.ImageStatusResponse{}, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
+	if req.Verbose {
+		b, err := json.Marshal(map[string]any{"imageSpec": img.Config, "pulled": img.Pulled})
+		if err != nil {
+			return nil, err
+		}
+		resp.Info = map[string]string{"info": string(b)}
+	}
+	return resp, nil
+}
+
+// RemoveImage removes an image with all its names. One that is not there is no
+// error; one in use stays on disk as long as it is.
+func (e *Engine) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRequest) (*runtimeapi.RemoveImageResponse, error) {
+	if err := cri.Validate(req); err != nil {
+		return nil, err
+	}
+	if err := e.cfg.Images.Remove(ctx, req.Image.Image); err != nil && !errors.Is(err, image.ErrNotFound) {
+		return nil, err
+	}
+	return &runtimeapi.RemoveImageResponse{}, nil
+}
+
+// ImageFsInfo tells where images and writable layers are, and how much they
+// take by the image store's own accounts.
+func (e *Engine) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	bytes, inodes := e.cfg.Images.Usage()
+	fs := func() []*runtimeapi.FilesystemUsage {
+		return []*runtimeapi.FilesystemUsage{{
+			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: e.imageDir()},
+			UsedBytes: value(bytes), InodesUsed: value(inodes),
+		}}
+	}
+	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs(), ContainerFilesystems: fs()}, nil
+}
+
+func (e *Engine) imageDir() string {
+	if e.cfg.ImageDir != "" {
+		return e.cfg.ImageDir
+	}
+	return e.cfg.StateDir
+}
+
+func criImage(img image.Image) *runtimeapi.Image {
+	out := &runtimeapi.Image{
+		Id: img.ID, RepoTags: slices.Clone(img.RepoTags), RepoDigests: slices.Clone(img.RepoDigests),
+		Size: uint64(max(img.Size, 1)), Pinned: img.Pinned,
+		Spec: &runtimeapi.ImageSpec{Image: img.ID},
+	}
+	// The kubelet compares a number with runAsNonRoot and cannot judge a name.
+	user, _, _ := strings.Cut(img.Config.Config.User, ":")
+	switch n, err := strconv.ParseInt(user, 10, 64); {
+	case user == "":
+		out.Uid = &runtimeapi.Int64Value{}
+	case err == nil && n >= 0 && n <= math.MaxInt32:
+		out.Uid = &runtimeapi.Int64Value{Value: n}
+	default:
+		out.Username = user
+	}
+	return out
+}

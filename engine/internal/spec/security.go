@@ -1,0 +1,92 @@
+package spec
+
+import (
+	"path"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// Seccomp says which system call filter a container gets.
+type Seccomp struct {
+	Unconfined bool
+	Localhost  string // path of a profile file; with neither: the runtime's default
+}
+
+// SeccompWanted reads the request: the field seccomp, or else the old
+// seccomp_profile_path. Nothing set means unconfined, and so does privileged.
+func SeccompWanted(sc *runtimeapi.LinuxContainerSecurityContext) (Seccomp, error) {
+	if sc.GetPrivileged() {
+		return Seccomp{Unconfined: true}, nil
+	}
+	p := sc.GetSeccomp()
+	if p == nil {
+		return seccompByPath(sc.GetSeccompProfilePath())
+	}
+	switch p.ProfileType {
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		return Seccomp{}, nil
+	case runtimeapi.SecurityProfile_Unconfined:
+		return Seccomp{Unconfined: true}, nil
+	case runtimeapi.SecurityProfile_Localhost:
+		return seccompFile("seccomp.localhost_ref", p.LocalhostRef)
+	}
+	return Seccomp{}, invalid("seccomp.profile_type %v is unknown", p.ProfileType)
+}
+
+func seccompByPath(s string) (Seccomp, error) {
+	switch s {
+	case "", "unconfined":
+		return Seccomp{Unconfined: true}, nil
+	case "runtime/default", "docker/default":
+		return Seccomp{}, nil
+	}
+	file, ok := strings.CutPrefix(s, "localhost/")
+	if !ok {
+		return Seccomp{}, invalid("seccomp_profile_path %q is not runtime/default, unconfined or localhost/PATH", s)
+	}
+	return seccompFile("seccomp_profile_path", file)
+}
+
+// seccompFile refuses an empty or relative name: taken for "no profile" it
+// would leave the container unconfined (CVE-2023-2431).
+func seccompFile(field, file string) (Seccomp, error) {
+	file = strings.TrimPrefix(file, "localhost/")
+	if !path.IsAbs(file) {
+		return Seccomp{}, invalid("%s: %q is not an absolute path", field, file)
+	}
+	return Seccomp{Localhost: file}, nil
+}
+
+// appArmor returns the name of the profile to run under, "" for none.
+func (in *Input) appArmor() (string, error) {
+	sc := in.Config.GetLinux().GetSecurityContext()
+	name := sc.GetApparmorProfile()
+	if p := sc.GetApparmor(); p != nil {
+		switch p.ProfileType {
+		case runtimeapi.SecurityProfile_Unconfined:
+			name = "unconfined"
+		case runtimeapi.SecurityProfile_RuntimeDefault:
+			name = "runtime/default"
+		default:
+			name = "localhost/" + strings.TrimPrefix(p.LocalhostRef, "localhost/")
+		}
+	}
+	if name == "" || name == "unconfined" {
+		return "", nil
+	}
+	if !in.Host.AppArmor {
+		return "", invalid("apparmor: profile %q is asked for, and this host has no AppArmor", name)
+	}
+	profile, ok := strings.CutPrefix(name, "localhost/")
+	if !ok || profile == "" {
+		return "", invalid("apparmor: profile %q is not supported; name a loaded one as Localhost", name)
+	}
+	if !in.Host.LoadedAppArmor(profile) {
+		return "", invalid("apparmor: profile %q is not loaded", profile)
+	}
+	if in.privileged() {
+		return "", nil
+	}
+	return profile, nil
+}

@@ -1,0 +1,98 @@
+package spec
+
+import (
+	"path/filepath"
+	"strings"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// CheckSandbox refuses what RunPodSandbox cannot honour, by name. The request
+// has passed cri.Validate.
+func CheckSandbox(c *runtimeapi.PodSandboxConfig) error {
+	switch {
+	case len(c.Hostname) > 64:
+		return invalid("config.hostname: %q is longer than the 64 bytes that Linux takes", c.Hostname)
+	case strings.ContainsFunc(c.Hostname, func(r rune) bool { return isControl(r) || r == ' ' || r == '/' }):
+		return invalid("config.hostname: %q is not a host name", c.Hostname)
+	case c.LogDirectory != "" && !filepath.IsAbs(c.LogDirectory):
+		return invalid("config.log_directory: %q is not absolute", c.LogDirectory)
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	o := sc.GetNamespaceOptions()
+	if err := checkNamespaces(o); err != nil {
+		return err
+	}
+	if sc.GetSelinuxOptions() != nil {
+		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
+	}
+	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
+		return invalid("linux.security_context.namespace_options.pid: TARGET is for containers only")
+	}
+	own := func(m runtimeapi.NamespaceMode) bool { return m != runtimeapi.NamespaceMode_NODE }
+	if err := CheckSysctls(c.GetLinux().GetSysctls(), own(o.GetNetwork()), own(o.GetIpc())); err != nil {
+		return err
+	}
+	return checkDNS(c.GetDnsConfig())
+}
+
+func checkNamespaces(o *runtimeapi.NamespaceOption) error {
+	const field = "linux.security_context.namespace_options"
+	pod, node := runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE
+	if m := o.GetNetwork(); m != pod && m != node {
+		return invalid("%s.network: %v is not POD or NODE", field, m)
+	}
+	if m := o.GetIpc(); m != pod && m != node {
+		return invalid("%s.ipc: %v is not POD or NODE", field, m)
+	}
+	if u := o.GetUsernsOptions(); u != nil && u.Mode != node {
+		return invalid("%s.userns_options: user namespaces are not supported yet", field)
+	}
+	return nil
+}
+
+// checkDNS keeps a value from becoming another line of resolv.conf.
+func checkDNS(d *runtimeapi.DNSConfig) error {
+	for field, values := range map[string][]string{
+		"servers": d.GetServers(), "searches": d.GetSearches(), "options": d.GetOptions(),
+	} {
+		for _, v := range values {
+			if v == "" || strings.ContainsFunc(v, func(r rune) bool { return isControl(r) || r == ' ' }) {
+				return invalid("config.dns_config.%s: %q is empty or has white space", field, v)
+			}
+		}
+	}
+	return nil
+}
+
+// CheckContainer refuses what CreateContainer cannot honour, by name, as far
+// as the request alone shows it. The request has passed cri.Validate.
+func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
+	if len(c.CDIDevices) > 0 {
+		return invalid("config.CDI_devices: CDI devices are not supported yet (%s)", c.CDIDevices[0].Name)
+	}
+	sc := c.GetLinux().GetSecurityContext()
+	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
+		return err
+	}
+	if sc.GetSelinuxOptions() != nil {
+		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
+	}
+	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
+		return invalid("linux.security_context.privileged: the sandbox is not privileged")
+	}
+	_, err := LogPath(sandbox.GetLogDirectory(), c.LogPath)
+	return err
+}
+
+// LogPath joins the pod's log directory and the container's log path, which
+// must stay inside (CVE-2025-0750). Empty if either is not set: no log.
+func LogPath(dir, name string) (string, error) {
+	if dir == "" || name == "" {
+		return "", nil
+	}
+	if !filepath.IsLocal(name) || strings.ContainsRune(name, 0) {
+		return "", invalid("config.log_path: %q leads out of the log directory", name)
+	}
+	return filepath.Join(dir, name), nil
+}

@@ -1,0 +1,317 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cgroup"
+	"podstead/image"
+	"podstead/image/imagetest"
+	"podstead/network"
+	"podstead/supervisor"
+	testhost "podstead/test/host"
+	"podstead/test/leak"
+)
+
+func TestMain(m *testing.M) { testhost.Main(m) }
+
+// patience bounds every wait; it costs nothing when all is well.
+const patience = 60 * time.Second
+
+// supervisorBinary builds the real supervisor, once.
+var supervisorBinary = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("/run", "podstead-supervisor-*")
+	if err != nil {
+		return "", err
+	}
+	bin := filepath.Join(dir, "podstead-supervisor")
+	out, err := exec.Command("go", "build", "-o", bin, "podstead/cmd/podstead-supervisor").CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("build the supervisor: %w\n%s", err, out)
+	}
+	return bin, nil
+})
+
+// node is an engine on directories of its own with a real supervisor.
+type node struct {
+	*Engine
+	t      *testing.T
+	cfg    Config
+	client *supervisor.Client
+	images *image.Store
+	net    *network.Network
+	logs   string // directory of pods' logs
+	n      atomic.Int64
+}
+
+const testImage = "test.local/busybox:1"
+
+// newNode starts a node. Everything of it is gone when the test ends, and that
+// is checked.
+func newNode(t *testing.T) *node {
+	t.Helper()
+	testhost.Require(t)
+	bin, err := supervisorBinary()
+	if err != nil {
+		t.Fatal(err)
+	}
+	run, err := os.MkdirTemp("/run", "podstead-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	state := t.TempDir()
+	n := &node{t: t, logs: t.TempDir()}
+	leak.Check(t, leak.Scope{Cgroup: testhost.Cgroup()})
+	t.Cleanup(func() { os.RemoveAll(run) })
+	n.startSupervisor(bin, filepath.Join(run, "supervisor"))
+	h, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.cfg = Config{
+		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
+		ImageDir: filepath.Join(state, "images"), Cgroups: h, Supervisor: n.client,
+		CgroupParent: testhost.Cgroup(), LogMaxBytes: 1 << 20, LogMaxFiles: 2, Version: "1.2.3",
+		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+	}
+	n.images, err = image.Open(image.Config{Dir: n.cfg.ImageDir, Log: n.cfg.Log})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.images.Close() })
+	n.load(imagetest.Busybox(t), testImage)
+	n.net, err = network.New(network.Config{
+		Name: "ptest0", StateDir: filepath.Join(state, "network"), RunDir: filepath.Join(run, "network"),
+		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Log: n.cfg.Log,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.net.Destroy(context.Background()); err != nil {
+			t.Errorf("destroy network: %v", err)
+		}
+		n.net.Close()
+	})
+	n.cfg.Images, n.cfg.Network = n.images, n.net
+	n.start()
+	t.Cleanup(n.end)
+	return n
+}
+
+// testLog sends the engine's log to the test's.
+type testLog struct {
+	t  *testing.T
+	mu sync.Mutex
+}
+
+func (l *testLog) Write(b []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.t.Log(string(bytes.TrimSpace(b)))
+	return len(b), nil
+}
+
+func (n *node) startSupervisor(bin, dir string) {
+	n.t.Helper()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		n.t.Fatal(err)
+	}
+	cmd := exec.Command(bin, "daemon", "--run", dir)
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() {
+		cmd.Process.Kill()
+		cmd.Wait()
+	})
+	eventually(n.t, "the supervisor answers", func() bool {
+		c, err := supervisor.Connect(context.Background(), dir)
+		n.client = c
+		return err == nil
+	})
+	n.t.Cleanup(func() { n.client.Close() })
+}
+
+func (n *node) load(img imagetest.Image, name string) {
+	n.t.Helper()
+	_, err := n.images.Load(context.Background(), bytes.NewReader(imagetest.ArchiveBytes(n.t, img, name)))
+	if err != nil {
+		n.t.Fatalf("load image: %v", err)
+	}
+}
+
+// start makes the engine; after Close it stands for a restart.
+func (n *node) start() {
+	n.t.Helper()
+	e, err := New(context.Background(), n.cfg)
+	if err != nil {
+		n.t.Fatalf("New: %v", err)
+	}
+	n.Engine = e
+}
+
+func (n *node) restart() {
+	n.t.Helper()
+	if err := n.Engine.Close(); err != nil {
+		n.t.Fatalf("Close: %v", err)
+	}
+	n.start()
+}
+
+// end removes all pods and closes the engine.
+func (n *node) end() {
+	for _, s := range n.allSandboxes() {
+		if _, err := n.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.id}); err != nil {
+			n.t.Errorf("remove pod sandbox: %v", err)
+		}
+	}
+	if err := n.Engine.Close(); err != nil {
+		n.t.Errorf("Close: %v", err)
+	}
+	for _, dir := range []string{"sandboxes", "containers"} {
+		if left, _ := os.ReadDir(filepath.Join(n.cfg.StateDir, dir)); len(left) > 0 && !n.t.Failed() {
+			n.t.Errorf("left in %s: %v", dir, left)
+		}
+	}
+	if left := n.images.Holders(); len(left) > 0 {
+		n.t.Errorf("image holds are left: %v", left)
+	}
+	if left, err := n.client.List(context.Background()); err != nil || len(left) > 0 {
+		n.t.Errorf("processes are left at the supervisor: %v, %v", left, err)
+	}
+}
+
+func eventually(t *testing.T, what string, f func() bool) {
+	t.Helper()
+	deadline := time.After(patience)
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for !f() {
+		select {
+		case <-deadline:
+			t.Fatalf("not within %v: %s", patience, what)
+		case <-tick.C:
+		}
+	}
+}
+
+// pod is a configuration of a new pod.
+func (n *node) pod(change ...func(*runtimeapi.PodSandboxConfig)) *runtimeapi.PodSandboxConfig {
+	uid := fmt.Sprint(n.n.Add(1))
+	c := &runtimeapi.PodSandboxConfig{
+		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "pod-" + uid, Namespace: "test", Uid: uid},
+		Hostname:     "pod-" + uid,
+		LogDirectory: filepath.Join(n.logs, uid),
+		Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
+	}
+	for _, f := range change {
+		f(c)
+	}
+	return c
+}
+
+func (n *node) run(c *runtimeapi.PodSandboxConfig) string {
+	n.t.Helper()
+	resp, err := n.RunPodSandbox(context.Background(), &runtimeapi.RunPodSandboxRequest{Config: c})
+	if err != nil {
+		n.t.Fatalf("RunPodSandbox: %v", err)
+	}
+	return resp.PodSandboxId
+}
+
+// script is a container that runs a shell script.
+func (n *node) script(script string, change ...func(*runtimeapi.ContainerConfig)) *runtimeapi.ContainerConfig {
+	name := fmt.Sprint("c", n.n.Add(1))
+	c := &runtimeapi.ContainerConfig{
+		Metadata: &runtimeapi.ContainerMetadata{Name: name},
+		Image:    &runtimeapi.ImageSpec{Image: testImage},
+		Command:  []string{"/bin/sh", "-c", script},
+		LogPath:  name + ".log",
+		Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{
+			NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER},
+		}},
+	}
+	for _, f := range change {
+		f(c)
+	}
+	return c
+}
+
+// forever keeps a container running and lets it end at once when asked to,
+// which it is ready for when it has said so in its log.
+const forever = `trap 'exit 0' TERM; echo ready; while :; do sleep 1000 & wait $!; done`
+
+// ready waits until a container that runs forever can be asked to end.
+func (n *node) ready(id string) string {
+	n.t.Helper()
+	path := n.status(id).LogPath
+	eventually(n.t, "container is ready", func() bool {
+		b, _ := os.ReadFile(path)
+		return bytes.Contains(b, []byte(" F ready\n"))
+	})
+	return id
+}
+
+func (n *node) create(sandbox string, c *runtimeapi.ContainerConfig) string {
+	n.t.Helper()
+	resp, err := n.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{PodSandboxId: sandbox, Config: c})
+	if err != nil {
+		n.t.Fatalf("CreateContainer: %v", err)
+	}
+	return resp.ContainerId
+}
+
+func (n *node) begin(sandbox string, c *runtimeapi.ContainerConfig) string {
+	n.t.Helper()
+	id := n.create(sandbox, c)
+	if _, err := n.StartContainer(context.Background(), &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		n.t.Fatalf("StartContainer: %v", err)
+	}
+	return id
+}
+
+func (n *node) status(id string) *runtimeapi.ContainerStatus {
+	n.t.Helper()
+	resp, err := n.ContainerStatus(context.Background(), &runtimeapi.ContainerStatusRequest{ContainerId: id})
+	if err != nil {
+		n.t.Fatalf("ContainerStatus: %v", err)
+	}
+	return resp.Status
+}
+
+func (n *node) exited(id string) *runtimeapi.ContainerStatus {
+	n.t.Helper()
+	var st *runtimeapi.ContainerStatus
+	eventually(n.t, "container has exited", func() bool {
+		st = n.status(id)
+		return st.State == runtimeapi.ContainerState_CONTAINER_EXITED
+	})
+	return st
+}
+
+func (n *node) sh(container, script string) *runtimeapi.ExecSyncResponse {
+	n.t.Helper()
+	resp, err := n.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{
+		ContainerId: container, Cmd: []string{"/bin/sh", "-c", script}, Timeout: 30,
+	})
+	if err != nil {
+		n.t.Fatalf("ExecSync %s: %v", script, err)
+	}
+	return resp
+}

@@ -1,0 +1,77 @@
+package engine
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// criVersion is what the kubelet compares Version's answer with.
+const criVersion = "0.1.0"
+
+// Version names the runtime.
+func (e *Engine) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	v := e.cfg.Version
+	if v == "" {
+		v = "0.0.0-dev"
+	}
+	return &runtimeapi.VersionResponse{
+		Version: criVersion, RuntimeName: "podstead", RuntimeVersion: v, RuntimeApiVersion: "v1",
+	}, nil
+}
+
+// Status tells whether pods can be run, and what the handlers offer.
+func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
+	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
+	if err := e.cfg.Network.Ready(); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
+	}
+	resp := &runtimeapi.StatusResponse{
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
+			{Type: runtimeapi.RuntimeReady, Status: true}, network,
+		}},
+		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+	}
+	for _, name := range slices.Sorted(maps.Keys(e.handlers)) {
+		f := e.handlers[name].Features()
+		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
+			Name: name,
+			Features: &runtimeapi.RuntimeHandlerFeatures{
+				RecursiveReadOnlyMounts: f.RecursiveReadOnlyMounts, UserNamespaces: f.UserNamespaces,
+			},
+		})
+	}
+	if !req.Verbose {
+		return resp, nil
+	}
+	info, err := json.Marshal(map[string]any{
+		"stateDir": e.cfg.StateDir, "runDir": e.cfg.RunDir, "cgroupParent": e.cfg.CgroupParent,
+		"cgroupUnified": e.host.spec.CgroupUnified, "capabilities": e.host.spec.Capabilities,
+		"apparmor": e.host.spec.AppArmor, "streamAddress": e.streams.listener.Addr().String(),
+		"logMaxBytes": e.cfg.LogMaxBytes, "logMaxFiles": e.cfg.LogMaxFiles,
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp.Info = map[string]string{"config": string(info)}
+	return resp, nil
+}
+
+// RuntimeConfig tells the cgroup driver: groups are directories, made by us.
+func (e *Engine) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{
+		CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS,
+	}}, nil
+}
+
+// UpdateRuntimeConfig takes note of the pod CIDR, which the network of this
+// node does not use: it has a subnet of its own or a CNI configuration.
+func (e *Engine) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
+		e.log.Info("the pod CIDR that a client gives is not used", "cidr", cidr)
+	}
+	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
+}
