@@ -13,26 +13,60 @@ import (
 )
 
 // Client talks to the supervisor of a run directory. Safe for concurrent use.
+//
+// When its connection breaks, calls under way fail with ErrDisconnected and
+// event channels are closed. A Client of Ensure then starts the next
+// supervisor, if that died, and returns to it the descriptors that it holds
+// for this case; calls meanwhile wait. A Client of Connect stays broken.
 type Client struct {
-	runDir string
+	runDir  string
+	revives bool          // holds descriptors, and reconnects
+	cancel  func()        // ends revive
+	revived chan struct{} // closed when revive has ended
 
-	mu     sync.Mutex
-	wire   *wire
-	closed bool
+	mu        sync.Mutex
+	wire      *wire         // nil while there is none
+	ready     chan struct{} // closed when there is one again
+	processes map[string]kept
+	stored    map[string][]*os.File
+	closed    bool
 }
 
-// Connect reaches the supervisor that listens in runDir; see Ensure for one
-// that starts it.
+// Connect reaches the supervisor that listens in runDir, for a short-lived
+// client that is not the engine.
 func Connect(ctx context.Context, runDir string) (*Client, error) {
 	w, err := dial(ctx, runDir)
 	if err != nil {
 		return nil, err
 	}
-	return newClient(runDir, w), nil
+	return &Client{runDir: runDir, wire: w}, nil
 }
 
-func newClient(runDir string, w *wire) *Client {
-	return &Client{runDir: runDir, wire: w}
+// Ensure connects the engine to the supervisor of a run directory, and starts
+// one if none runs. Several callers at once get the same one.
+func Ensure(ctx context.Context, runDir string) (*Client, error) {
+	w, err := ensure(ctx, runDir)
+	if err != nil {
+		return nil, err
+	}
+	life, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	c := &Client{
+		runDir:    runDir,
+		revives:   true,
+		cancel:    cancel,
+		revived:   make(chan struct{}),
+		wire:      w,
+		processes: map[string]kept{},
+		stored:    map[string][]*os.File{},
+	}
+	if err := c.fetchHandles(ctx, w); err != nil {
+		cancel()
+		close(c.revived)
+		c.Close()
+		return nil, err
+	}
+	go c.revive(life, w)
+	return c, nil
 }
 
 // ask makes a simple request.
@@ -45,12 +79,24 @@ func (c *Client) ask(ctx context.Context, op protocol.Op, body, answer protocol.
 }
 
 func (c *Client) connected(ctx context.Context) (*wire, error) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.closed {
-		return nil, os.ErrClosed
+	for {
+		c.mu.Lock()
+		w, ready, closed := c.wire, c.ready, c.closed
+		c.mu.Unlock()
+		switch {
+		case closed:
+			return nil, os.ErrClosed
+		case w != nil:
+			return w, nil
+		}
+		select {
+		case <-ready:
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-c.revived:
+			return nil, os.ErrClosed
+		}
 	}
-	return c.wire, nil
 }
 
 // Launch starts a process; see Launch. It returns an error that names the
@@ -99,19 +145,6 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 	return Process(h.Process), console, nil
 }
 
-// keep stores the descriptors of a process for the next supervisor, should
-// this one die; a pty that the caller asked for is returned instead.
-func (c *Client) keep(h *protocol.Handle, fds []*os.File, wantConsole bool) (console *os.File) {
-	for i, f := range fds {
-		if wantConsole && h.Kind.Console && i == len(fds)-1 {
-			console = f
-			continue
-		}
-		f.Close()
-	}
-	return console
-}
-
 // Start releases a created process and returns when its image runs. Starting
 // a running one does nothing.
 func (c *Client) Start(ctx context.Context, id string) (Process, error) {
@@ -154,6 +187,9 @@ func (c *Client) List(ctx context.Context) ([]Process, error) {
 // Forget drops the record of an exited process; unknown ones are no error.
 func (c *Client) Forget(ctx context.Context, id string) error {
 	_, err := c.ask(ctx, protocol.Forget, &protocol.Name{Name: id}, nil)
+	if err == nil {
+		c.release(id)
+	}
 	return err
 }
 
@@ -191,6 +227,7 @@ func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
 			if _, err := open(packet, &p); err != nil {
 				return
 			}
+			c.release(p.ID)
 			select {
 			case events <- Event{Process(p)}:
 			case <-ctx.Done():
@@ -232,27 +269,48 @@ func (c *Client) ReopenLog(ctx context.Context, id string) error {
 // caller keeps its own. What was stored under the name before is closed.
 func (c *Client) Store(ctx context.Context, name string, files ...*os.File) error {
 	_, err := c.ask(ctx, protocol.Store, &protocol.Name{Name: name}, nil, files...)
+	if err == nil {
+		err = c.keepStored(name, files)
+	}
 	return err
 }
 
 // Take returns copies of stored descriptors, os.ErrNotExist if there are none.
 func (c *Client) Take(ctx context.Context, name string) ([]*os.File, error) {
-	return c.ask(ctx, protocol.Take, &protocol.Name{Name: name}, nil)
+	files, err := c.ask(ctx, protocol.Take, &protocol.Name{Name: name}, nil)
+	if err == nil {
+		err = c.keepStored(name, files)
+	}
+	return files, err
 }
 
 // Drop closes stored descriptors; unknown names are no error.
 func (c *Client) Drop(ctx context.Context, name string) error {
 	_, err := c.ask(ctx, protocol.Drop, &protocol.Name{Name: name}, nil)
-	return err
+	return errors.Join(err, c.keepStored(name, nil))
 }
 
 // Close ends the connection; the supervisor goes on.
 func (c *Client) Close() error {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if !c.closed {
-		c.closed = true
+	closed := c.closed
+	c.closed = true
+	c.mu.Unlock()
+	if closed {
+		return nil
+	}
+	if c.revives {
+		c.cancel()
+		<-c.revived
+	}
+	if c.wire != nil {
 		c.wire.close()
+	}
+	for id := range c.processes {
+		c.release(id)
+	}
+	for name := range c.stored {
+		c.keepStored(name, nil)
 	}
 	return nil
 }

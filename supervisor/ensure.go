@@ -42,16 +42,8 @@ func Command() (string, error) {
 	return path, nil
 }
 
-// Ensure connects to the supervisor of a run directory, and starts one if none
-// runs. Several callers at once get the same one.
-func Ensure(ctx context.Context, runDir string) (*Client, error) {
-	w, err := ensure(ctx, runDir)
-	if err != nil {
-		return nil, err
-	}
-	return newClient(runDir, w), nil
-}
-
+// ensure connects to the supervisor of a run directory, and starts one if none
+// runs.
 func ensure(ctx context.Context, runDir string) (*wire, error) {
 	w, err := dial(ctx, runDir)
 	if err == nil || !nobodyListens(err) {

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -39,9 +40,15 @@ func TestMain(m *testing.M) {
 }
 
 func runDaemon(args []string) int {
-	cfg := daemon.Config{RunDir: args[1], Fork: forkCommand, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), State: -1}
+	cfg := daemon.Config{RunDir: args[1], Fork: forker{}, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), State: -1}
 	if len(args) > 3 && args[2] == "--state" {
 		cfg.State, _ = strconv.Atoi(args[3])
+	}
+	if slices.Contains(args, "--check") {
+		if err := daemon.CheckState(cfg.State); err != nil {
+			return 1
+		}
+		return 0
 	}
 	if err := daemon.Run(cfg); err != nil && err != daemon.ErrRunning {
 		fmt.Fprintln(os.Stderr, err)
@@ -68,19 +75,25 @@ func argv(words ...string) []byte { return []byte(strings.Join(words, "\x00")) }
 
 func sh(script string) []byte { return argv("/bin/sh", "-c", script) }
 
-type commandChild struct{ start *os.File }
+type commandChild struct{ control *os.File }
 
 func (c commandChild) Start() error {
-	defer c.start.Close()
-	_, err := c.start.Write([]byte("\n"))
+	defer c.control.Close()
+	_, err := c.control.Write([]byte("\n"))
 	return err
 }
 
-func (c commandChild) Files() []*os.File { return []*os.File{c.start} }
+func (c commandChild) Abandon() error { return c.control.Close() }
 
-// forkCommand forks a shell that waits for its start. The terminal is made by
+type forker struct{}
+
+func (forker) Adopt(program []byte, f *daemon.Forked) (daemon.Child, error) {
+	return commandChild{f.Control}, nil
+}
+
+// Fork forks a shell that waits for its start. The terminal is made by
 // the program's first word being "tty".
-func forkCommand(program []byte, files []*os.File, stdio launch.Stdio) (*daemon.Forked, error) {
+func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*daemon.Forked, error) {
 	args := strings.Split(string(program), "\x00")
 	if args[0] == "fail" {
 		return nil, fmt.Errorf("step 3: %s: %w", args[1], syscall.ENOSPC)
@@ -91,7 +104,7 @@ func forkCommand(program []byte, files []*os.File, stdio launch.Stdio) (*daemon.
 	}
 	defer r.Close()
 	w.Fd() // blocking
-	f := &daemon.Forked{Child: commandChild{w}}
+	f := &daemon.Forked{Child: commandChild{w}, Control: w}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err

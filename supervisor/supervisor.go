@@ -14,11 +14,11 @@
 //     the same process.
 //   - The supervisor is killed: containers go on, and wait in a write when
 //     their pipe is full. The next supervisor, which Ensure starts, takes the
-//     pipes back. A Client that stays connected returns what only copies of
+//     pipes back. A Client of Ensure that lives on returns what only copies of
 //     descriptors can keep: exit codes of those that ended meanwhile, ptys,
-//     standard inputs, stored descriptors, listeners. Lost are the ends of
-//     lines that were not complete, attachments, processes that waited for
-//     their start, and without a Client exit codes (-1) and ptys.
+//     stored descriptors, listeners. Lost are what was read and not yet
+//     written (64 KiB at most, and a line whose end had not come), attachments, inputs with StdinOnce, processes that waited for their
+//     start, and, without such a Client, those exit codes (-1) and ptys.
 //
 // It links no grpc, protobuf, net/http or Kubernetes module (arch_test.go), so
 // that it stays small: every page it maps is copied at each fork.
@@ -87,6 +87,9 @@ type Process struct {
 	Console bool
 	// LostOutput is how many bytes of output could not be logged (disk full).
 	LostOutput int64
+	// Warnings name the steps of the launch that were passed over, such as an
+	// oom_score_adj that needs more privilege than there is.
+	Warnings []string
 }
 
 // Event reports that a process exited, after its last output was logged.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"reflect"
 	"strings"
 	"syscall"
 	"testing"
@@ -37,7 +38,7 @@ func TestLifeOfAProcess(t *testing.T) {
 	if _, err := f.Start(f.ctx, "a"); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("start after the exit: %v", err)
 	}
-	if ps, err := f.List(f.ctx); err != nil || len(ps) != 1 || ps[0] != p {
+	if ps, err := f.List(f.ctx); err != nil || len(ps) != 1 || !reflect.DeepEqual(ps[0], p) {
 		t.Errorf("list: %+v, %v", ps, err)
 	}
 	for range 2 {

@@ -114,3 +114,12 @@ func CloseAll(files []*os.File) {
 		}
 	}
 }
+
+// Dup returns a copy of f, close-on-exec; closing one leaves the other open.
+func Dup(f *os.File) (*os.File, error) {
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}

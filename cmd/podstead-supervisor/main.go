@@ -47,6 +47,7 @@ func run(args []string) (code int, err error) {
 	exe := flags.String("exe", "", "new program `file`; default: the one it was started from")
 	grace := flags.Duration("grace", 30*time.Second, "how long the engine has to stop before SIGKILL")
 	state := flags.Int("state", -1, "descriptor of the state of the program before an upgrade")
+	check := flags.Bool("check", false, "only tell whether the state can be read")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0, nil
 	} else if err != nil {
@@ -61,6 +62,9 @@ func run(args []string) (code int, err error) {
 	switch verb {
 	case "daemon":
 		stop() // the daemon has its own way with signals
+		if *check {
+			return 0, daemon.CheckState(*state)
+		}
 		return 0, serve(dir, *state)
 	case "run":
 		return front(ctx, dir, *grace, flags.Args())
@@ -76,7 +80,7 @@ func serve(runDir string, state int) error {
 	debug.SetGCPercent(25)
 	err := daemon.Run(daemon.Config{
 		RunDir: runDir,
-		Fork:   daemon.ForkProgram,
+		Fork:   daemon.Programs{},
 		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		State:  state,
 	})

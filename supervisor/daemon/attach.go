@@ -23,8 +23,6 @@ type attachment struct {
 	stdin bool
 	// outs are the client's pipes, -1 if not wanted or closed. Strand only.
 	outs [2]int
-	// inputOnly attachments have no output whose end could end them.
-	inputOnly bool
 }
 
 // attachPipeSize is asked for; the kernel may give less.
@@ -44,7 +42,6 @@ func (d *daemon) attach(c *conn, seq uint32, req *protocol.AttachRequest, fds []
 			want++
 		}
 	}
-	a.inputOnly = want == 0
 	switch {
 	case want != len(fds):
 		return fmt.Errorf("attach %s: %d descriptors: %w", req.ID, len(fds), protocol.ErrMalformed)

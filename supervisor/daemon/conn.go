@@ -75,6 +75,9 @@ func (c *conn) ready(events uint32) {
 	if events&unix.EPOLLOUT != 0 {
 		c.flush()
 	}
+	if c.d.quiet && events&(unix.EPOLLHUP|unix.EPOLLERR) != 0 {
+		c.close(io.EOF)
+	}
 	if c.closed || c.d.quiet || events&^unix.EPOLLOUT == 0 {
 		return
 	}

@@ -45,14 +45,17 @@ type daemon struct {
 	lock  *os.File
 	null  *os.File
 
-	listener int
-	recvBuf  [protocol.BufferSize]byte
-	conns    map[*conn]bool
-	procs    map[string]*process
-	stored   map[string][]int
-	engine   engine
+	listener    int
+	listenToken token
+	recvBuf     [protocol.BufferSize]byte
+	conns       map[*conn]bool
+	procs       map[string]*process
+	stored      map[string][]int
+	engine      engine
 
-	forks    int  // launches and starts under way
+	forks    int // launches and starts under way
+	exe      string
+	upgrade  *upgrade
 	quiet    bool // an upgrade is near: no new work
 	stopping bool // end when the last container has
 	idle     *time.Timer
@@ -100,12 +103,20 @@ func (d *daemon) setup() error {
 	if d.poll, err = newPoller(); err != nil {
 		return err
 	}
+	// Now, because later the file may have been replaced.
+	if d.exe, err = os.Executable(); err != nil {
+		return err
+	}
+	if d.cfg.State >= 0 {
+		return d.restore(d.cfg.State)
+	}
 	if err := d.takeLock(); err != nil {
 		return err
 	}
 	if err := os.MkdirAll(filepath.Join(d.cfg.RunDir, protocol.StateDir), 0o700); err != nil {
 		return err
 	}
+	d.recoverAll()
 	return d.listen()
 }
 
@@ -165,7 +176,8 @@ func (d *daemon) listen() error {
 // serve takes clients from a listening socket.
 func (d *daemon) serve(fd int) error {
 	d.listener = fd
-	_, err := d.poll.add(fd, unix.EPOLLIN, func(uint32) {
+	var err error
+	d.listenToken, err = d.poll.add(fd, unix.EPOLLIN, func(uint32) {
 		if !d.quiet {
 			d.accept()
 		}
@@ -195,6 +207,7 @@ func (d *daemon) loop() {
 		}
 		d.checkIdle()
 	}
+	d.poll.close()
 }
 
 func (d *daemon) signalled(s os.Signal) {
@@ -202,11 +215,7 @@ func (d *daemon) signalled(s os.Signal) {
 	case unix.SIGCHLD:
 		d.sweep()
 	case unix.SIGHUP:
-		d.upgrade("", func(err error) {
-			if err != nil {
-				d.log.Error("upgrade", "err", err)
-			}
-		})
+		d.beginUpgrade(&upgrade{done: func(err error) { d.log.Error("upgrade", "err", err) }})
 	default:
 		// Containers are not ended by accident: they are what this process is for.
 		d.log.Warn("told to end: will, when the last container has", "signal", s.String(), "containers", len(d.procs))

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/supervisor/internal/protocol"
+	"podstead/sys"
 )
 
 // engine is the child that the supervisor keeps running for a front.
@@ -20,6 +21,7 @@ type engine struct {
 	req    *protocol.EngineRequest // nil: none is wanted
 	out    [2]int                  // its stdout and stderr
 	pid    int                     // 0: does not run
+	ticks  uint64                  // when it started, see sys.StartTime
 	pidfd  int
 	token  token
 	reaps  bool // it is our child
@@ -111,6 +113,7 @@ func (d *daemon) spawnEngine() {
 	if e.pidfd < 0 {
 		e.pidfd, _ = unix.PidfdOpen(pid, 0)
 	}
+	e.ticks, _ = sys.StartTime(pid)
 	d.log.Info("engine runs", "pid", pid)
 	d.writeEngine()
 	if e.token, err = d.poll.add(e.pidfd, unix.EPOLLIN, func(uint32) { d.engineReady() }); err != nil {
@@ -125,7 +128,7 @@ func (d *daemon) engineReady() {
 	if e.pid == 0 {
 		return
 	}
-	code, dead := exitStatus(e.pidfd, e.reaps)
+	code, dead := exitStatus(e.pidfd, e.pid, e.reaps)
 	if !dead {
 		return
 	}

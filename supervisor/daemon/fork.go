@@ -7,26 +7,41 @@ import (
 	"podstead/oci/launch"
 )
 
-// Child is a forked process that waits for its start.
+// Child is a forked process that waits for its start. Either Start or Abandon
+// is called, once.
 type Child interface {
 	// Start releases it, and returns when its image runs.
 	Start() error
+	// Abandon gives it up; it ends.
+	Abandon() error
 }
 
-// Forked is what a Forker returns. The descriptors belong to the caller.
+// Forked is what a Forker returns. The descriptors belong to the caller,
+// except Control, which is the Child's.
 type Forked struct {
 	Child      Child
 	Pid        int
 	StartTicks uint64
 	Pidfd      *os.File
 	Console    *os.File // nil without a terminal
+	// Control is what the child waits on; an upgrade hands it on.
+	Control  *os.File
+	Warnings []string
 }
 
-// Forker forks a child that executes an encoded launch program.
-type Forker func(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error)
+// Forker makes children that execute encoded launch programs.
+type Forker interface {
+	Fork(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error)
+	// Adopt makes a Child of one that was forked before an upgrade; of f, Pid,
+	// StartTicks, Pidfd and Control are set.
+	Adopt(program []byte, f *Forked) (Child, error)
+}
 
-// ForkProgram is the Forker of the real supervisor.
-func ForkProgram(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error) {
+// Programs is the Forker of the real supervisor.
+type Programs struct{}
+
+// Fork forks by package launch.
+func (Programs) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error) {
 	var p launch.Program
 	if err := p.UnmarshalBinary(program); err != nil {
 		return nil, fmt.Errorf("decode launch program: %w", err)
@@ -35,5 +50,22 @@ func ForkProgram(program []byte, files []*os.File, stdio launch.Stdio) (*Forked,
 	if err != nil {
 		return nil, err
 	}
-	return &Forked{Child: c, Pid: c.Pid, StartTicks: c.StartTime, Pidfd: c.Pidfd, Console: c.Console}, nil
+	return &Forked{
+		Child:      c,
+		Pid:        c.Pid,
+		StartTicks: c.StartTime,
+		Pidfd:      c.Pidfd,
+		Console:    c.Console,
+		Control:    c.Control,
+		Warnings:   c.Warnings,
+	}, nil
+}
+
+// Adopt adopts by package launch.
+func (Programs) Adopt(program []byte, f *Forked) (Child, error) {
+	p := new(launch.Program)
+	if err := p.UnmarshalBinary(program); err != nil {
+		return nil, fmt.Errorf("decode launch program: %w", err)
+	}
+	return launch.Adopt(p, f.Pid, f.StartTicks, f.Pidfd, f.Control), nil
 }

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -80,14 +81,20 @@ func (d *daemon) serveRequest(r *request) (body protocol.Coded, later bool, err 
 			return nil, false, err
 		}
 		c, seq := r.c, r.Seq
-		d.upgrade(n.Name, func(err error) { c.answer(seq, nil, err) })
+		d.beginUpgrade(&upgrade{exe: n.Name, conn: c, seq: seq, done: func(err error) { c.answer(seq, nil, err) }})
 		return nil, true, nil
+	case protocol.Return:
+		var h protocol.Handle
+		if err := r.decode(&h); err != nil {
+			return nil, false, err
+		}
+		return nil, false, d.returned(&h, r.takeFds())
 	}
 	return nil, false, fmt.Errorf("request %d is not known: %w", r.Op, errInvalid)
 }
 
 func (d *daemon) hello() (protocol.Coded, bool, error) {
-	return &protocol.Greeting{Version: protocol.Version, Pid: pid()}, false, nil
+	return &protocol.Greeting{Version: protocol.Version, Pid: os.Getpid()}, false, nil
 }
 
 func (d *daemon) list() *protocol.ProcessList {

@@ -63,6 +63,13 @@ func (s *strand) do(job func(*scratch)) {
 	}
 }
 
+// idle tells whether no job waits or runs.
+func (p *pool) idle() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.workers == 0 && len(p.queue) == 0
+}
+
 // hire starts a worker, or a timer that looks whether one more is needed.
 func (p *pool) hire() {
 	if p.workers < p.limit {

@@ -35,12 +35,16 @@ type process struct {
 	Log              protocol.LogFile
 	StdinOnce        bool
 
-	pidfd    *os.File // nil after the exit
-	token    token
-	child    Child  // until it was started
-	stdin    int    // write end of its input, -1 if none or closed; a pty: the master
-	io       *stdio // nil if its stdio was passed through
-	reaps    bool   // it is our child, not one of a supervisor before us
+	pidfd *os.File // nil after the exit
+	token token
+	// child, with what it waits on and its program, until it was started.
+	child    Child
+	control  *os.File
+	program  []byte
+	pipes    [3]uint64 // inodes of its stdio pipes, to find them again
+	stdin    int       // write end of its input, -1 if none or closed; a pty: the master
+	io       *stdio    // nil if its stdio was passed through
+	reaps    bool      // it is our child, not one of a supervisor before us
 	attached map[*attachment]bool
 
 	exitSeen  bool // it is dead; State follows when its output is drained
@@ -129,8 +133,8 @@ func (p *process) handle() (*protocol.Handle, []int) {
 		h.Kind.Pidfd = true
 		fds = append(fds, int(p.pidfd.Fd()))
 	}
-	if p.stdin >= 0 {
-		h.Kind.Stdin, h.Kind.Console = !p.Console, p.Console
+	if p.stdin >= 0 && p.Console {
+		h.Kind.Console = true
 		fds = append(fds, p.stdin)
 	}
 	return h, fds
@@ -168,9 +172,12 @@ func (d *daemon) start(p *process, done func(error)) {
 }
 
 func (d *daemon) started(p *process, now time.Time, err error) {
-	p.starting, p.child = false, nil
+	p.starting, p.child, p.control, p.program = false, nil, nil, nil
 	if err == nil {
 		p.State, p.StartedAt = running, now
+		if p.exitSeen && p.ExitedAt.Before(now) { // faster than our clock
+			p.StartedAt = p.ExitedAt
+		}
 		d.writeRecord(p)
 	}
 	p.startErr = err

@@ -16,7 +16,7 @@ func (d *daemon) pidfdReady(p *process) {
 	if p.exitSeen {
 		return
 	}
-	code, dead := exitStatus(int(p.pidfd.Fd()), p.reaps)
+	code, dead := exitStatus(int(p.pidfd.Fd()), p.Pid, p.reaps)
 	if !dead {
 		return
 	}
@@ -29,8 +29,18 @@ func (d *daemon) pidfdReady(p *process) {
 	}
 }
 
-// exitStatus reaps a dead child and returns its exit code.
-func exitStatus(pidfd int, reaps bool) (code int, dead bool) {
+// exitStatus reaps a dead child and returns its exit code. Of one that is not
+// ours, the kernel tells.
+func exitStatus(pidfd, pid int, reaps bool) (code int, dead bool) {
+	if !reaps {
+		if n, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}, 0); n != 1 || err != nil {
+			return 0, false
+		}
+		if code, ok := pidfdExit(pidfd, pid); ok {
+			return code, true
+		}
+		return unknownExit, true
+	}
 	var info unix.Siginfo
 	for {
 		err := unix.Waitid(unix.P_PIDFD, pidfd, &info, unix.WEXITED|unix.WNOHANG, nil)
@@ -55,7 +65,10 @@ func (d *daemon) drainExited(p *process) {
 
 func (d *daemon) exitKnown(p *process) {
 	p.State = exited
-	p.child = nil
+	if p.child != nil {
+		p.child.Abandon()
+		p.child, p.control, p.program = nil, nil, nil
+	}
 	p.closeStdin()
 	if p.discarded {
 		if p.io != nil {

@@ -105,7 +105,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 			}
 		}
 		if !req.Terminal {
-			if p.stdin, outs, ends, err = makePipes(req.Stdin); err != nil {
+			if p.stdin, outs, ends, err = makePipes(req.Stdin, req.StdinOnce); err != nil {
 				return err
 			}
 			ours = append(ours, p.stdin, outs[0], outs[1])
@@ -116,18 +116,21 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 			}
 		}
 	}
-	forked, err := d.cfg.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]})
+	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]})
 	if err != nil {
 		return err
 	}
-	p.Pid, p.StartTicks, p.pidfd, p.child = forked.Pid, forked.StartTicks, forked.Pidfd, forked.Child
+	p.Pid, p.StartTicks, p.pidfd = forked.Pid, forked.StartTicks, forked.Pidfd
+	p.child, p.control, p.program = forked.Child, forked.Control, req.Program
+	p.Warnings = forked.Warnings
 	if forked.Console != nil {
 		if err := d.keepConsole(p, forked.Console, req.Logged, &outs); err != nil {
 			return errors.Join(err, p.kill())
 		}
 	}
 	if req.Logged {
-		p.io = newStdio(d, log, outs, forked.Console != nil)
+		p.io = newStdio(d, p, log, outs, forked.Console != nil)
+		p.pipes = [3]uint64{pipeInode(p.stdin), pipeInode(outs[0]), pipeInode(outs[1])}
 	}
 	return nil
 }
@@ -161,12 +164,13 @@ func (p *process) kill() error {
 	}
 }
 
-// makePipes makes a process's stdio. ends are the process's.
+// makePipes makes a process's stdio; ends are the process's.
 //
 // The process gets its outputs open for reading too: so the pipe has a reader
 // even while no supervisor runs, and a supervisor that was killed costs its
-// containers no SIGPIPE; the next one opens the pipe through /proc.
-func makePipes(stdin bool) (in int, outs [2]int, ends [3]*os.File, err error) {
+// containers no SIGPIPE; the next one opens the pipe through /proc. Likewise
+// an input that nobody is going to close is open for writing too.
+func makePipes(stdin, stdinOnce bool) (in int, outs [2]int, ends [3]*os.File, err error) {
 	in, outs = -1, [2]int{-1, -1}
 	defer func() {
 		if err != nil {
@@ -178,36 +182,48 @@ func makePipes(stdin bool) (in int, outs [2]int, ends [3]*os.File, err error) {
 			}
 		}
 	}()
-	var fds [2]int
 	if stdin {
-		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-			return in, outs, ends, fmt.Errorf("make stdin pipe: %w", err)
-		}
-		in, ends[0] = fds[1], os.NewFile(uintptr(fds[0]), "stdin")
-		if err := unix.SetNonblock(in, true); err != nil {
-			return in, outs, ends, fmt.Errorf("make stdin pipe: %w", err)
+		if ends[0], in, err = makePipe("stdin", 0, !stdinOnce); err != nil {
+			return in, outs, ends, err
 		}
 	}
 	for i, name := range []string{"stdout", "stderr"} {
-		if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
-			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
-		}
-		outs[i] = fds[0]
-		both, err := unix.Open("/proc/self/fd/"+strconv.Itoa(fds[1]), unix.O_RDWR|unix.O_CLOEXEC, 0)
-		unix.Close(fds[1])
-		if err != nil {
-			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
-		}
-		ends[i+1] = os.NewFile(uintptr(both), name)
-		if err := unix.SetNonblock(fds[0], true); err != nil {
-			return in, outs, ends, fmt.Errorf("make %s pipe: %w", name, err)
+		if ends[i+1], outs[i], err = makePipe(name, 1, true); err != nil {
+			return in, outs, ends, err
 		}
 	}
 	return in, outs, ends, nil
 }
 
-func newStdio(d *daemon, log *crilog.Writer, outs [2]int, pty bool) *stdio {
-	s := &stdio{strand: strand{pool: d.pool}, d: d, log: log}
+// makePipe makes a pipe whose end theirs (0 reads, 1 writes) is the process's,
+// open for both ways if both is set. Ours is non-blocking.
+func makePipe(name string, theirs int, both bool) (their *os.File, our int, err error) {
+	var fds [2]int
+	if err := unix.Pipe2(fds[:], unix.O_CLOEXEC); err != nil {
+		return nil, -1, fmt.Errorf("make %s pipe: %w", name, err)
+	}
+	our = fds[1-theirs]
+	fd := fds[theirs]
+	if both {
+		fd, err = unix.Open("/proc/self/fd/"+strconv.Itoa(fds[theirs]), unix.O_RDWR|unix.O_CLOEXEC, 0)
+		unix.Close(fds[theirs])
+	}
+	if err == nil {
+		their = os.NewFile(uintptr(fd), name)
+		err = unix.SetNonblock(our, true)
+	}
+	if err != nil {
+		unix.Close(our)
+		if their != nil {
+			their.Close()
+		}
+		return nil, -1, fmt.Errorf("make %s pipe: %w", name, err)
+	}
+	return their, our, nil
+}
+
+func newStdio(d *daemon, p *process, log *crilog.Writer, outs [2]int, pty bool) *stdio {
+	s := &stdio{strand: strand{pool: d.pool}, d: d, p: p, log: log}
 	for i, fd := range outs {
 		if fd >= 0 {
 			s.outputs[i] = &output{fd: fd, stream: crilog.Stream(i), pty: pty}
@@ -267,7 +283,7 @@ func (d *daemon) watchProcess(p *process) error {
 		err = p.io.watch()
 	}
 	if err == nil {
-		p.token, err = d.poll.add(int(p.pidfd.Fd()), unix.EPOLLIN, func(uint32) { d.pidfdReady(p) })
+		err = d.watchExit(p)
 	}
 	if err == nil {
 		return nil
@@ -277,5 +293,11 @@ func (d *daemon) watchProcess(p *process) error {
 	if p.io != nil {
 		p.io.abandon()
 	}
+	return err
+}
+
+// watchExit watches for the exit.
+func (d *daemon) watchExit(p *process) (err error) {
+	p.token, err = d.poll.add(int(p.pidfd.Fd()), unix.EPOLLIN, func(uint32) { d.pidfdReady(p) })
 	return err
 }

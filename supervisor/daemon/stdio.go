@@ -15,6 +15,7 @@ import (
 type stdio struct {
 	strand
 	d        *daemon
+	p        *process       // of the loop: strands must not look into it
 	log      *crilog.Writer // nil: no log
 	outputs  [2]*output     // stdout or the pty, stderr; nil once closed
 	attached []*attachment
@@ -55,6 +56,17 @@ func (s *stdio) watch() error {
 		}
 	}
 	return nil
+}
+
+// rearm looks at all outputs again, after events were ignored.
+func (s *stdio) rearm() {
+	s.do(func(mem *scratch) {
+		for _, o := range s.outputs {
+			if o != nil {
+				s.pump(o, mem)
+			}
+		}
+	})
 }
 
 // pump moves what is there.
@@ -196,7 +208,12 @@ func (s *stdio) reopen(done func(error)) {
 
 // noteLost arranges that lost output is reported even if no more comes.
 func (s *stdio) noteLost() {
-	if !s.log.NeedsReport() || s.reporting {
+	if !s.log.NeedsReport() {
+		return
+	}
+	lost := s.log.Lost
+	s.d.post(func() { s.p.LostOutput = lost })
+	if s.reporting {
 		return
 	}
 	s.reporting = true

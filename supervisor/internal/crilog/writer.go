@@ -26,12 +26,13 @@ type Writer struct {
 	// Lost counts bytes of output that could not be written, ever.
 	Lost int64
 
+	// Unreported is the part of Lost that the log does not tell yet, and Cause
+	// why it was lost.
+	Unreported int64
+	Cause      string
+
 	fd   int
 	size int64
-	// unreported is the part of Lost that the log does not tell yet, and cause
-	// why it was lost.
-	unreported int64
-	cause      error
 }
 
 // Scratch is the buffer in which records are laid out. Writers that are used
@@ -138,20 +139,20 @@ func (w *Writer) Close() {
 }
 
 // NeedsReport tells whether output was lost and the log does not say so yet.
-func (w *Writer) NeedsReport() bool { return w.unreported > 0 }
+func (w *Writer) NeedsReport() bool { return w.Unreported > 0 }
 
 // Report writes the line about lost output if one is due, and tells whether
 // none is due any more.
 func (w *Writer) Report() bool {
-	if w.unreported > 0 {
+	if w.Unreported > 0 {
 		w.flush(nil)
 	}
-	return w.unreported == 0
+	return w.Unreported == 0
 }
 
 // flush writes whole records, rotating where the cap demands it.
 func (w *Writer) flush(records []byte) {
-	if w.unreported > 0 {
+	if w.Unreported > 0 {
 		if err := w.writeNotice(); err != nil {
 			w.lose(records, err)
 			return
@@ -221,21 +222,20 @@ func (w *Writer) put(records []byte) (int, error) {
 
 // lose counts the output in records that are not written.
 func (w *Writer) lose(records []byte, err error) {
-	w.cause = err
+	w.Cause = err.Error()
+	if errno := unix.Errno(0); errors.As(err, &errno) {
+		w.Cause = errno.Error()
+	}
 	lines := bytes.Count(records, []byte{'\n'})
 	lost := int64(len(records) - lines*headerSize)
 	w.Lost += lost
-	w.unreported += lost
+	w.Unreported += lost
 }
 
 // writeNotice writes the record that tells about lost output.
 func (w *Writer) writeNotice() error {
 	h := newHeader(Stderr, time.Now())
-	cause := w.cause.Error()
-	if errno := unix.Errno(0); errors.As(w.cause, &errno) {
-		cause = errno.Error()
-	}
-	text := fmt.Sprintf("[podstead: %d bytes of output are missing here: %s]", w.unreported, cause)
+	text := fmt.Sprintf("[podstead: %d bytes of output are missing here: %s]", w.Unreported, w.Cause)
 	notice := appendRecord(nil, &h, 'F', []byte(text), nil)
 	if w.room(notice) == 0 {
 		if err := w.rotate(); err != nil {
@@ -245,6 +245,6 @@ func (w *Writer) writeNotice() error {
 	if _, err := w.put(notice); err != nil {
 		return err
 	}
-	w.unreported = 0
+	w.Unreported = 0
 	return nil
 }

@@ -17,6 +17,7 @@ type Process struct {
 	ExitCode   int
 	Console    bool
 	LostOutput int64
+	Warnings   []string
 }
 
 // Code codes the fields.
@@ -30,6 +31,7 @@ func (p *Process) Code(c *Coder) {
 	c.IntVar(&p.ExitCode)
 	c.Bool(&p.Console)
 	c.Int(&p.LostOutput)
+	Slice(c, &p.Warnings, (*Coder).String)
 }
 
 // LogFile says where output is logged.
@@ -76,7 +78,7 @@ func (l *LaunchRequest) Code(c *Coder) {
 
 // HandleKind says what the descriptors beside a process are, in this order.
 type HandleKind struct {
-	Pidfd, Stdin, Console bool
+	Pidfd, Console bool
 }
 
 // Handle is a process with the descriptors that keep it whole if the
@@ -90,7 +92,6 @@ type Handle struct {
 func (h *Handle) Code(c *Coder) {
 	c.Nested(&h.Process)
 	c.Bool(&h.Kind.Pidfd)
-	c.Bool(&h.Kind.Stdin)
 	c.Bool(&h.Kind.Console)
 }
 

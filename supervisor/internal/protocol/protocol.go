@@ -10,7 +10,7 @@
 //	Hello{version}                       ──▶
 //	                                     ◀──  OK{version, pid}
 //	Launch{id, program, log, …} +fds     ──▶
-//	                                     ◀──  OK{process} +pidfd [+stdin] [+console]
+//	                                     ◀──  OK{process} +pidfd [+console]
 //	Start{id}, Get{id}                   ──▶
 //	                                     ◀──  OK{process}
 //	Signal{id, n}, Forget{id},           ──▶
