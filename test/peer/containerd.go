@@ -29,7 +29,7 @@ var ErrNotInstalled = errors.New("not installed")
 type Containerd struct {
 	Endpoint string // unix:///…/containerd.sock
 	Version  string
-	dir      string
+	dir, run string
 	cmd      *exec.Cmd
 	ended    chan struct{} // closed when the daemon has exited
 }
@@ -37,8 +37,10 @@ type Containerd struct {
 // cniDirs are where distributions put the CNI plugins.
 var cniDirs = []string{"/usr/lib/cni", "/opt/cni/bin"}
 
-// StartContainerd starts one whose whole state is below dir, and returns when
-// it answers. sandboxImage is the reference of the image for its pause process.
+// StartContainerd starts one whose images and containers are below dir, and
+// whose sockets and mounts are below /run, as on a node. It returns when the
+// daemon answers. sandboxImage is the reference of the image for pods' pause
+// processes.
 func StartContainerd(ctx context.Context, dir, sandboxImage string) (*Containerd, error) {
 	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "iptables"} {
 		if _, err := exec.LookPath(program); err != nil {
@@ -49,7 +51,14 @@ func StartContainerd(ctx context.Context, dir, sandboxImage string) (*Containerd
 	if plugins == "" {
 		return nil, fmt.Errorf("CNI plugins: %w", ErrNotInstalled)
 	}
-	c := &Containerd{dir: dir, Endpoint: "unix://" + dir + "/containerd.sock", ended: make(chan struct{})}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	run, err := os.MkdirTemp("/run", "peer-")
+	if err != nil {
+		return nil, err
+	}
+	c := &Containerd{dir: dir, run: run, Endpoint: "unix://" + run + "/containerd.sock", ended: make(chan struct{})}
 	if err := c.configure(plugins, sandboxImage); err != nil {
 		return nil, err
 	}
@@ -89,7 +98,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     conf_dir = %[7]q
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = %[8]q
-`, c.dir+"/root", c.dir+"/state", c.dir+"/containerd.sock", c.dir+"/containerd.ttrpc.sock",
+`, c.dir+"/root", c.run+"/state", c.run+"/containerd.sock", c.run+"/containerd.ttrpc.sock",
 		sandboxImage, plugins, c.dir+"/cni", c.CertsDir())
 	const network = `{"cniVersion": "0.4.0", "name": "peer", "plugins": [
   {"type": "bridge", "bridge": "peer0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
@@ -152,7 +161,7 @@ func serverVersion(out string) string {
 
 // ctr is containerd's own command line, as the CRI's namespace sees it.
 func (c *Containerd) ctr(ctx context.Context, args ...string) *exec.Cmd {
-	args = append([]string{"--address", c.dir + "/containerd.sock", "--namespace", "k8s.io"}, args...)
+	args = append([]string{"--address", c.run + "/containerd.sock", "--namespace", "k8s.io"}, args...)
 	return exec.CommandContext(ctx, "ctr", args...)
 }
 
@@ -174,7 +183,7 @@ func (c *Containerd) Shims() []int {
 	for _, dir := range dirs {
 		cmdline, err := os.ReadFile(dir + "/cmdline")
 		args := strings.Split(string(cmdline), "\x00")
-		if err != nil || filepath.Base(args[0]) != "containerd-shim-runc-v2" || !strings.Contains(string(cmdline), c.dir+"/") {
+		if err != nil || filepath.Base(args[0]) != "containerd-shim-runc-v2" || !strings.Contains(string(cmdline), c.run+"/") {
 			continue
 		}
 		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil {
@@ -204,5 +213,5 @@ func (c *Containerd) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	return errors.Join(host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
+	return errors.Join(host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
 }
