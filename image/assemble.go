@@ -28,9 +28,11 @@ type assembly struct {
 	tags     []string
 	digests  []string
 	pinned   bool
-	progress *pull // may be nil
+	pulled   time.Time // when it is not now
+	progress *pull     // may be nil
 
 	layers []*assembledLayer
+	placed []string // what was put in place for it
 }
 
 // assembledLayer is one layer of an assembly, and what it holds for it.
@@ -67,7 +69,7 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 		}
 		s.unpin(files)
 		if err != nil {
-			err = errors.Join(err, s.collecting(ctx, func() ([]string, error) { return files, nil }))
+			err = errors.Join(err, s.collecting(ctx, func() ([]string, error) { return a.placed, nil }))
 		}
 	}()
 	if err := s.provideLayers(ctx, a); err != nil {
@@ -207,7 +209,7 @@ func (s *Store) commitImage(ctx context.Context, a *assembly, rec *record) error
 	}
 	return s.collecting(ctx, func() ([]string, error) {
 		for d := range small {
-			if err := s.place(dir+"/"+digestHex(d), blobPath(d)); err != nil {
+			if err := s.place(a, dir+"/"+digestHex(d), blobPath(d)); err != nil {
 				return nil, err
 			}
 		}
@@ -215,15 +217,18 @@ func (s *Store) commitImage(ctx context.Context, a *assembly, rec *record) error
 			if l.work == nil {
 				continue
 			}
-			if err := s.place(l.work.blob.path, blobPath(l.rec.Blob.Digest)); err != nil {
+			if err := s.place(a, l.work.blob.path, blobPath(l.rec.Blob.Digest)); err != nil {
 				return nil, err
 			}
 			if l.work.verifyOnly {
 				continue
 			}
-			if err := s.place(l.work.dir, layerPath(l.rec.Chain)); err != nil {
+			if err := s.place(a, l.work.dir, layerPath(l.rec.Chain)); err != nil {
 				return nil, err
 			}
+			s.mu.Lock()
+			delete(s.lost, l.rec.Chain)
+			s.mu.Unlock()
 		}
 		for _, d := range []string{"layers", "blobs/sha256"} {
 			if err := sys.SyncDir(s.path(d)); err != nil {
@@ -236,9 +241,13 @@ func (s *Store) commitImage(ctx context.Context, a *assembly, rec *record) error
 
 // place renames a staged, synced file or layer to where it belongs, unless it
 // is there: then another image has brought it.
-func (s *Store) place(from, rel string) error {
+func (s *Store) place(a *assembly, from, rel string) error {
 	err := unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, s.path(rel), unix.RENAME_NOREPLACE)
-	if err == nil || errors.Is(err, unix.EEXIST) {
+	if err == nil {
+		a.placed = append(a.placed, rel)
+		return nil
+	}
+	if errors.Is(err, unix.EEXIST) {
 		return nil
 	}
 	if errors.Is(err, unix.ENOENT) {
@@ -270,7 +279,9 @@ func (s *Store) recordImage(a *assembly, rec *record) ([]string, error) {
 		rec.Pinned = rec.Pinned || old.Pinned
 		unused = old.files()
 	}
-	rec.Pulled = time.Now().UTC()
+	if rec.Pulled = a.pulled; rec.Pulled.IsZero() {
+		rec.Pulled = time.Now().UTC()
+	}
 	if err := s.replaceRecord(&entry{rec, a.config}); err != nil {
 		return nil, err
 	}

@@ -80,6 +80,9 @@ func (s *Store) startLayer(a *assembly, l *assembledLayer) error {
 
 // placed finds a layer that is in place for an image or a holder; s.mu is held.
 func (s *Store) placed(chain string) (layerRecord, bool) {
+	if s.lost[chain] {
+		return layerRecord{}, false
+	}
 	for _, e := range s.images {
 		for _, l := range e.Layers {
 			if l.Chain == chain {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -45,7 +46,8 @@ type Store struct {
 	blobs  map[string]*blob
 	layers map[string]*layerWork
 	pulls  map[string]*pull
-	staged uint64 // names staging files
+	lost   map[string]bool // chains that a holder needs and that are not there
+	staged uint64          // names staging files
 }
 
 // entry is an image in memory; it is replaced, never changed.
@@ -70,6 +72,7 @@ func Open(cfg Config) (*Store, error) {
 		slots:  make(chan struct{}, cfg.ParallelLayers),
 		images: map[string]*entry{}, names: map[string]string{}, holds: map[string]*hold{},
 		pins: map[string]int{}, blobs: map[string]*blob{}, layers: map[string]*layerWork{}, pulls: map[string]*pull{},
+		lost: map[string]bool{},
 	}
 	if cfg.MaxEntries > 0 {
 		s.limits.Entries = cfg.MaxEntries
@@ -148,80 +151,142 @@ func (s *Store) emptyStaging() error {
 	return nil
 }
 
-// loadRecords reads images and holds. What cannot be read goes to quarantine/.
+// loadRecords reads images and holds. What cannot be read goes to quarantine/;
+// layers that are missing are unpacked again.
 func (s *Store) loadRecords() error {
-	files, err := os.ReadDir(s.path("images"))
+	var entries, damaged []*entry
+	err := s.eachRecord("images", func(rel string) error {
+		e, whole, err := s.loadImage(rel)
+		if err != nil {
+			return err
+		}
+		if whole {
+			entries = append(entries, e)
+		} else {
+			damaged = append(damaged, e)
+		}
+		return nil
+	})
 	if err != nil {
 		return err
-	}
-	var entries []*entry
-	for _, f := range files {
-		rel := "images/" + f.Name()
-		if isTemporary(f.Name()) {
-			os.Remove(s.path(rel))
-			continue
-		}
-		e, err := s.loadImage(rel)
-		if err != nil {
-			s.quarantine(rel, err)
-			continue
-		}
-		entries = append(entries, e)
 	}
 	// A crash can leave a name with two images: the later pull has it.
 	slices.SortFunc(entries, func(a, b *entry) int { return a.Pulled.Compare(b.Pulled) })
 	for _, e := range entries {
 		s.index(e)
 	}
-	if files, err = os.ReadDir(s.path("holds")); err != nil {
+	err = s.eachRecord("holds", func(rel string) error {
+		var h hold
+		if err := readRecord(s.path(rel), &h); err != nil {
+			return err
+		}
+		if holdPath(h.Holder) != rel {
+			return fmt.Errorf("record is of holder %.100q", h.Holder)
+		}
+		s.holds[h.Holder] = &h
+		for _, l := range h.Layers {
+			if !s.exists(layerPath(l.Chain)) {
+				s.lost[l.Chain] = true
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	for _, e := range damaged {
+		if err := s.repair(e); err != nil {
+			s.quarantine(imagePath(e.ID), err)
+		}
+	}
+	return nil
+}
+
+// eachRecord reads the records of a directory; bad ones are set aside.
+func (s *Store) eachRecord(dir string, read func(rel string) error) error {
+	files, err := os.ReadDir(s.path(dir))
+	if err != nil {
 		return err
 	}
 	for _, f := range files {
-		rel := "holds/" + f.Name()
+		rel := dir + "/" + f.Name()
 		if isTemporary(f.Name()) {
 			os.Remove(s.path(rel))
-			continue
-		}
-		var h hold
-		err := readRecord(s.path(rel), &h)
-		if err == nil && holdPath(h.Holder) != rel {
-			err = fmt.Errorf("record is of holder %.100q", h.Holder)
-		}
-		if err != nil {
+		} else if err := read(rel); err != nil {
 			s.quarantine(rel, err)
-			continue
 		}
-		s.holds[h.Holder] = &h
 	}
 	return nil
+}
+
+func (s *Store) exists(rel string) bool {
+	_, err := os.Lstat(s.path(rel))
+	return err == nil
 }
 
 // isTemporary tells what an interrupted sys.WriteFileAtomic leaves.
 func isTemporary(name string) bool { return strings.HasPrefix(name, ".tmp-") }
 
-// loadImage reads one record and makes sure that everything it names is there.
-func (s *Store) loadImage(rel string) (*entry, error) {
+// loadImage reads one record. It is not whole if layers are missing. The blob
+// of a layer may be missing: that image runs, though it cannot be saved.
+func (s *Store) loadImage(rel string) (e *entry, whole bool, err error) {
 	var r record
 	if err := readRecord(s.path(rel), &r); err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	if imagePath(r.ID) != rel || r.ID != r.Config.Digest {
-		return nil, fmt.Errorf("record is of image %.100q", r.ID)
-	}
-	for _, f := range r.files() {
-		if _, err := os.Lstat(s.path(f)); err != nil {
-			return nil, err
-		}
+		return nil, false, fmt.Errorf("record is of image %.100q", r.ID)
 	}
 	b, err := s.readSmallBlob(r.Config)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	config, err := parseConfig(b)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	return &entry{&r, config}, nil
+	whole = true
+	for _, l := range r.Layers {
+		whole = whole && s.exists(layerPath(l.Chain)+"/fs")
+	}
+	return &entry{&r, config}, whole, nil
+}
+
+// repair unpacks the missing layers of an image again, from their blobs. An
+// image that came on a stick may not be had a second time.
+func (s *Store) repair(e *entry) error {
+	s.log.Warn("image lacks layers, which are unpacked again", "image", e.ID, "names", e.Tags)
+	a := &assembly{fetcher: stored{s}, private: true, manifest: e.Manifest, config: e.config,
+		tags: e.Tags, digests: e.Digests, pinned: e.Pinned, pulled: e.Pulled}
+	var err error
+	if a.rawDoc, err = s.readSmallBlob(e.Manifest); err != nil {
+		return err
+	}
+	if a.rawConf, err = s.readSmallBlob(e.Config); err != nil {
+		return err
+	}
+	if a.doc, err = parseDocument(a.rawDoc, e.Manifest.MediaType); err != nil {
+		return err
+	}
+	if a.config, err = checkConfig(a.rawConf, len(a.doc.Layers)); err != nil {
+		return err
+	}
+	_, err = s.assemble(s.ctx, a)
+	return err
+}
+
+// stored is the store itself as the fetcher of an image's blobs.
+type stored struct{ s *Store }
+
+func (f stored) fetch(_ context.Context, d ocispec.Descriptor, _ io.Writer, _ func()) error {
+	return fmt.Errorf("blob %s is not in the store", d.Digest)
+}
+
+func (f stored) local(d ocispec.Descriptor) string {
+	if rel := blobPath(d.Digest.String()); f.s.exists(rel) {
+		return f.s.path(rel)
+	}
+	return ""
 }
 
 // index makes an image known by its names, and takes them from those that had

@@ -1,0 +1,73 @@
+package image_test
+
+import (
+	"fmt"
+	"log/slog"
+	"math/rand"
+	"path/filepath"
+	"testing"
+
+	"podstead/image"
+	"podstead/image/imagetest"
+)
+
+// syntheticImage resembles a distribution's image: layers of many small and a
+// few large files, which compress to about a third.
+func syntheticImage(b *testing.B, layers, mib int, c imagetest.Compression) (imagetest.Image, int64) {
+	r := rand.New(rand.NewSource(1))
+	words := make([][]byte, 4096)
+	for i := range words {
+		words[i] = make([]byte, 4+r.Intn(12))
+		r.Read(words[i])
+	}
+	var total int64
+	var ls []imagetest.Layer
+	for i := range layers {
+		var files []imagetest.File
+		for size := 0; size < mib<<20/layers; {
+			n := 1 << (9 + r.Intn(10))
+			if r.Intn(100) == 0 {
+				n = 2 << 20
+			}
+			var data []byte
+			for len(data) < n {
+				data = append(data, words[r.Intn(len(words))]...)
+			}
+			files = append(files, imagetest.File{Name: fmt.Sprintf("usr/%d/%d/file%d", i, len(files)/40, len(files)), Data: data})
+			size += n
+		}
+		t := imagetest.Tar(b, files...)
+		total += int64(len(t))
+		ls = append(ls, imagetest.Layer{Tar: t, Compression: c})
+	}
+	return imagetest.New(b, imagetest.Config{}, ls...), total
+}
+
+// BenchmarkPull pulls 100 MiB in 4 layers from loopback and unpacks it. MB/s
+// are those of unpacked bytes. What it removes it leaves to the end: ext4 is
+// slow to extract where much was deleted a moment ago.
+func BenchmarkPull(b *testing.B) {
+	needRoot(b)
+	for _, c := range []imagetest.Compression{imagetest.Gzip, imagetest.Zstd, imagetest.Plain} {
+		name := string(c)
+		if c == imagetest.Plain {
+			name = "plain"
+		}
+		b.Run(name, func(b *testing.B) {
+			img, total := syntheticImage(b, 4, 100, c)
+			addr := imagetest.Registry(b, map[string]imagetest.Image{"app:1": img})
+			dir := b.TempDir()
+			b.SetBytes(total)
+			for i := 0; b.Loop(); i++ {
+				s, err := image.Open(image.Config{Dir: filepath.Join(dir, fmt.Sprint(i)), Log: slog.New(slog.DiscardHandler)})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := s.Pull(testContext(b), addr+"/app:1", image.Auth{}); err != nil {
+					b.Fatal(err)
+				}
+				s.Close()
+			}
+		})
+	}
+}
