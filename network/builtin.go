@@ -144,6 +144,9 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		}
 		wanted = old.IPs[0]
 	}
+	if err := b.checkOthers(ports); err != nil {
+		return nil, err
+	}
 	b.warnBandwidth(pod)
 
 	var undo sys.Undo

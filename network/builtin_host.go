@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"podstead/network/internal/bridge"
@@ -105,7 +106,7 @@ func (b *builtin) join() error {
 // others lists the instances beside this one. One whose state directory is gone
 // was not destroyed but deleted, and does not count.
 func (b *builtin) others(locked *shared.Locked) ([]shared.Instance, error) {
-	all, err := locked.Instances()
+	all, err := b.host.Instances()
 	if err != nil {
 		b.log.Error("entry of an instance is unreadable", "error", err)
 	}
@@ -116,7 +117,7 @@ func (b *builtin) others(locked *shared.Locked) ([]shared.Instance, error) {
 		}
 		if _, err := os.Stat(i.StateDir); errors.Is(err, os.ErrNotExist) {
 			b.log.Warn("instance is gone without a trace but its entry", "instance", i.Name, "stateDir", i.StateDir)
-			if err := locked.Leave(i.Name); err != nil {
+			if err := locked.Forget(i.Name); err != nil {
 				return nil, err
 			}
 			continue
@@ -185,6 +186,34 @@ func (b *builtin) forward() error {
 		return err
 	}
 	b.log.Info("net.ipv4.ip_forward turned on")
+	return nil
+}
+
+// checkOthers tells if another instance has one of these host ports: of two
+// tables that lead it to different pods the kernel would silently take one.
+func (b *builtin) checkOthers(ports []PortMapping) error {
+	if len(ports) == 0 {
+		return nil
+	}
+	all, err := b.host.Instances()
+	if err != nil {
+		b.log.Error("entry of an instance is unreadable", "error", err)
+	}
+	for _, i := range all {
+		if i.Name == b.cfg.Name {
+			continue
+		}
+		taken, err := b.table.PortsOf(i.Name)
+		if err != nil {
+			return err
+		}
+		for _, p := range ports {
+			n := natPorts([]PortMapping{p}, netip.Addr{})[0]
+			if slices.ContainsFunc(taken, n.Conflicts) {
+				return fmt.Errorf("host port %s is taken by a pod of instance %s (%s)", portString(p), i.Name, i.StateDir)
+			}
+		}
+	}
 	return nil
 }
 

@@ -227,7 +227,7 @@ func TestTwoInstances(t *testing.T) {
 	two.HostDir = one.HostDir
 	// Cleanups run last first: the second one destroys while the first lives.
 	n1 := newNetwork(t, one)
-	a := testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
+	a := testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80}, PortMapping{HostIP: hostIP2, HostPort: 9090, ContainerPort: 80})
 	ipA := setup(t, n1, a)
 	func() {
 		n2, err := New(two)
@@ -246,6 +246,12 @@ func TestTwoInstances(t *testing.T) {
 		expect(t, a.Netns, "tcp", ipB.String()+":80", "b sees "+n2.builtin.subnet.Addr().Next().String())
 		if ipA == ipB {
 			t.Errorf("both pods have %s", ipA)
+		}
+		for _, taken := range []PortMapping{{HostPort: 8080, ContainerPort: 1}, {HostIP: hostIP, HostPort: 8080, ContainerPort: 1}, {HostPort: 9090, ContainerPort: 1}} {
+			_, err := n2.Setup(bg, testPod(t, "c", taken))
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("host port %s is taken by a pod of instance podtest0 (%s)", portString(PortMapping{Protocol: "TCP", HostIP: taken.HostIP, HostPort: taken.HostPort}), one.StateDir)) {
+				t.Errorf("%v of another instance: %v", taken, err)
+			}
 		}
 		same := newConfig(t, "podtest0")
 		same.HostDir = one.HostDir
@@ -269,6 +275,31 @@ func TestTwoInstances(t *testing.T) {
 	}()
 	// The first one still needs forwarding.
 	expect(t, lab.outside, "tcp", "192.0.2.1:8080", "a sees 192.0.2.2")
+}
+
+// An instance that was deleted without Destroy does not keep others from going on.
+func TestDeletedInstance(t *testing.T) {
+	newLab(t)
+	one, two := newConfig(t, "podtest0"), newConfig(t, "podtest0")
+	two.HostDir = one.HostDir
+	before := hostState(t)
+	n1, err := New(one)
+	must(t, err)
+	pod := testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
+	setup(t, n1, pod)
+	must(t, n1.Close())
+	must(t, os.RemoveAll(one.StateDir))
+
+	n2, err := New(two)
+	must(t, err)
+	defer n2.Close()
+	must(t, n2.Reconcile(bg, nil))
+	setup(t, n2, testPod(t, "b", PortMapping{HostPort: 8080, ContainerPort: 80}))
+	must(t, n2.Reconcile(bg, nil))
+	must(t, n2.Destroy(bg))
+	if after := hostState(t); after != before {
+		t.Errorf("host is not as before:\n%s\nbut:\n%s", before, after)
+	}
 }
 
 func TestChosenSubnetAvoidsTheHosts(t *testing.T) {

@@ -212,6 +212,54 @@ func (t *Table) elements(ports []Port) (anyIP, oneIP []nftables.SetElement) {
 
 func pad(port uint16) []byte { return append(binaryutil.BigEndian.PutUint16(port), 0, 0) }
 
+// Conflicts tells whether two host ports cannot be had by two pods.
+func (p Port) Conflicts(other Port) bool {
+	return p.Protocol == other.Protocol && p.HostPort == other.HostPort &&
+		(!p.HostIP.IsValid() || !other.HostIP.IsValid() || p.HostIP == other.HostIP)
+}
+
+// PortsOf lists the host ports in the table of another instance. It has none if
+// it has no table.
+func (t *Table) PortsOf(name string) (ports []Port, err error) {
+	other := New(name, "", netip.Prefix{})
+	err = t.do(func(c *nftables.Conn) error {
+		for _, m := range []*nftables.Set{other.ports, other.ipPort} {
+			elements, err := c.GetSetElements(m)
+			if errors.Is(err, unix.ENOENT) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			for _, e := range elements {
+				if p, ok := decode(e.Key, m == other.ipPort); ok {
+					ports = append(ports, p)
+				}
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list host ports of nftables table %s: %w", name, err)
+	}
+	return ports, nil
+}
+
+// decode reads the key of an element.
+func decode(key []byte, withIP bool) (p Port, ok bool) {
+	if withIP {
+		if len(key) < 4 {
+			return p, false
+		}
+		p.HostIP, key = netip.AddrFrom4([4]byte(key)), key[4:]
+	}
+	if len(key) < 6 {
+		return p, false
+	}
+	p.Protocol, p.HostPort = key[0], binaryutil.BigEndian.Uint16(key[4:6])
+	return p, true
+}
+
 // Destroy removes the table. One that is gone is no error.
 func (t *Table) Destroy() error {
 	err := t.do(func(c *nftables.Conn) error {

@@ -100,19 +100,16 @@ func (h *Host) previousForwarding() string { return filepath.Join(h.dir, "ip_for
 func (l *Locked) Unlock() { l.lock.Close() }
 
 // Instances lists the entries of all instances. One that cannot be read is
-// reported in the error, and the others are returned nevertheless.
-func (l *Locked) Instances() ([]Instance, error) {
-	files, err := os.ReadDir(l.host.instances())
+// reported in the error, and the others are returned nevertheless. Without the
+// lock the list may be out of date.
+func (h *Host) Instances() ([]Instance, error) {
+	files, err := filepath.Glob(h.entry("*"))
 	if err != nil {
 		return nil, err
 	}
 	var all []Instance
 	var errs []error
-	for _, f := range files {
-		if !strings.HasSuffix(f.Name(), ".json") {
-			continue
-		}
-		path := filepath.Join(l.host.instances(), f.Name())
+	for _, path := range files {
 		var i Instance
 		data, err := os.ReadFile(path)
 		if err == nil {
@@ -157,6 +154,9 @@ func (l *Locked) Forward() error {
 	}
 	return nil
 }
+
+// Forget removes the entry of an instance that others found to be gone.
+func (l *Locked) Forget(name string) error { return os.Remove(l.host.entry(name)) }
 
 // Leave removes the entry of an instance. The last one to leave turns
 // forwarding off again, if it was an instance that turned it on, and removes
