@@ -61,6 +61,7 @@ const (
 	nrConsole                        // send a pty's master to the forker
 	nrExecuting                      // tell the forker that all that is left is to execve
 	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
+	nrMakePath                       // open a path inside a root, make what is missing of it
 	nrFirstOwn                       // smallest of them; keep last
 )
 
@@ -159,6 +160,7 @@ const (
 	cConsole
 	cExecuting
 	cPoint
+	cMakePath
 	numCalls
 )
 
@@ -253,6 +255,7 @@ var calls = [numCalls]call{
 	cConsole:   {"send_console", nrConsole, []param{anInt}},
 	cExecuting: {"executing", nrExecuting, nil},
 	cPoint:     {"point", nrPoint, []param{anInt}},
+	cMakePath:  {"make_path", nrMakePath, []param{anInt, aString, octal, shown("resolve")}},
 }
 
 // checkVector checks an array of pointers to strings, as execve takes it.

@@ -32,6 +32,7 @@ type machine struct {
 	sync     uintptr // socket to the forker
 	listen   uintptr // socket to accept the starter's connection from, or noListener
 	extra    uintptr // descriptors from 3 on that the container gets
+	path     makePath
 	msg      message
 	in       [8]byte
 	nofile   syscall.Rlimit
@@ -168,6 +169,8 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 	case nrPoint:
 		m.tell(msgPoint, pc, uint32(a[0]))
 		m.wait()
+	case nrMakePath:
+		return m.makePath(a[0], a[1], a[2], a[3])
 	case nrFork:
 		return 0, m.fork(pc, a[0])
 	case nrTest:

@@ -144,6 +144,8 @@ func (c *compiler) identity() {
 	c.do(fmt.Sprintf("set uid %d", u.UID), cSetresuid, u.UID, u.UID, u.UID)
 	c.do("forget to keep capabilities", cSetKeepcaps, 0)
 	c.capabilities(sets)
+	// A change of credentials sets it to what fs.suid_dumpable says.
+	c.do("stay undumpable", cSetDumpable, 0)
 }
 
 // capabilities sets the sets. What the child does not have itself (the host

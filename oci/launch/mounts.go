@@ -172,6 +172,9 @@ func (c *compiler) mount(m *parsedMount) {
 	if m.bind {
 		target := c.target(m.dest, m.tree)
 		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
+		c.orElse(func() {
+			c.do(m.text()+": invalid argument (one of source and destination is a directory, the other is not?)", cFail, syscall.EINVAL).whole = true
+		}, syscall.EINVAL)
 		return
 	}
 	if m.typ == "cgroup" {
@@ -232,57 +235,21 @@ func (c *compiler) propagate(m *parsedMount, fs reg) {
 
 // targetDir opens a directory inside the root, and makes it if it is missing.
 func (c *compiler) targetDir(dest string, resolve uint64) reg {
-	text := "open mount point /" + dest
-	how := c.how(unix.O_PATH|unix.O_DIRECTORY, 0, resolve)
-	r := c.get(text, cOpenat2, c.root, dest, how)
-	c.orElse(func() { c.makeDirs(dest, how, r) }, syscall.ENOENT)
-	return r
-}
-
-// makeDirs makes a directory and those above it, each one by the descriptor of
-// its parent, and opens it into r.
-func (c *compiler) makeDirs(dest string, how ref, r reg) {
-	parent := c.root
-	parts := strings.Split(dest, "/")
-	for i, name := range parts {
-		prefix := strings.Join(parts[:i+1], "/")
-		text := "make directory /" + prefix
-		next := r
-		if i < len(parts)-1 {
-			next = c.newReg()
-		}
-		c.do(text, cOpenat2, c.root, prefix, how).out = uint16(next)
-		up := parent
-		c.orElse(func() {
-			c.do(text, cMkdirat, up, name, 0o755).passing(syscall.EEXIST)
-			c.do(text, cOpenat2, c.root, prefix, how).out = uint16(next)
-		}, syscall.ENOENT)
-		parent = next
-	}
+	return c.get("make directory /"+dest, cMakePath, c.root, dest, unix.S_IFDIR|0o755, resolve)
 }
 
 // target opens the destination of a bind mount. If it is missing, it becomes a
 // directory or an empty file, as the source is.
 func (c *compiler) target(dest string, source reg) reg {
-	text := "open mount point /" + dest
-	how := c.how(unix.O_PATH, 0, inRoot)
-	r := c.get(text, cOpenat2, c.root, dest, how)
-	c.orElse(func() {
-		parent := c.root
-		if dir := path.Dir(dest); dir != "." {
-			parent = c.targetDir(dir, inRoot)
-		}
-		text := "make mount point /" + dest
-		name := path.Base(dest)
-		c.statx(text, source)
-		c.test(c.scratch+statxMode, unix.S_IFMT, unix.S_IFDIR, syscall.ENOTDIR)
-		c.ifElse(func() {
-			c.do(text, cMkdirat, parent, name, 0o755).passing(syscall.EEXIST)
-		}, func() {
-			c.do(text, cMknodat, parent, name, unix.S_IFREG|0o644, 0).passing(syscall.EEXIST)
-		}, syscall.ENOTDIR)
-		c.do(text, cOpenat2, c.root, dest, how).out = uint16(r)
-	}, syscall.ENOENT)
+	text := "make mount point /" + dest
+	r := c.newReg()
+	c.statx(text, source)
+	c.test(c.scratch+statxMode, unix.S_IFMT, unix.S_IFDIR, syscall.ENOTDIR)
+	c.ifElse(func() {
+		c.do(text, cMakePath, c.root, dest, unix.S_IFDIR|0o755, uint64(inRoot)).out = uint16(r)
+	}, func() {
+		c.do(text, cMakePath, c.root, dest, unix.S_IFREG|0o644, uint64(inRoot)).out = uint16(r)
+	}, syscall.ENOTDIR)
 	return r
 }
 
@@ -329,9 +296,6 @@ func (c *compiler) switchRoot() {
 // makeCwd makes the working directory if the image has none.
 func (c *compiler) makeCwd() {
 	if cwd := strings.TrimPrefix(path.Clean(c.proc.Cwd), "/"); cwd != "" {
-		text := "working directory " + c.proc.Cwd
-		how := c.how(unix.O_PATH|unix.O_DIRECTORY, 0, inRoot)
-		r := c.get(text, cOpenat2, c.root, cwd, how)
-		c.orElse(func() { c.makeDirs(cwd, how, r) }, syscall.ENOENT)
+		c.do("make working directory "+c.proc.Cwd, cMakePath, c.root, cwd, unix.S_IFDIR|0o755, uint64(inRoot))
 	}
 }

@@ -239,7 +239,7 @@ func flagNames(v uint64, names []flagName) string {
 
 var flagSets = map[string][]flagName{
 	"open": openNames, "attr": attrNames, "mount": mountNames, "clone": cloneNames,
-	"at": atNames, "tree": treeNames, "move": moveNames, "umount": umountNames,
+	"at": atNames, "resolve": resolveNames, "tree": treeNames, "move": moveNames, "umount": umountNames,
 }
 
 var (

@@ -1,8 +1,8 @@
 package launch
 
 import (
+	"bytes"
 	"fmt"
-	"strings"
 	"syscall"
 )
 
@@ -138,8 +138,11 @@ func (p *Program) cString(off uint64) (string, bool) {
 	if off >= uint64(len(p.data)) {
 		return "", false
 	}
-	s, _, ok := strings.Cut(string(p.data[off:]), "\x00")
-	return s, ok
+	n := bytes.IndexByte(p.data[off:], 0)
+	if n < 0 {
+		return "", false
+	}
+	return string(p.data[off : off+uint64(n)]), true
 }
 
 // check makes sure that executing the program stays within its own data,

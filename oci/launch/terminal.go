@@ -27,7 +27,7 @@ func (c *compiler) terminal() {
 	const text = "bind /dev/console"
 	dev := c.get(text, cOpenat2, c.root, "dev", c.how(unix.O_PATH|unix.O_DIRECTORY, 0, inRoot|unix.RESOLVE_NO_SYMLINKS))
 	c.do(text, cMknodat, dev, "console", unix.S_IFREG|0o600, 0).passing(syscall.EEXIST)
-	target := c.get(text, cOpenat2, dev, "console", c.how(unix.O_PATH|unix.O_NOFOLLOW, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS))
+	target := c.get(text, cOpenat2, dev, "console", c.how(unix.O_PATH, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS))
 	tree := c.get(text, cOpenTree, slave, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH)
 	c.do(text, cMoveMount, tree, "", target, "", moveByFd)
 }
