@@ -1,15 +1,37 @@
-# make build | run | test | bench; see README.md.
+# Commands for users and developers; README.md explains them.
 GO ?= go
 export CGO_ENABLED = 0
+LDFLAGS = -s -w
 
-.PHONY: build test bench
+.PHONY: build run test bench fuzz test-deps clean
+
+# The three binaries, and the example's image as an OCI archive.
 build:
-	$(GO) build -trimpath -o bin/ ./cmd/...
+	$(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/... ./examples/hello
+	$(GO) run ./examples/hello/archive bin/hello bin/hello.tar
+
+# A real pod in the foreground; Ctrl-C takes it down.
+run: build
+	bin/podstead up --load bin/hello.tar -f examples/hello.yaml
+
+# Everything that a test run needs from Debian; what is there is left alone.
+test-deps:
+	test/install-deps
+
+# Tests need root and a kernel; packages run one after another because they
+# measure leaks on the whole host.
+test: test-deps
+	$(GO) vet ./...
+	$(GO) test -p 1 -timeout 18m ./...
+	test/check-leaks
 
 # Side by side with containerd, where that is installed; see docs/bench.md.
-bench:
+bench: test-deps
 	$(GO) run ./test/bench
 
-test:
-	$(GO) vet ./...
-	$(GO) test -timeout 15m ./...
+# A minute for each fuzz target.
+fuzz:
+	test/fuzz 60s
+
+clean:
+	rm -rf bin

@@ -1,0 +1,262 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"syscall"
+	"time"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sync/errgroup"
+
+	"podstead/agent"
+	"podstead/cgroup"
+	"podstead/cri"
+	"podstead/cri/remote"
+	"podstead/cri/server"
+	"podstead/engine"
+	"podstead/image"
+	"podstead/network"
+	"podstead/supervisor"
+)
+
+// nodeOptions are the flags of the commands that serve.
+type nodeOptions struct {
+	*options
+	manifests       string
+	nodeName        string
+	runtimeEndpoint string
+	cniConfDir      string
+	cniBinDirs      []string
+	certsDir        string
+	podCIDR         string
+	logMaxBytes     int64
+	logMaxFiles     int
+	withAgent       bool
+}
+
+func nodeCommand(opt *options) *cobra.Command {
+	n := nodeOptions{options: opt, withAgent: true}
+	cmd := &cobra.Command{
+		Use:   "node",
+		Short: "Run the pods of a manifest directory, and serve their API on a unix socket",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return n.serve(cmd.Context()) },
+	}
+	host, _ := os.Hostname()
+	f := cmd.Flags()
+	f.StringVar(&n.manifests, "manifests", "", "`DIR` of Pod, ConfigMap and Secret manifests to keep running")
+	f.StringVar(&n.nodeName, "node-name", host, "`NAME` of this node in pod status and the downward API")
+	f.StringVar(&n.runtimeEndpoint, "runtime-endpoint", "", "run pods on the CRI runtime at this `unix:///…` instead of the built-in engine")
+	n.engineFlags(cmd)
+	return cmd
+}
+
+func criCommand(opt *options) *cobra.Command {
+	n := nodeOptions{options: opt}
+	cmd := &cobra.Command{
+		Use:   "cri",
+		Short: "Serve the Container Runtime Interface v1 on RUN/cri.sock",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return n.serve(cmd.Context()) },
+	}
+	n.engineFlags(cmd)
+	return cmd
+}
+
+func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
+	f := cmd.Flags()
+	f.StringVar(&n.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "`DIR` whose first CNI configuration, if there is one, replaces the built-in network")
+	f.StringSliceVar(&n.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "`DIRS` of CNI plugins")
+	f.StringVar(&n.certsDir, "certs-dir", "/etc/containerd/certs.d", "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
+	f.StringVar(&n.podCIDR, "pod-cidr", "", "`CIDR` of the built-in network; a free private one is chosen otherwise")
+	f.Int64Var(&n.logMaxBytes, "log-max-bytes", 10<<20, "`BYTES` after which a container's log file is rotated")
+	f.IntVar(&n.logMaxFiles, "log-max-files", 5, "`NUMBER` of log files kept per container")
+}
+
+// serve runs below the supervisor: the first time this program turns into the
+// supervisor's front, which has it started again with its final parent.
+func (n *nodeOptions) serve(ctx context.Context) error {
+	if err := n.prepare(); err != nil {
+		return err
+	}
+	if n.runtimeEndpoint == "" {
+		if err := supervisor.Front(n.runDir, os.Args); err != nil {
+			return err
+		}
+	}
+	log, err := n.logger()
+	if err != nil {
+		return err
+	}
+	// The live heap is a few MiB: collecting it twice as often costs nothing
+	// that could be noticed and keeps the promise of a small node.
+	debug.SetGCPercent(50)
+	return n.run(ctx, log)
+}
+
+// run builds every box, top to bottom, and serves until ctx ends.
+func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	if n.runtimeEndpoint != "" {
+		return n.runOnEndpoint(ctx, cgroups, log)
+	}
+	sup, err := supervisor.Connect(ctx, n.runDir)
+	if err != nil {
+		return fmt.Errorf("connect to the supervisor: %w", err)
+	}
+	defer sup.Close()
+	imageDir := filepath.Join(n.stateDir, "images")
+	images, err := image.Open(image.Config{Dir: imageDir, CertsDir: n.certsDir, Log: log})
+	if err != nil {
+		return fmt.Errorf("open the image store: %w", err)
+	}
+	defer images.Close()
+	pods, err := n.openNetwork(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.closeNetwork(ctx, pods)) }()
+	eng, err := engine.New(ctx, engine.Config{
+		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.engineCgroup(), Version: version,
+		Images: images, Network: pods, Cgroups: cgroups, Supervisor: sup,
+		LogMaxBytes: n.logMaxBytes, LogMaxFiles: n.logMaxFiles, Log: log,
+	})
+	if err != nil {
+		return fmt.Errorf("start the engine: %w", err)
+	}
+	defer eng.Close()
+
+	criSocket, err := sup.Listen(ctx, "cri", "unix", n.criSocket())
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", n.criSocket(), err)
+	}
+	srv := server.New(server.Config{Runtime: eng, Log: log})
+	serve := func(ctx context.Context) error { return serveUntil(ctx, srv, criSocket) }
+	if !n.withAgent {
+		log.Info("serving", "cri", n.criSocket())
+		return serve(ctx)
+	}
+	agentSocket, err := sup.Listen(ctx, "agent", "unix", n.agentSocket())
+	if err != nil {
+		return fmt.Errorf("listen on %s: %w", n.agentSocket(), err)
+	}
+	node, err := agent.New(n.agentConfig(eng, archives{images}, cgroups, agentSocket, log))
+	if err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	log.Info("serving", "cri", n.criSocket(), "agent", n.agentSocket(), "manifests", n.manifests)
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return serve(ctx) })
+	group.Go(func() error { return node.Run(ctx) })
+	return group.Wait()
+}
+
+// runOnEndpoint runs the agent alone, on somebody else's runtime.
+func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarchy, log *slog.Logger) error {
+	rt, err := remote.New(n.runtimeEndpoint)
+	if err != nil {
+		return err
+	}
+	defer rt.Close()
+	socket, err := listenUnix(n.agentSocket())
+	if err != nil {
+		return err
+	}
+	node, err := agent.New(n.agentConfig(rt, nil, cgroups, socket, log))
+	if err != nil {
+		return fmt.Errorf("start the agent: %w", err)
+	}
+	log.Info("serving", "agent", n.agentSocket(), "runtime", n.runtimeEndpoint, "manifests", n.manifests)
+	return node.Run(ctx)
+}
+
+func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
+	return agent.Config{
+		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
+		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: n.logsDir(),
+		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
+		Listener: socket, Log: log,
+	}
+}
+
+// engineCgroup is where containers go whose sandbox names no cgroup.
+func (n *nodeOptions) engineCgroup() string {
+	if n.isDefault() {
+		return "/podstead"
+	}
+	return n.cgroupRoot()
+}
+
+func (n *nodeOptions) openNetwork(log *slog.Logger) (*network.Network, error) {
+	cfg := network.Config{
+		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
+		CNIConfDir: n.cniConfDir, CNIBinDirs: n.cniBinDirs, Log: log,
+	}
+	if n.podCIDR != "" {
+		var err error
+		if cfg.Subnet, err = netip.ParsePrefix(n.podCIDR); err != nil {
+			return nil, fmt.Errorf("--pod-cidr: %w", err)
+		}
+	}
+	net, err := network.New(cfg)
+	if err != nil {
+		return nil, fmt.Errorf("open the network: %w", err)
+	}
+	return net, nil
+}
+
+// closeNetwork removes the bridge and the firewall table if no pod needs them.
+func (n *nodeOptions) closeNetwork(ctx context.Context, pods *network.Network) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if err := pods.Destroy(ctx); err != nil && !errors.Is(err, network.ErrInUse) {
+		return errors.Join(err, pods.Close())
+	}
+	return pods.Close()
+}
+
+// stopTimeout bounds the orderly end of each part.
+const stopTimeout = 10 * time.Second
+
+// serveUntil serves until ctx ends and then lets calls under way finish.
+func serveUntil(ctx context.Context, srv *server.Server, l net.Listener) error {
+	done := make(chan error, 1)
+	go func() { done <- srv.Serve(l) }()
+	select {
+	case err := <-done:
+		return err
+	case <-ctx.Done():
+	}
+	stop, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	err := srv.Shutdown(stop)
+	if errors.Is(err, context.DeadlineExceeded) {
+		err = nil // a stream that nobody ends is no failure
+	}
+	return errors.Join(err, <-done)
+}
+
+// listenUnix replaces a socket that a dead process left.
+func listenUnix(path string) (net.Listener, error) {
+	if conn, err := net.Dial("unix", path); err == nil {
+		conn.Close()
+		return nil, fmt.Errorf("%s: another process serves this socket", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	old := syscall.Umask(0o177)
+	defer syscall.Umask(old)
+	return net.Listen("unix", path)
+}

@@ -1,0 +1,82 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+)
+
+const (
+	defaultStateDir = "/var/lib/podstead"
+	defaultRunDir   = "/run/podstead"
+	defaultLogsDir  = "/var/log/pods"
+)
+
+// options are the global flags. Two instances with different directories share
+// nothing: names of bridges, nft tables and cgroups come from instance.
+type options struct {
+	stateDir, runDir, logLevel string
+}
+
+// isDefault tells whether this is the host's main instance.
+func (o *options) isDefault() bool { return o.runDir == defaultRunDir && o.stateDir == defaultStateDir }
+
+// instance is a short name that is unique per run directory.
+func (o *options) instance() string {
+	if o.isDefault() {
+		return "podstead"
+	}
+	abs, err := filepath.Abs(o.runDir)
+	if err != nil {
+		abs = o.runDir
+	}
+	sum := sha256.Sum256([]byte(abs))
+	return "ps" + hex.EncodeToString(sum[:4])
+}
+
+// cgroupRoot is the cgroup below which everything of this instance lives. The
+// main instance uses the places that a kubelet uses.
+func (o *options) cgroupRoot() string {
+	if o.isDefault() {
+		return "/"
+	}
+	return "/" + o.instance()
+}
+
+// logsDir is where the logs of pods go.
+func (o *options) logsDir() string {
+	if o.isDefault() {
+		return defaultLogsDir
+	}
+	return filepath.Join(o.stateDir, "logs")
+}
+
+func (o *options) criSocket() string   { return filepath.Join(o.runDir, "cri.sock") }
+func (o *options) agentSocket() string { return filepath.Join(o.runDir, "agent.sock") }
+
+// prepare makes the directories absolute and makes them.
+func (o *options) prepare() error {
+	for _, d := range []*string{&o.stateDir, &o.runDir} {
+		abs, err := filepath.Abs(*d)
+		if err != nil {
+			return err
+		}
+		*d = abs
+		if err := os.MkdirAll(abs, 0o700); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// logger writes text to standard error, which the supervisor passes through.
+func (o *options) logger() (*slog.Logger, error) {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
+		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", o.logLevel)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+}
