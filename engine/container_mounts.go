@@ -58,11 +58,14 @@ func hostPath(path string) (string, error) {
 	real, err := filepath.EvalSymlinks(path)
 	if errors.Is(err, os.ErrNotExist) {
 		if err := os.MkdirAll(path, 0o755); err != nil {
-			return "", err
+			return "", fmt.Errorf("make host_path %s: %w", path, err)
 		}
 		real, err = filepath.EvalSymlinks(path)
 	}
-	return real, err
+	if err != nil {
+		return "", fmt.Errorf("host_path %s: %w", path, err)
+	}
+	return real, nil
 }
 
 // mountImage mounts an image read-only below the container's directory, and

@@ -30,7 +30,7 @@ type execution struct {
 	exited  <-chan supervisor.Process
 }
 
-// exec runs a command in a running container. close must be called.
+// exec runs a command in a running container. end must be called.
 func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool, stdio launch.Stdio) (*execution, error) {
 	rec := c.record()
 	if rec.Phase != containerRunning {
@@ -93,6 +93,13 @@ func (x *execution) wait(ctx context.Context) (int, error) {
 
 // reapTimeout bounds how long killed processes of an exec are waited for.
 const reapTimeout = 10 * time.Second
+
+// end is close for who has nobody to tell.
+func (x *execution) end() {
+	if err := x.close(); err != nil {
+		x.e.log.Warn("an exec'd process is left", "container", x.c.id, "error", err)
+	}
+}
 
 // close ends the process, if it still runs, and all that it started, and drops
 // it at the supervisor.

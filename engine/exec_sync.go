@@ -26,7 +26,7 @@ const maxExecOutput = 16 << 20
 // that takes longer than the timeout is killed with all that it started, and
 // the error is DeadlineExceeded. Output of processes that outlive the command
 // is not waited for.
-func (e *Engine) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (_ *runtimeapi.ExecSyncResponse, err error) {
+func (e *Engine) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	if err := cri.Validate(req); err != nil {
 		return nil, err
 	}
@@ -53,11 +53,7 @@ func (e *Engine) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		if cerr := x.close(); cerr != nil {
-			e.log.Warn("an exec'd process is left", "container", c.id, "error", cerr)
-		}
-	}()
+	defer x.end()
 	stdout.begin()
 	stderr.begin()
 	code, err := x.wait(ctx)

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"sync"
 	"time"
 
@@ -43,7 +44,7 @@ type sandboxRecord struct {
 	Hostname    string
 	IPs         []netip.Addr
 	// CgroupParent holds the pod's containers; OwnCgroup says that the engine
-	// made it for this sandbox and removes it with it.
+	// made it, since nobody else had, and removes it with the sandbox.
 	CgroupParent string
 	OwnCgroup    bool
 	// Pause is set if a pause process holds a shared pid namespace.
@@ -168,10 +169,23 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 	if len(errs) == 0 {
 		step("remove run directory", os.RemoveAll(e.sandboxRunDir(r.ID)))
 	}
-	if r.OwnCgroup {
+	if r.OwnCgroup && !e.sharesCgroup(r) {
 		step("remove cgroup", e.removeCgroup(ctx, r.CgroupParent))
 	}
 	return errors.Join(errs...)
+}
+
+// sharesCgroup tells whether another sandbox has the same cgroup, or one below
+// it.
+func (e *Engine) sharesCgroup(r *sandboxRecord) bool {
+	for _, s := range e.allSandboxes() {
+		other := s.record()
+		if s.id != r.ID && other.Phase != sandboxStopped &&
+			strings.HasPrefix(other.CgroupParent+"/", r.CgroupParent+"/") {
+			return true
+		}
+	}
+	return false
 }
 
 // endPause kills the pause process, and with it whatever is left in the pid

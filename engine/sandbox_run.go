@@ -99,8 +99,9 @@ func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint
 	}
 	rec.Config.M = req.Config
 	if rec.CgroupParent == "" {
-		rec.CgroupParent, rec.OwnCgroup = e.cfg.CgroupParent+"/"+id, true
+		rec.CgroupParent = e.cfg.CgroupParent + "/" + id
 	}
+	rec.OwnCgroup = !e.cfg.Cgroups.Group(rec.CgroupParent).Exists()
 	// Who shares the host's network shares its name.
 	if rec.Hostname == "" || rec.hostNetwork() {
 		rec.Hostname = e.host.name
@@ -136,8 +137,8 @@ func (e *Engine) forgetSandbox(s *sandbox) error {
 	return nil
 }
 
-// makePodCgroup makes the group that holds the pod's containers. One that the
-// request names is its maker's to remove.
+// makePodCgroup makes the group that holds the pod's containers, unless the
+// kubelet or the agent has, which then removes it too.
 func (e *Engine) makePodCgroup(s *sandbox) error {
 	rec := s.record()
 	return e.cfg.Cgroups.Group(rec.CgroupParent).Create()
@@ -221,7 +222,9 @@ func (e *Engine) startPause(ctx context.Context, s *sandbox, h handler.Handler) 
 		Spec: &specs.Spec{
 			Version: specs.Version,
 			Process: &specs.Process{Cwd: "/", NoNewPrivileges: true},
-			Linux:   &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.PIDNamespace}}},
+			Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+			}},
 		},
 	})
 	if err != nil {

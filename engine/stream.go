@@ -126,7 +126,7 @@ type streamRuntime Engine
 var _ streaming.Runtime = (*streamRuntime)(nil)
 
 // Exec runs a command with the client's streams until it ends.
-func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) (err error) {
+func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
 	e := (*Engine)(r)
 	c, err := e.mustContainer(id)
 	if err != nil {
@@ -147,7 +147,7 @@ func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, x.close()) }()
+	defer x.end()
 	p.handOver()
 	var stopResize func()
 	if tty {
@@ -161,6 +161,7 @@ func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 	}
 	p.drain()
 	if code != 0 {
+		// The server knows this type by assertion: it must not be wrapped.
 		return &utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
 	}
 	return nil

@@ -1,0 +1,22 @@
+package engine
+
+import (
+	"testing"
+
+	"podstead/cri/conformance"
+	"podstead/image/imagetest"
+	testhost "podstead/test/host"
+)
+
+// TestConformance runs the suite that every implementation of the interface has
+// to pass.
+func TestConformance(t *testing.T) {
+	n := newNode(t)
+	n.load(imagetest.New(t, imagetest.Config{Cmd: []string{"sh"}, Env: []string{"PATH=/bin:/sbin", "FROM_IMAGE=yes"}},
+		imagetest.Layer{Tar: imagetest.Tar(t, imagetest.BusyboxFiles(t)...), Compression: imagetest.Gzip}), "test.local/conformance:1")
+	conformance.Run(t, conformance.Target{
+		Runtime: n, Image: "test.local/conformance:1",
+		PullImage:    imagetest.Registry(t, map[string]imagetest.Image{"pulled:1": imagetest.Program(t, "/bin/busybox")}) + "/pulled:1",
+		CgroupParent: testhost.Cgroup(),
+	})
+}
