@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"syscall"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -90,7 +92,13 @@ func runHook(ctx context.Context, h specs.Hook, state specs.State) (output []byt
 	cmd.Stdin = bytes.NewReader(input)
 	var out limitedBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	// A grandchild that keeps the output open must not hold us.
+	// A hook ends with its deadline, and with us, together with what it has
+	// started; what it has put into the background may stay after a proper end,
+	// but must not hold us by keeping the output open.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // its end would be the parent's
+	defer runtime.UnlockOSThread()
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err = cmd.Run()
 	if ctx.Err() != nil {

@@ -337,7 +337,7 @@ func TestRefusedByName(t *testing.T) {
 func TestKilledCreate(t *testing.T) {
 	b := newBox(t, "")
 	mark := filepath.Join(t.TempDir(), "hook")
-	b.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{shellHook("echo > " + mark + "; exec sleep 1000")}}
+	b.spec.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{shellHook("echo $$ > " + mark + "; exec sleep 1000")}}
 	b.write()
 	cmd := b.cmd("create", "-b", b.bundle, b.id)
 	if err := cmd.Start(); err != nil {
@@ -347,6 +347,11 @@ func TestKilledCreate(t *testing.T) {
 	b.isStatus(specs.StateCreating)
 	cmd.Process.Kill()
 	cmd.Wait()
+	hook, _ := os.ReadFile(mark)
+	b.eventually("the hook's end", func() bool {
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(hook)) + "/stat")
+		return err != nil || strings.Contains(string(stat), ") Z ")
+	})
 	b.isStatus(specs.StateStopped)
 	b.must("delete", "--force", b.id)
 	if b.group().Exists() {
