@@ -149,7 +149,9 @@ func splitResources(r *specs.LinuxResources) (early, late *specs.LinuxResources)
 // fork makes the process, which waits for its start at the container's socket.
 func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions, undo *sys.Undo) (*launch.Child, error) {
 	g := c.group()
-	p, err := launch.Compile(spec, launch.Options{
+	run := *spec
+	run.Process = withHome(spec.Process, c.Rootfs)
+	p, err := launch.Compile(&run, launch.Options{
 		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true,
 	})
 	if err != nil {

@@ -71,7 +71,8 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	p, err := launch.CompileExec(spec, o.Process, launch.ExecOptions{
+	proc := withHome(o.Process, fmt.Sprintf("/proc/%d/root", c.Pid))
+	p, err := launch.CompileExec(spec, proc, launch.ExecOptions{
 		ID: c.ID, Pid: c.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
 	})
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"podstead/sys"
 )
@@ -152,6 +153,62 @@ func TestExec(t *testing.T) {
 		}
 		b.fails([]string{"--user"}, "exec", "-u", "nobody", b.id, "true")
 		b.fails(nil, "exec", "no-such-container", "true")
+	})
+}
+
+func TestHome(t *testing.T) {
+	onBoth(t, func(b *box) {
+		if err := os.Mkdir(b.inside("etc"), 0o755); err != nil {
+			b.Fatal(err)
+		}
+		if err := os.WriteFile(b.inside("etc/passwd"), []byte("root:x:0:0:r:/root:/bin/sh\nuser:x:7:7::/home/user:\n"), 0o644); err != nil {
+			b.Fatal(err)
+		}
+		b.script("echo $HOME")
+		b.write()
+		if got := b.must("run", "-b", b.bundle, b.id); got != "/root\n" {
+			b.Errorf("HOME is %q", got)
+		}
+		b.script("sleep 1000")
+		b.up()
+		if got := b.must("exec", "-u", "7", b.id, "sh", "-c", "echo $HOME"); got != "/home/user\n" {
+			b.Errorf("HOME is %q", got)
+		}
+		if got := b.must("exec", "-u", "8", b.id, "sh", "-c", "echo $HOME"); got != "/\n" {
+			b.Errorf("HOME is %q", got)
+		}
+		if got := b.must("exec", "-e", "HOME=/x", b.id, "sh", "-c", "echo $HOME"); got != "/x\n" {
+			b.Errorf("HOME is %q", got)
+		}
+	})
+}
+
+// The image's passwd is no reason to read the host's, or to hang.
+func TestHomeFromHostilePasswd(t *testing.T) {
+	for name, mess := range map[string]func(etc string) error{
+		"link": func(etc string) error { return os.Symlink("/proc/self/root/etc/passwd", etc+"/passwd") },
+		"fifo": func(etc string) error { return unix.Mkfifo(etc+"/passwd", 0o644) },
+		"dir":  func(etc string) error { return os.Mkdir(etc+"/passwd", 0o755) },
+	} {
+		root := t.TempDir()
+		if err := os.Mkdir(root+"/etc", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := mess(root + "/etc"); err != nil {
+			t.Fatal(err)
+		}
+		if got := homeOf(0, root); got != "/" {
+			t.Errorf("%s: %q", name, got)
+		}
+	}
+}
+
+func FuzzHomeIn(f *testing.F) {
+	f.Add("root:x:0:0:r:/root:/bin/sh\n")
+	f.Fuzz(func(t *testing.T, s string) {
+		if got := homeIn(strings.NewReader(s), 0); !strings.HasPrefix(got, "/") {
+			t.Errorf("home is %q", got)
+		}
 	})
 }
 
