@@ -1,18 +1,40 @@
 // Package agent is the node agent: it makes the pods of its sources real
-// through cri.Runtime and reports how they are. One select loop, one worker per
-// pod; decisions are pure (internal/plan, internal/status) and acted on
-// elsewhere. It never knows which runtime is behind the seam.
+// through cri.Runtime and reports how they are. It never knows which runtime is
+// behind the seam.
 //
-// Its clients talk to it by package agent/client.
+//	internal/source ──▶ loop ──▶ worker (one per pod) ──▶ plan.Next ──▶ steps ──▶ cri.Runtime
+//	runtime events  ──▶      ──▶   │  ▲ probes, timers                    │
+//	API requests    ──▶            └──┴────────── results ◀───────────────┘
+//
+// One loop (loop.go) owns what is wanted and hands it to the workers; a worker
+// (worker.go) owns one pod, sleeps while nothing happens, and never waits for a
+// step: steps run in goroutines of their own, one per container at a time, so
+// that one stuck container never blocks another. Decisions are pure
+// (internal/plan, internal/status).
+//
+// What survives the agent: the pods, which go on running; their records
+// (record.go) and volumes, applied objects and the last good manifests, all
+// below StateDir. Its clients talk to it by package agent/client.
 package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"path/filepath"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/client"
+	"podstead/agent/internal/event"
+	"podstead/agent/internal/image"
+	"podstead/agent/internal/source"
 	"podstead/cgroup"
 	"podstead/cri"
 )
@@ -49,10 +71,156 @@ type ImageExtras interface {
 }
 
 // Agent runs the pods of one node.
-type Agent struct{}
+type Agent struct {
+	cfg     Config
+	decoder *source.Decoder
+	applied *source.Applied
+	node    *node
+	board   *board
+
+	requests chan func(context.Context) // run by the loop
+	touched  chan touch
+	ended    chan *worker
+
+	// Owned by the loop.
+	files   []source.File
+	wanted  *source.Set
+	workers map[string]*worker // by pod UID
+	wg      sync.WaitGroup     // of workers and followers
+}
 
 // New prepares an agent; Run does the work.
-func New(cfg Config) (*Agent, error) { panic("not yet") }
+func New(cfg Config) (*Agent, error) {
+	if cfg.NodeName == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return nil, fmt.Errorf("node name: %w", err)
+		}
+		cfg.NodeName = name
+	}
+	if cfg.PodLogsDir == "" {
+		cfg.PodLogsDir = "/var/log/pods"
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, dir := range []*string{&cfg.StateDir, &cfg.PodLogsDir} {
+		abs, err := filepath.Abs(*dir)
+		if err != nil {
+			return nil, err
+		}
+		*dir = abs // paths are handed to a runtime that runs elsewhere
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "pods"), 0o750); err != nil {
+		return nil, err
+	}
+	decoder, err := source.NewDecoder(cfg.NodeName)
+	if err != nil {
+		return nil, err
+	}
+	a := &Agent{
+		cfg:      cfg,
+		decoder:  decoder,
+		applied:  &source.Applied{Dir: filepath.Join(cfg.StateDir, "applied"), Decoder: decoder},
+		board:    newBoard(),
+		requests: make(chan func(context.Context)),
+		touched:  make(chan touch, 256),
+		ended:    make(chan *worker),
+		workers:  map[string]*worker{},
+	}
+	a.node, err = newNode(cfg)
+	if err != nil {
+		return nil, err
+	}
+	a.node.board = a.board
+	a.node.puller = image.New(cfg.Runtime)
+	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
+	return a, nil
+}
 
 // Run reconciles until ctx ends. Pods go on running then.
-func (a *Agent) Run(ctx context.Context) error { panic("not yet") }
+func (a *Agent) Run(ctx context.Context) error {
+	if err := a.node.greet(ctx); err != nil {
+		return err
+	}
+	for _, err := range a.applied.Load() {
+		a.cfg.Log.Error("applied object set aside", "error", err)
+	}
+	if err := a.node.cgroups.prepare(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer a.wg.Wait()
+	defer cancel()
+	files := make(chan []source.File)
+	if err := a.watchFiles(ctx, files); err != nil {
+		return err
+	}
+	stopAPI := a.serve(ctx)
+	defer stopAPI()
+	err := a.loop(ctx, files)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// watchFiles starts watching the manifests; without a directory there are none.
+func (a *Agent) watchFiles(ctx context.Context, out chan<- []source.File) error {
+	if a.cfg.ManifestDir == "" {
+		a.wg.Go(func() {
+			select {
+			case out <- nil:
+			case <-ctx.Done():
+			}
+		})
+		return nil
+	}
+	dir, err := filepath.Abs(a.cfg.ManifestDir)
+	if err != nil {
+		return err
+	}
+	f := &source.Files{Dir: dir, KeepDir: filepath.Join(a.cfg.StateDir, "manifests"), Decoder: a.decoder, Log: a.cfg.Log}
+	a.wg.Go(func() {
+		if err := f.Run(ctx, out); err != nil && ctx.Err() == nil {
+			a.cfg.Log.Error("manifests are not watched any more", "dir", dir, "error", err)
+		}
+	})
+	return nil
+}
+
+// podEvent is the form of warnings and news about a pod.
+func (n *node) event(pod *corev1.Pod, container, kind, reason, format string, args ...any) {
+	message := fmt.Sprintf(format, args...)
+	n.events.Add(pod, container, kind, reason, message)
+	level := slog.LevelInfo
+	if kind == corev1.EventTypeWarning {
+		level = slog.LevelWarn
+	}
+	attrs := []any{"pod", pod.Namespace + "/" + pod.Name, "reason", reason}
+	if container != "" {
+		attrs = append(attrs, "container", container)
+	}
+	n.log.Log(context.Background(), level, message, attrs...)
+}
+
+// greet asks the runtime who it is, and adapts to what it can do.
+func (n *node) greet(ctx context.Context) error {
+	v, err := n.runtime.Version(ctx, &runtimeapi.VersionRequest{})
+	if err != nil {
+		return fmt.Errorf("ask the container runtime for its version: %w", err)
+	}
+	n.runtimeName, n.runtimeVersion = v.RuntimeName, v.RuntimeVersion
+	if c, err := n.runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil {
+		n.request.SystemdSlice = c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
+	}
+	n.cgroups.systemd = n.request.SystemdSlice
+	if st, err := n.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
+		for _, h := range st.RuntimeHandlers {
+			if h.GetFeatures().GetRecursiveReadOnlyMounts() {
+				n.rro[h.Name] = true
+			}
+		}
+	}
+	return nil
+}

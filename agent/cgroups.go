@@ -1,0 +1,124 @@
+package agent
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"path"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/request"
+	"podstead/cgroup"
+)
+
+// cgroups keeps the kubepods tree: kubepods/{burstable,besteffort}/podUID, and
+// guaranteed pods right below kubepods. With the runtime's systemd driver, or
+// without a hierarchy, the groups are the runtime's to make.
+type cgroups struct {
+	hierarchy *cgroup.Hierarchy
+	root      string
+	systemd   bool
+	log       *slog.Logger
+}
+
+func (c *cgroups) off() bool { return c.hierarchy == nil || c.systemd }
+
+func (c *cgroups) path(parts ...string) string {
+	return path.Join(append([]string{"/", c.root, "kubepods"}, parts...)...)
+}
+
+// prepare makes the upper groups.
+func (c *cgroups) prepare() error {
+	if c.off() {
+		return nil
+	}
+	for _, class := range []string{"", "burstable", "besteffort"} {
+		g := c.hierarchy.Group(c.path(class))
+		if err := g.Create(); err != nil {
+			return fmt.Errorf("make cgroup %s: %w", g.Path(), err)
+		}
+	}
+	return c.shares("besteffort", 2)
+}
+
+func (c *cgroups) shares(class string, n uint64) error {
+	g := c.hierarchy.Group(c.path(class))
+	if err := g.Set(&specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &n}}); err != nil {
+		return fmt.Errorf("cgroup %s: %w", g.Path(), err)
+	}
+	return nil
+}
+
+// share gives the burstable class the CPU that its pods request.
+func (c *cgroups) share(pods map[string]*corev1.Pod) {
+	if c.off() {
+		return
+	}
+	total := int64(0)
+	for _, pod := range pods {
+		if request.QoS(pod) == corev1.PodQOSBurstable {
+			total += request.PodResources(pod).CpuShares
+		}
+	}
+	if err := c.shares("burstable", uint64(min(max(total, 2), 262144))); err != nil {
+		c.log.Warn("share of burstable pods not set", "error", err)
+	}
+}
+
+// pod makes a pod's group with the sum of its limits.
+func (c *cgroups) pod(node request.Node, pod *corev1.Pod) error {
+	if c.off() {
+		return nil
+	}
+	g := c.hierarchy.Group(node.CgroupParent(pod))
+	if err := g.Create(); err != nil {
+		return fmt.Errorf("make cgroup %s: %w", g.Path(), err)
+	}
+	r := request.PodResources(pod)
+	shares := uint64(r.CpuShares)
+	res := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
+	if r.CpuQuota > 0 {
+		period := uint64(r.CpuPeriod)
+		res.CPU.Quota, res.CPU.Period = &r.CpuQuota, &period
+	}
+	if r.MemoryLimitInBytes > 0 {
+		res.Memory = &specs.LinuxMemory{Limit: &r.MemoryLimitInBytes}
+	}
+	if err := g.Set(res); err != nil {
+		return fmt.Errorf("cgroup %s: %w", g.Path(), err)
+	}
+	return nil
+}
+
+// remove removes a pod's group, wherever its class put it: an edit may have
+// changed the class, and what is left of an orphan is not known.
+func (c *cgroups) remove(ctx context.Context, uid string) error {
+	if c.off() {
+		return nil
+	}
+	for _, class := range []string{"", "burstable", "besteffort"} {
+		g := c.hierarchy.Group(c.path(class, "pod"+uid))
+		if !g.Exists() {
+			continue
+		}
+		if err := g.Kill(ctx); err != nil {
+			return fmt.Errorf("kill what is left in cgroup %s: %w", g.Path(), err)
+		}
+		if err := g.Remove(ctx); err != nil {
+			return fmt.Errorf("remove cgroup %s: %w", g.Path(), err)
+		}
+	}
+	return nil
+}
+
+// dissolve removes the upper groups of a node that has no pods (any more).
+func (c *cgroups) dissolve(ctx context.Context) {
+	if c.off() {
+		return
+	}
+	if err := c.hierarchy.Group(c.path()).Remove(ctx); err != nil {
+		c.log.Warn("kubepods tree not removed", "error", err)
+	}
+}

@@ -1,0 +1,258 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/source"
+)
+
+// loop is the agent's one select loop. It does nothing that could take long:
+// whatever can wait or fail is done by workers.
+func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
+	// Nothing is ended before it is known what is wanted.
+	select {
+	case a.files = <-files:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	a.merge()
+	a.adopt(ctx)
+	a.reconcile(ctx)
+	a.follow(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case a.files = <-files:
+			a.merge()
+			a.reconcile(ctx)
+		case f := <-a.requests:
+			f(ctx)
+		case t := <-a.touched:
+			a.touch(t)
+		case w := <-a.ended:
+			if a.workers[w.uid] == w {
+				delete(a.workers, w.uid)
+			}
+			a.reconcile(ctx) // it may be wanted again by now
+		}
+	}
+}
+
+// do runs f in the loop, with the loop's context, and waits for it.
+func (a *Agent) do(ctx context.Context, f func(loop context.Context)) error {
+	done := make(chan struct{})
+	select {
+	case a.requests <- func(loop context.Context) { defer close(done); f(loop) }:
+		<-done
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// merge makes the wanted set anew, and tells of new problems.
+func (a *Agent) merge() {
+	known := map[string]bool{}
+	if a.wanted != nil {
+		for _, p := range a.wanted.Problems {
+			known[p.Source+p.Message] = true
+		}
+	}
+	a.wanted = source.Merge(a.files, a.applied.Objects())
+	for _, p := range a.wanted.Problems {
+		if known[p.Source+p.Message] {
+			continue
+		}
+		a.cfg.Log.Error("manifest cannot be used", "file", p.Source, "error", p.Message, "kept", p.Kept)
+		for _, key := range p.Pods {
+			if pod := a.wanted.Pods[key]; pod != nil {
+				a.node.event(pod, "", corev1.EventTypeWarning, "FailedManifest",
+					"%s cannot be used, the pod goes on as it was: %s", p.Source, p.Message)
+			}
+		}
+	}
+	for key, warnings := range a.wanted.Warnings {
+		for _, w := range warnings {
+			a.cfg.Log.Debug("manifest", "pod", key, "warning", w)
+		}
+	}
+}
+
+// reconcile gives every wanted pod a worker and ends the pods of the others.
+func (a *Agent) reconcile(ctx context.Context) {
+	uids := map[string]bool{}
+	for key, pod := range a.wanted.Pods {
+		uid := string(pod.UID)
+		if uids[uid] {
+			a.cfg.Log.Error("two pods with one UID, the second is not run", "pod", key)
+			continue
+		}
+		uids[uid] = true
+		origin := a.wanted.Origin[key]
+		if w := a.workers[uid]; w != nil {
+			w.want(pod, a.wanted, origin)
+			continue
+		}
+		a.spawn(ctx, newWorker(a.node, pod, a.wanted, origin))
+	}
+	for uid, w := range a.workers {
+		if !uids[uid] {
+			w.end(nil)
+		}
+	}
+	a.node.cgroups.share(a.wanted.Pods)
+}
+
+func (a *Agent) spawn(ctx context.Context, w *worker) {
+	a.workers[w.uid] = w
+	a.wg.Go(func() {
+		w.run(ctx)
+		select {
+		case a.ended <- w:
+		case <-ctx.Done():
+		}
+	})
+}
+
+// adopt takes on the pods of an earlier run that are not wanted any more, by
+// their records and by what the runtime has of them, to end them.
+func (a *Agent) adopt(ctx context.Context) {
+	wanted := map[string]bool{}
+	for _, pod := range a.wanted.Pods {
+		wanted[string(pod.UID)] = true
+	}
+	take := func(pod *corev1.Pod) {
+		uid := string(pod.UID)
+		if wanted[uid] || a.workers[uid] != nil {
+			return
+		}
+		w := newWorker(a.node, pod, a.wanted, "")
+		w.end(nil)
+		a.spawn(ctx, w)
+	}
+	dirs, err := os.ReadDir(a.node.podsDir)
+	if err != nil {
+		a.cfg.Log.Error("read pod records", "error", err)
+	}
+	for _, d := range dirs {
+		if wanted[d.Name()] {
+			continue
+		}
+		r, err := readRecord(a.node.podDir(d.Name()))
+		if err != nil || r.Pod == nil || string(r.Pod.UID) != d.Name() {
+			a.cfg.Log.Error("pod record cannot be used; its runtime objects and directory are cleaned up", "uid", d.Name(), "error", err)
+			take(orphan(d.Name(), "unknown", "unknown"))
+			continue
+		}
+		take(r.Pod)
+	}
+	for _, pod := range a.orphans(ctx) {
+		take(pod)
+	}
+}
+
+// orphans describes the pods that the runtime has with this agent's label.
+func (a *Agent) orphans(ctx context.Context) map[string]*corev1.Pod {
+	pods := map[string]*corev1.Pod{}
+	mine := map[string]string{observe.LabelAgent: a.node.request.AgentID}
+	sandboxes, err := a.node.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{
+		Filter: &runtimeapi.PodSandboxFilter{LabelSelector: mine}})
+	if err != nil {
+		a.cfg.Log.Error("list sandboxes to find orphans", "error", err)
+		return nil
+	}
+	for _, s := range sandboxes.Items {
+		uid := s.Labels[observe.LabelPodUID]
+		if uid != "" && pods[uid] == nil {
+			pods[uid] = orphan(uid, s.Labels[observe.LabelPodNamespace], s.Labels[observe.LabelPodName])
+		}
+	}
+	containers, err := a.node.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{
+		Filter: &runtimeapi.ContainerFilter{LabelSelector: mine}})
+	if err != nil {
+		a.cfg.Log.Error("list containers to find orphans", "error", err)
+		return pods
+	}
+	for _, c := range containers.Containers {
+		pod := pods[c.Labels[observe.LabelPodUID]]
+		if pod == nil {
+			continue
+		}
+		if s, err := strconv.ParseInt(c.Annotations[observe.AnnotationGracePeriod], 10, 64); err == nil {
+			pod.Spec.TerminationGracePeriodSeconds = &s
+		}
+	}
+	return pods
+}
+
+// orphan is a pod of which no more is known than its name.
+func orphan(uid, namespace, name string) *corev1.Pod {
+	grace := int64(corev1.DefaultTerminationGracePeriodSeconds)
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Namespace: namespace, UID: types.UID(uid)},
+		Spec: corev1.PodSpec{
+			TerminationGracePeriodSeconds: &grace,
+			SecurityContext:               &corev1.PodSecurityContext{},
+			RestartPolicy:                 corev1.RestartPolicyNever,
+		},
+	}
+}
+
+// touch is news from the runtime: of one pod, or of any if uid is "".
+type touch struct{ uid string }
+
+func (a *Agent) touch(t touch) {
+	if t.uid != "" {
+		if w := a.workers[t.uid]; w != nil {
+			w.look()
+		}
+		return
+	}
+	for _, w := range a.workers {
+		w.look()
+	}
+}
+
+// record is what is kept of a pod between runs of the agent.
+type record struct {
+	Pod    *corev1.Pod
+	Origin string `json:",omitempty"`
+	Status corev1.PodStatus
+	// Containers as last seen: their counts and ends outlive the runtime's
+	// memory of them, e.g. a reboot.
+	Containers []observe.Container     `json:",omitempty"`
+	Probes     map[string]carriedProbe `json:",omitempty"` // by container ID
+	Failed     *failedRecord           `json:",omitempty"`
+	StartTime  time.Time
+}
+
+type carriedProbe struct{ Started, Ready bool }
+
+type failedRecord struct {
+	Reason, Message string
+	// Generation of the pod's definition that failed.
+	Hash string
+}
+
+func recordPath(podDir string) string { return filepath.Join(podDir, "record.json") }
+
+func readRecord(podDir string) (*record, error) {
+	data, err := os.ReadFile(recordPath(podDir))
+	if err != nil {
+		return nil, err
+	}
+	r := &record{}
+	return r, json.Unmarshal(data, r)
+}

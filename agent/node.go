@@ -1,0 +1,166 @@
+package agent
+
+import (
+	"bufio"
+	"crypto/sha256"
+	"encoding/hex"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"podstead/agent/internal/env"
+	"podstead/agent/internal/event"
+	"podstead/agent/internal/image"
+	"podstead/agent/internal/request"
+	"podstead/cri"
+)
+
+// node is what all workers share. It does not change once the agent runs.
+type node struct {
+	runtime        cri.Runtime
+	runtimeName    string
+	runtimeVersion string
+	request        request.Node
+	podsDir        string
+	hostIPs        []string
+	facts          env.Facts // without a pod's addresses
+	rro            map[string]bool
+	cgroups        *cgroups
+	puller         *image.Puller
+	events         *event.Log
+	board          *board
+	log            *slog.Logger
+}
+
+func newNode(cfg Config) (*node, error) {
+	memory, err := memoryBytes()
+	if err != nil {
+		return nil, err
+	}
+	id := sha256.Sum256([]byte(cfg.NodeName + "\x00" + cfg.StateDir))
+	ips := hostIPs()
+	n := &node{
+		runtime: cfg.Runtime,
+		request: request.Node{
+			Name:        cfg.NodeName,
+			AgentID:     hex.EncodeToString(id[:8]),
+			PodLogsDir:  cfg.PodLogsDir,
+			SeccompDir:  filepath.Join(cfg.StateDir, "seccomp"),
+			MemoryBytes: memory,
+			HostDNS:     hostDNS(),
+			CgroupRoot:  cfg.CgroupRoot,
+			Cgroups:     cfg.Cgroups != nil,
+		},
+		podsDir: filepath.Join(cfg.StateDir, "pods"),
+		hostIPs: ips,
+		facts: env.Facts{
+			NodeName: cfg.NodeName, HostIPs: ips,
+			CPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
+			Memory: *resource.NewQuantity(memory, resource.BinarySI),
+		},
+		rro: map[string]bool{},
+		log: cfg.Log,
+	}
+	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, log: cfg.Log}
+	return n, nil
+}
+
+// podDir is where all that is of a pod is kept.
+func (n *node) podDir(uid string) string { return filepath.Join(n.podsDir, uid) }
+
+func memoryBytes() (int64, error) {
+	f, err := os.Open("/proc/meminfo")
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	sc := bufio.NewScanner(f)
+	for sc.Scan() {
+		fields := strings.Fields(sc.Text())
+		if len(fields) >= 2 && fields[0] == "MemTotal:" {
+			kib, err := strconv.ParseInt(fields[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, sc.Err()
+}
+
+// hostDNS reads the host's resolver configuration. Where that leads to a
+// resolver on the host's loopback, systemd-resolved's own list serves pods.
+func hostDNS() request.DNS {
+	data, _ := os.ReadFile("/etc/resolv.conf")
+	d := request.ParseResolvConf(data)
+	if d.Loopback() {
+		if data, err := os.ReadFile("/run/systemd/resolve/resolv.conf"); err == nil {
+			return request.ParseResolvConf(data)
+		}
+	}
+	return d
+}
+
+// hostIPs are the node's addresses, one per family: of the interface with the
+// default route, else of any but loopback, else loopback's.
+func hostIPs() []string {
+	preferred := defaultInterface()
+	var v4, v6 string
+	take := func(only string) {
+		interfaces, err := net.Interfaces()
+		if err != nil {
+			return
+		}
+		for _, i := range interfaces {
+			if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagLoopback != 0 || (only != "" && i.Name != only) {
+				continue
+			}
+			addrs, _ := i.Addrs()
+			for _, a := range addrs {
+				ipnet, ok := a.(*net.IPNet)
+				if !ok || !ipnet.IP.IsGlobalUnicast() {
+					continue
+				}
+				if ipnet.IP.To4() != nil && v4 == "" {
+					v4 = ipnet.IP.String()
+				} else if ipnet.IP.To4() == nil && v6 == "" {
+					v6 = ipnet.IP.String()
+				}
+			}
+		}
+	}
+	if preferred != "" {
+		take(preferred)
+	}
+	if v4 == "" && v6 == "" {
+		take("")
+	}
+	var out []string
+	for _, ip := range []string{v4, v6} {
+		if ip != "" {
+			out = append(out, ip)
+		}
+	}
+	if out == nil {
+		out = []string{"127.0.0.1"}
+	}
+	return out
+}
+
+// defaultInterface finds the interface of the IPv4 default route.
+func defaultInterface() string {
+	data, err := os.ReadFile("/proc/net/route")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(data)) {
+		f := strings.Fields(line)
+		if len(f) >= 8 && f[1] == "00000000" && f[7] == "00000000" {
+			return f[0]
+		}
+	}
+	return ""
+}

@@ -1,0 +1,251 @@
+package agent
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/env"
+	"podstead/agent/internal/image"
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
+	"podstead/sys"
+)
+
+const annotationMessageFile = observe.AnnotationMessageFile
+
+// startContainer makes one instance of a container run: image, environment,
+// mounts, create, start, postStart hook.
+func (j job) startContainer(ctx context.Context) *stepError {
+	img, failed := j.image(ctx)
+	if failed != nil {
+		return failed
+	}
+	config, failed := j.config(img)
+	if failed != nil {
+		if ctx.Err() == nil {
+			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", failed.message)
+		}
+		return failed
+	}
+	id, failed := j.createAndStart(ctx, config)
+	if failed != nil {
+		if ctx.Err() == nil {
+			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", failed.message)
+		}
+		return failed
+	}
+	return j.postStart(ctx, id)
+}
+
+func (j job) image(ctx context.Context) (*runtimeapi.Image, *stepError) {
+	var secrets []*corev1.Secret
+	for _, ref := range j.pod.Spec.ImagePullSecrets {
+		if s := j.objs.Secret(j.pod.Namespace, ref.Name); s != nil {
+			secrets = append(secrets, s)
+		} else {
+			j.event(j.pod, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
+				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
+		}
+	}
+	name := j.spec.Name
+	img, err := j.puller.Ensure(ctx, image.Request{
+		Image: j.spec.Image, Policy: j.spec.ImagePullPolicy, Secrets: secrets, Handler: request.RuntimeHandler(j.pod),
+		Pulling: func() {
+			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", j.spec.Image)
+		},
+		Pulled: func(took time.Duration, present bool, size uint64) {
+			if present {
+				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", j.spec.Image)
+				return
+			}
+			j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v. Image size: %d bytes.",
+				j.spec.Image, took.Truncate(time.Millisecond), size)
+		},
+	})
+	if err == nil {
+		return img, nil
+	}
+	var e *image.Error
+	if !errors.As(err, &e) {
+		return nil, failedStep(image.ErrImagePull, err)
+	}
+	if ctx.Err() == nil {
+		reason := "Failed"
+		if e.Reason == image.ErrImageNeverPull {
+			reason = image.ErrImageNeverPull
+		}
+		j.event(j.pod, name, corev1.EventTypeWarning, reason, "%s", e.Message)
+	}
+	return nil, &stepError{e.Reason, e.Message}
+}
+
+// config makes the container's configuration and the files it mounts.
+func (j job) config(img *runtimeapi.Image) (*runtimeapi.ContainerConfig, *stepError) {
+	vars, err := env.Make(j.pod, j.spec, j.objs, j.podFacts())
+	if err != nil {
+		return nil, failedStep(createConfigError, err)
+	}
+	if len(vars.Skipped) > 0 {
+		j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "InvalidEnvironmentVariableNames",
+			"Keys [%s] from the EnvFrom were skipped since they are considered invalid environment variable names.", strings.Join(vars.Skipped, ", "))
+	}
+	mounts, err := j.volumes().Mounts(j.spec, vars, j.rro[request.RuntimeHandler(j.pod)])
+	if err != nil {
+		return nil, failedStep(createConfigError, err)
+	}
+	hosts, err := j.hosts(mounts)
+	if err != nil {
+		return nil, failedStep(createConfigError, err)
+	}
+	mounts = append(mounts, hosts...)
+	messageFile, err := j.messageFile()
+	if err != nil {
+		return nil, failedStep(createConfigError, err)
+	}
+	mounts = append(mounts, &runtimeapi.Mount{ContainerPath: j.spec.TerminationMessagePath, HostPath: messageFile})
+	config, err := j.request.Container(request.Container{
+		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
+		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile,
+	})
+	if err != nil {
+		return nil, failedStep(createConfigError, err)
+	}
+	return config, nil
+}
+
+// hosts writes the pod's /etc/hosts and mounts it, unless the container mounts
+// something of its own there.
+func (j job) hosts(mounts []*runtimeapi.Mount) ([]*runtimeapi.Mount, error) {
+	for _, m := range mounts {
+		if path.Clean(m.ContainerPath) == "/etc/hosts" {
+			return nil, nil
+		}
+	}
+	var own []byte
+	if j.pod.Spec.HostNetwork {
+		own, _ = os.ReadFile("/etc/hosts")
+	}
+	file := filepath.Join(j.podDir(string(j.pod.UID)), "etc-hosts")
+	content := j.request.Hosts(j.pod, j.ips, own)
+	if have, err := os.ReadFile(file); err != nil || string(have) != string(content) {
+		if err := sys.WriteFileAtomic(file, content, 0o644, false); err != nil {
+			return nil, err
+		}
+	}
+	return []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: file}}, nil
+}
+
+// messageFile makes the file for an instance's termination message.
+func (j job) messageFile() (string, error) {
+	dir := filepath.Join(j.podDir(string(j.pod.UID)), "containers", j.spec.Name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return "", err
+	}
+	var id [4]byte
+	rand.Read(id[:])
+	name := filepath.Join(dir, hex.EncodeToString(id[:]))
+	f, err := os.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return name, f.Chmod(0o666) // past the umask: the container's user writes it
+}
+
+func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerConfig) (id string, failed *stepError) {
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	defer cancel()
+	if err := os.MkdirAll(filepath.Join(j.request.LogDirectory(j.pod), j.spec.Name), 0o755); err != nil {
+		return "", failedStep(createError, err)
+	}
+	created, err := j.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
+		PodSandboxId:  j.sandbox.ID,
+		Config:        config,
+		SandboxConfig: j.request.Sandbox(j.pod, j.sandbox.Attempt),
+	})
+	if err != nil {
+		return "", failedStep(createError, err)
+	}
+	id = created.ContainerId
+	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Created", "Created container: %s", j.spec.Name)
+	if _, err := j.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+		return id, failedStep(runError, err)
+	}
+	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Started", "Started container %s", j.spec.Name)
+	return id, nil
+}
+
+// postStart runs the hook; a container whose hook fails is killed.
+func (j job) postStart(ctx context.Context, id string) *stepError {
+	if j.spec.Lifecycle == nil || j.spec.Lifecycle.PostStart == nil {
+		return nil
+	}
+	err := j.target(id).hook(ctx, j.spec.Lifecycle.PostStart, containerTimeout)
+	if err == nil || ctx.Err() != nil {
+		return nil
+	}
+	j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %v", err)
+	j.step.ID, j.step.Message = id, "FailedPostStartHook"
+	j.step.Grace = time.Duration(*j.pod.Spec.TerminationGracePeriodSeconds) * time.Second
+	if failed := j.killContainer(ctx); failed != nil {
+		return failed
+	}
+	return failedStep(postStartError, err)
+}
+
+// killContainer ends a container: its preStop hook and the signal share the
+// grace period.
+func (j job) killContainer(ctx context.Context) *stepError {
+	grace := j.step.Grace
+	began := time.Now()
+	if j.spec != nil && j.step.Kind == plan.Kill {
+		j.event(j.pod, j.step.Container, corev1.EventTypeNormal, "Killing", "%s", j.step.Message)
+	}
+	if h := j.preStop(); h != nil && grace > 0 && j.step.Kind == plan.Kill {
+		if err := j.target(j.step.ID).hook(ctx, h, grace); err != nil && ctx.Err() == nil {
+			j.event(j.pod, j.step.Container, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
+		}
+		grace = max(grace-time.Since(began), plan.MinGrace)
+	}
+	if ctx.Err() != nil {
+		return failedStep(killError, ctx.Err())
+	}
+	ctx, cancel := context.WithTimeout(ctx, grace+containerTimeout)
+	defer cancel()
+	seconds := int64((grace + time.Second - 1) / time.Second)
+	_, err := j.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: j.step.ID, Timeout: seconds})
+	if err != nil {
+		return failedStep(killError, fmt.Errorf("stop container: %w", err))
+	}
+	return nil
+}
+
+func (j job) preStop() *corev1.LifecycleHandler {
+	if j.spec == nil || j.spec.Lifecycle == nil {
+		return nil
+	}
+	return j.spec.Lifecycle.PreStop
+}
+
+// removeLogs removes the log of one instance and its rotated parts.
+func removeLogs(dir, log string) {
+	if !within(dir, log) {
+		return
+	}
+	parts, _ := filepath.Glob(log + ".*")
+	for _, p := range append(parts, log) {
+		os.Remove(p)
+	}
+}

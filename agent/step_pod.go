@@ -1,0 +1,142 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/env"
+	"podstead/agent/internal/request"
+	"podstead/agent/internal/volume"
+)
+
+// openFlags: what a container could write is opened without following a link
+// in its last part and without waiting for the other end of a pipe.
+const openFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
+
+// Deadlines of calls to the runtime. Work goes on behind a deadline, and the
+// next try joins it.
+const (
+	sandboxTimeout   = 4 * time.Minute
+	containerTimeout = 2 * time.Minute
+	teardownTimeout  = time.Minute
+)
+
+// objects finds ConfigMaps and Secrets.
+type objects = env.Objects
+
+func (j job) volumes() volume.Pod {
+	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod}
+}
+
+func (j job) podFacts() env.Facts {
+	f := j.facts
+	f.PodIPs = j.ips
+	return f
+}
+
+// prepare makes what the pod needs on the host. It is repeated when objects
+// change.
+func (j job) prepare() *stepError {
+	if err := os.MkdirAll(j.podDir(string(j.pod.UID)), 0o750); err != nil {
+		return failedStep(failedMount, err)
+	}
+	if err := j.cgroups.pod(j.request, j.pod); err != nil {
+		j.event(j.pod, "", corev1.EventTypeWarning, failedCreatePodContainer, "unable to ensure pod container exists: %v", err)
+		return failedStep(failedCreatePodContainer, err)
+	}
+	if err := os.MkdirAll(j.request.LogDirectory(j.pod), 0o755); err != nil {
+		return failedStep(failedMount, err)
+	}
+	if err := j.volumes().Setup(j.objs, j.podFacts()); err != nil {
+		for _, one := range each(err) {
+			j.event(j.pod, "", corev1.EventTypeWarning, failedMount, "%v", one)
+		}
+		return failedStep(failedMount, err)
+	}
+	return nil
+}
+
+// each takes joined errors apart.
+func each(err error) []error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()
+	}
+	return []error{err}
+}
+
+func (j job) createSandbox(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, sandboxTimeout)
+	defer cancel()
+	_, err := j.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{
+		Config:         j.request.Sandbox(j.pod, j.step.Attempt),
+		RuntimeHandler: request.RuntimeHandler(j.pod),
+	})
+	if err != nil {
+		if !errors.Is(ctx.Err(), context.Canceled) {
+			j.event(j.pod, "", corev1.EventTypeWarning, failedCreatePodSandbox, "Failed to create pod sandbox: %v", err)
+		}
+		return failedStep(failedCreatePodSandbox, err)
+	}
+	return nil
+}
+
+func (j job) stopSandbox(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, sandboxTimeout)
+	defer cancel()
+	if _, err := j.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: j.step.ID}); err != nil {
+		j.event(j.pod, "", corev1.EventTypeWarning, failedKillPod, "error killing pod: %v", err)
+		return failedStep(failedKillPod, err)
+	}
+	return nil
+}
+
+func (j job) removeSandbox(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	defer cancel()
+	if _, err := j.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: j.step.ID}); err != nil {
+		return failedStep(failedKillPod, err)
+	}
+	return nil
+}
+
+func (j job) removeContainer(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	defer cancel()
+	st, err := j.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: j.step.ID})
+	if err == nil {
+		removeLogs(j.request.LogDirectory(j.pod), st.GetStatus().GetLogPath())
+		if path := st.GetStatus().GetAnnotations()[annotationMessageFile]; within(j.podDir(string(j.pod.UID)), path) {
+			os.Remove(path)
+		}
+	}
+	if _, err := j.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: j.step.ID}); err != nil {
+		return failedStep(failedKillPod, err)
+	}
+	return nil
+}
+
+// teardown removes all that is left of the pod on the host: its cgroup, its
+// logs, and last its directory, in which the record is that would make a later
+// agent try again.
+func (j job) teardown(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, teardownTimeout)
+	defer cancel()
+	uid := string(j.pod.UID)
+	if err := j.cgroups.remove(ctx, uid); err != nil {
+		return failedStep(failedKillPod, err)
+	}
+	if err := volume.Remove(j.request.LogDirectory(j.pod)); err != nil {
+		return failedStep(failedKillPod, err)
+	}
+	if err := volume.Remove(j.podDir(uid)); err != nil {
+		j.event(j.pod, "", corev1.EventTypeWarning, "FailedUnMount", "%v", err)
+		return failedStep(failedKillPod, err)
+	}
+	return nil
+}

@@ -1,0 +1,413 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"os"
+	"reflect"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstead/agent/client"
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
+	"podstead/agent/internal/probe"
+	"podstead/agent/internal/request"
+	"podstead/agent/internal/source"
+	"podstead/agent/internal/status"
+	"podstead/sys"
+)
+
+// worker owns one pod, from its first sight until nothing of it is left.
+//
+// The loop and the probes leave news in its box and wake it; it then looks at
+// the runtime, asks plan.Next, starts the steps that it is told and describes
+// the pod on the board. Steps run in their own goroutines and send what became
+// of them. Nothing else touches the fields below the box.
+type worker struct {
+	node *node
+	uid  string
+	wake chan struct{} // of capacity 1
+
+	mu  sync.Mutex // guards box
+	box box
+
+	pod      *corev1.Pod
+	objs     *source.Set
+	origin   string
+	hashes   plan.Hashes
+	ending   *plan.End
+	failed   *failedRecord
+	start    time.Time
+	seen     observe.Pod
+	known    map[string]observe.Container // by ID, as last completed
+	ips      map[string][]string          // of sandboxes, by ID
+	dirty    bool                         // the runtime has to be looked at
+	blind    time.Duration                // how long to wait after a failed look
+	prepared bool
+	stale    bool // volumes are to be brought up to date
+	failures map[string]plan.Failure
+	tries    map[string]int // failures in a row, by plan.Step.FailureKey
+	busy     map[string]*running
+	results  chan result
+	quit     chan struct{} // closed when results are not read any more
+	probes   map[string]*probe.Container
+	carried  map[string]carriedProbe // from the record, for the first look
+	last     plan.Plan
+	status   corev1.PodStatus
+	written  []byte // the record as on disk
+	stage    client.Why
+	posted   posted
+	steps    sync.WaitGroup
+}
+
+// box is what others leave for the worker.
+type box struct {
+	pod    *corev1.Pod
+	objs   *source.Set
+	origin string
+	end    bool
+	grace  *time.Duration
+	look   bool
+}
+
+// running is a step under way.
+type running struct {
+	step   plan.Step
+	until  time.Time // of a Kill
+	cancel context.CancelFunc
+	// stopped: it was cancelled because something else is wanted by now.
+	stopped bool
+}
+
+// result is what became of a step.
+type result struct {
+	run    *running
+	failed *stepError
+}
+
+func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worker {
+	return &worker{
+		node: n, uid: string(pod.UID), wake: make(chan struct{}, 1),
+		box:      box{pod: pod, objs: objs, origin: origin, look: true},
+		known:    map[string]observe.Container{},
+		ips:      map[string][]string{},
+		failures: map[string]plan.Failure{},
+		tries:    map[string]int{},
+		busy:     map[string]*running{},
+		results:  make(chan result),
+		quit:     make(chan struct{}),
+		probes:   map[string]*probe.Container{},
+	}
+}
+
+// want tells what the pod and the objects are like now.
+func (w *worker) want(pod *corev1.Pod, objs *source.Set, origin string) {
+	w.leave(func(b *box) { b.pod, b.objs, b.origin = pod, objs, origin })
+}
+
+// end tells that the pod is to go; grace nil takes its own period. A shorter
+// grace than an earlier call's counts.
+func (w *worker) end(grace *time.Duration) {
+	w.leave(func(b *box) {
+		b.end = true
+		if grace != nil && (b.grace == nil || *grace < *b.grace) {
+			b.grace = grace
+		}
+	})
+}
+
+// look tells that the runtime has news of the pod.
+func (w *worker) look() { w.leave(func(b *box) { b.look = true }) }
+
+func (w *worker) leave(f func(*box)) {
+	w.mu.Lock()
+	f(&w.box)
+	w.mu.Unlock()
+	w.poke()
+}
+
+func (w *worker) poke() {
+	select {
+	case w.wake <- struct{}{}:
+	default: // it is awake
+	}
+}
+
+// run works until the pod is gone or ctx ends; then the pod's containers go on.
+func (w *worker) run(ctx context.Context) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer w.steps.Wait()
+	defer func() {
+		for _, p := range w.probes {
+			p.Stop()
+		}
+	}()
+	defer close(w.quit)
+	defer cancel()
+	w.open()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		case <-timer.C:
+		case r := <-w.results:
+			w.done(r)
+		}
+		w.unpack()
+		if gone := w.sync(ctx, timer); gone {
+			return
+		}
+	}
+}
+
+// open takes over what an earlier agent knew of the pod.
+func (w *worker) open() {
+	w.start = time.Now()
+	r, err := readRecord(w.node.podDir(w.uid))
+	if err != nil {
+		return // the pod is new, or its record is lost: the runtime's word counts
+	}
+	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
+	w.origin = r.Origin
+	for _, c := range r.Containers {
+		c.Remembered = true
+		w.known[c.ID] = c
+	}
+	w.seen.Containers = slices.Clone(r.Containers)
+	w.prepared = false
+}
+
+// unpack takes the news from the box.
+func (w *worker) unpack() {
+	w.mu.Lock()
+	b := w.box
+	w.box = box{}
+	w.mu.Unlock()
+	w.dirty = w.dirty || b.look
+	if b.end {
+		w.begin(b)
+	}
+	if b.pod == nil {
+		return
+	}
+	if w.pod == nil || w.ending == nil || w.ending.Keep {
+		w.redefine(b)
+	}
+}
+
+// begin begins the end of the pod.
+func (w *worker) begin(b box) {
+	if w.pod == nil {
+		w.redefine(b)
+	}
+	grace := time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second
+	if b.grace != nil {
+		grace = *b.grace
+	}
+	switch {
+	case w.ending == nil || w.ending.Keep:
+		w.ending = &plan.End{At: time.Now(), Grace: grace}
+		w.prepared = true // there may be something to tear down
+		clear(w.failures)
+	case b.grace != nil:
+		if left := time.Until(w.ending.At.Add(w.ending.Grace)); *b.grace < left {
+			w.ending.Grace = time.Since(w.ending.At) + *b.grace
+			if *b.grace == 0 {
+				w.ending.At, w.ending.Grace = time.Now(), 0
+			}
+		}
+	}
+}
+
+// redefine takes a new definition of the pod, or of the objects it refers to.
+func (w *worker) redefine(b box) {
+	changed := w.pod == nil || !reflect.DeepEqual(w.pod.Spec, b.pod.Spec)
+	if changed && w.pod != nil {
+		w.reprobe(b.pod)
+	}
+	w.pod, w.objs, w.origin = b.pod, b.objs, b.origin
+	w.hashes = hashes(w.pod)
+	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
+		// Another pod than the one that failed.
+		w.failed, w.ending, w.start = nil, nil, time.Now()
+	}
+	if w.failed != nil && w.ending == nil {
+		w.ending = &plan.End{At: time.Now(), Grace: time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second, Keep: true}
+	}
+	// What failed may succeed now: an object may be there, an image be named right.
+	for key, f := range w.failures {
+		if changed || retriedOnChange(f.Reason) {
+			delete(w.failures, key)
+			delete(w.tries, key)
+		}
+	}
+	w.stale = true
+}
+
+func hashes(pod *corev1.Pod) plan.Hashes {
+	h := plan.Hashes{Sandbox: request.SandboxHash(pod), Containers: map[string]string{}}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			h.Containers[list[i].Name] = request.ContainerHash(pod, &list[i])
+		}
+	}
+	return h
+}
+
+func specHash(h plan.Hashes) string {
+	out := h.Sandbox
+	for _, name := range slices.Sorted(maps.Keys(h.Containers)) {
+		out += "." + h.Containers[name]
+	}
+	return out
+}
+
+// sync brings the pod a step further and tells whether it is gone.
+func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
+	if w.dirty {
+		if err := w.observe(ctx); err != nil {
+			if ctx.Err() != nil {
+				return false
+			}
+			w.blind = min(max(2*w.blind, 250*time.Millisecond), 10*time.Second)
+			w.node.log.Warn("runtime does not answer", "pod", w.name(), "error", err)
+			timer.Reset(w.blind)
+			return false
+		}
+		w.dirty, w.blind = false, 0
+	}
+	w.watch(ctx)
+	now := time.Now()
+	w.last = plan.Next(w.input(), now)
+	if w.last.DeadlineExceeded && w.failed == nil {
+		w.exceed(now)
+		w.last = plan.Next(w.input(), now)
+	}
+	for _, s := range w.last.Steps {
+		w.launch(ctx, s)
+	}
+	w.refreshVolumes(ctx)
+	w.describe(now)
+	if w.last.Gone {
+		w.node.board.remove(w.uid)
+		return true
+	}
+	w.sleep(timer, now)
+	return false
+}
+
+func (w *worker) sleep(timer *time.Timer, now time.Time) {
+	wake := w.last.Wake
+	if at := w.backoffNews(now); !at.IsZero() && (wake.IsZero() || at.Before(wake)) {
+		wake = at
+	}
+	if wake.IsZero() {
+		timer.Stop()
+		return
+	}
+	timer.Reset(max(wake.Sub(now), 0))
+}
+
+func (w *worker) exceed(now time.Time) {
+	w.failed = &failedRecord{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline", Hash: specHash(w.hashes)}
+	w.node.event(w.pod, "", corev1.EventTypeNormal, "DeadlineExceeded", "%s", w.failed.Message)
+	w.ending = &plan.End{At: now, Grace: time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second, Keep: true}
+}
+
+func (w *worker) name() string { return w.pod.Namespace + "/" + w.pod.Name }
+
+func (w *worker) input() plan.Input {
+	in := plan.Input{
+		Pod: w.pod, Hashes: w.hashes, Seen: w.seen, Prepared: w.prepared,
+		Probes: w.probeStates(), Failures: w.failures, Busy: map[string]plan.Busy{},
+		End: w.ending, StartTime: w.start,
+	}
+	for key, r := range w.busy {
+		in.Busy[key] = plan.Busy{Kind: r.step.Kind, Deadline: r.until}
+	}
+	return in
+}
+
+func (w *worker) probeStates() map[string]plan.Probe {
+	out := map[string]plan.Probe{}
+	for id, p := range w.probes {
+		s := p.State()
+		out[id] = plan.Probe{Started: s.Started, Ready: s.Ready, Failed: s.Failed, Grace: s.Grace}
+	}
+	return out
+}
+
+// describe puts the pod on the board and in its record, if it changed.
+func (w *worker) describe(now time.Time) {
+	in := status.Input{
+		Pod: w.pod, Seen: w.seen, Probes: w.probeStates(), Waits: w.last.Waits, Failures: w.failures,
+		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
+	}
+	if w.failed != nil {
+		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message}
+	}
+	w.status = status.Make(in)
+	pod := w.pod.DeepCopy()
+	pod.Status = *w.status.DeepCopy()
+	if pod.Annotations == nil {
+		pod.Annotations = map[string]string{}
+	}
+	pod.APIVersion, pod.Kind = "v1", "Pod"
+	pod.CreationTimestamp = metav1.NewTime(w.start)
+	pod.Annotations[client.AnnotationSource] = "api"
+	if w.origin != "" {
+		pod.Annotations[client.AnnotationSource] = "file"
+		pod.Annotations[client.AnnotationManifest] = w.origin
+	}
+	if w.ending != nil && !w.ending.Keep {
+		at := metav1.NewTime(w.ending.At.Add(w.ending.Grace))
+		seconds := int64(w.ending.Grace / time.Second)
+		pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &seconds
+	}
+	why := w.why(now)
+	if !reflect.DeepEqual(w.posted, posted{pod, why}) {
+		w.posted = posted{pod, why}
+		w.node.board.publish(pod, why)
+	}
+	w.save()
+}
+
+// save writes the record, if it changed, once the pod has a directory.
+func (w *worker) save() {
+	if w.last.Gone {
+		return
+	}
+	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}}
+	for name := range w.hashes.Containers {
+		if c := w.seen.Latest(name); c != nil {
+			r.Containers = append(r.Containers, *c)
+		}
+	}
+	slices.SortFunc(r.Containers, func(a, b observe.Container) int { return b.Created.Compare(a.Created) })
+	for id, p := range w.probes {
+		s := p.State()
+		r.Probes[id] = carriedProbe{Started: s.Started, Ready: s.Ready}
+	}
+	data, err := json.Marshal(r)
+	if err != nil || string(data) == string(w.written) {
+		return
+	}
+	dir := w.node.podDir(w.uid)
+	if _, err := os.Stat(dir); err != nil {
+		return
+	}
+	if err := sys.WriteFileAtomic(recordPath(dir), data, 0o600, false); err != nil {
+		w.node.log.Warn("pod record not written", "pod", w.name(), "error", err)
+		return
+	}
+	w.written = data
+}

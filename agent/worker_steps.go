@@ -1,0 +1,278 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/client"
+	"podstead/agent/internal/image"
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
+)
+
+// Reasons of failures, beside those of package image.
+const (
+	failedMount              = "FailedMount"
+	failedCreatePodContainer = "FailedCreatePodContainer"
+	failedCreatePodSandbox   = "FailedCreatePodSandBox"
+	failedKillPod            = "FailedKillPod"
+	createConfigError        = "CreateContainerConfigError"
+	createError              = "CreateContainerError"
+	runError                 = "RunContainerError"
+	postStartError           = "PostStartHookError"
+	killError                = "KillContainerError"
+)
+
+// retriedOnChange tells whether a failure may go away when an object changes.
+func retriedOnChange(reason string) bool {
+	switch reason {
+	case failedMount, createConfigError, image.ErrImagePull, image.ImagePullBackOff, image.ErrImageNeverPull:
+		return true
+	}
+	return false
+}
+
+// stepError is a failed step: reason and message as a container's waiting state
+// has them.
+type stepError struct{ reason, message string }
+
+func failedStep(reason string, err error) *stepError {
+	return &stepError{reason, err.Error()}
+}
+
+// launch starts a step, unless its container has one under way already.
+func (w *worker) launch(ctx context.Context, s plan.Step) {
+	if s.Kind == plan.Cancel {
+		if r := w.busy[s.Container]; r != nil {
+			r.stopped = true
+			r.cancel()
+		}
+		return
+	}
+	if r := w.busy[s.Container]; r != nil {
+		if s.Kind != plan.Kill || r.step.Kind != plan.Kill {
+			return
+		}
+		r.stopped = true
+		r.cancel() // overtaken by a shorter grace
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	run := &running{step: s, cancel: cancel}
+	if s.Kind == plan.Kill {
+		run.until = time.Now().Add(s.Grace)
+	}
+	w.busy[s.Container] = run
+	j := w.job(s)
+	w.steps.Go(func() {
+		defer cancel()
+		r := result{run: run, failed: j.run(ctx)}
+		select {
+		case w.results <- r:
+		case <-w.quit:
+		}
+	})
+}
+
+// done takes in what became of a step.
+func (w *worker) done(r result) {
+	s := r.run.step
+	if w.busy[s.Container] == r.run {
+		delete(w.busy, s.Container)
+	}
+	w.dirty = true
+	key := s.FailureKey()
+	if r.failed != nil && r.run.stopped {
+		return // by ourselves
+	}
+	if r.failed == nil {
+		delete(w.failures, key)
+		delete(w.tries, key)
+		w.succeeded(s)
+		return
+	}
+	w.tries[key]++
+	now := time.Now()
+	w.failures[key] = plan.Failure{Reason: r.failed.reason, Message: r.failed.message, At: now, Until: now.Add(delay(r.failed.reason, w.tries[key]))}
+}
+
+func (w *worker) succeeded(s plan.Step) {
+	switch s.Kind {
+	case plan.Prepare:
+		w.prepared, w.stale = true, false
+	case plan.Teardown:
+		w.prepared = false
+	case plan.RemoveContainer:
+		delete(w.known, s.ID)
+	}
+}
+
+// delay is the wait after the n-th failure in a row.
+func delay(reason string, n int) time.Duration {
+	first, most := time.Second, time.Minute
+	switch reason {
+	case image.ErrImagePull, "RegistryUnavailable", "SignatureValidationFailed":
+		first, most = plan.BackoffStart, plan.BackoffMax
+	case image.ErrImageNeverPull, createConfigError, createError, runError, postStartError, image.InvalidImageName, image.ImageInspectError:
+		first = plan.BackoffStart
+	}
+	d := first
+	for range n - 1 {
+		if d *= 2; d >= most {
+			return most
+		}
+	}
+	return d
+}
+
+// pullNews is how long a failed pull shows as such before it shows as back-off.
+const pullNews = 2 * time.Second
+
+// backoffNews turns failed pulls into back-offs when they are old enough, and
+// tells when the next will be.
+func (w *worker) backoffNews(now time.Time) (next time.Time) {
+	for key, f := range w.failures {
+		if f.Reason != image.ErrImagePull {
+			continue
+		}
+		at := f.At.Add(pullNews)
+		if now.Before(at) {
+			if next.IsZero() || at.Before(next) {
+				next = at
+			}
+			continue
+		}
+		spec := w.spec(key)
+		if spec == nil {
+			continue
+		}
+		message := fmt.Sprintf("Back-off pulling image %q", spec.Image)
+		w.node.event(w.pod, key, corev1.EventTypeNormal, "BackOff", "%s", message)
+		f.Reason, f.Message = image.ImagePullBackOff, message+": "+image.ErrImagePull+": "+f.Message
+		w.failures[key] = f
+		w.poke() // to describe it
+	}
+	return next
+}
+
+// refreshVolumes brings files up to date after objects changed.
+func (w *worker) refreshVolumes(ctx context.Context) {
+	if !w.stale || !w.prepared || w.ending != nil || w.busy[""] != nil {
+		return
+	}
+	w.stale = false
+	w.launch(ctx, plan.Step{Kind: plan.Prepare})
+}
+
+// why explains the state of the pod.
+func (w *worker) why(now time.Time) client.Why {
+	out := client.Why{Stage: w.doing(), Since: now}
+	if out.Stage == w.stage.Stage {
+		out.Since = w.stage.Since
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.last.Waits)) {
+		x := w.last.Waits[name]
+		out.Waiting = append(out.Waiting, client.Wait{Container: name, Reason: x.Reason, Message: x.Message, Since: x.Since, Until: x.Until})
+		if !x.Until.IsZero() && (out.Next == "" || x.Until.Equal(w.last.Wake)) {
+			what := "the pod"
+			if name != "" {
+				what = name
+			}
+			out.Next = fmt.Sprintf("try %s again at %s", what, x.Until.Format(time.TimeOnly))
+		}
+	}
+	for _, c := range w.status.ContainerStatuses {
+		if c.State.Running != nil && !c.Ready {
+			reason := "NotReady"
+			if c.Started == nil || !*c.Started {
+				reason = "NotStarted"
+			}
+			out.Waiting = append(out.Waiting, client.Wait{Container: c.Name, Reason: reason,
+				Message: "its probe has not succeeded", Since: c.State.Running.StartedAt.Time})
+		}
+	}
+	w.stage = client.Why{Stage: out.Stage, Since: out.Since}
+	return out
+}
+
+// doing names what goes on, the most telling first.
+func (w *worker) doing() string {
+	var steps []string
+	for _, name := range slices.Sorted(maps.Keys(w.busy)) {
+		steps = append(steps, strings.TrimSpace(string(w.busy[name].step.Kind)+" "+name))
+	}
+	switch {
+	case w.ending != nil && !w.ending.Keep:
+		return strings.TrimSuffix("ending: "+strings.Join(steps, ", "), ": ")
+	case len(steps) > 0:
+		return strings.Join(steps, ", ")
+	case w.last.Finished:
+		return "finished"
+	case len(w.last.Waits) > 0:
+		return "back-off"
+	case w.seen.Running():
+		return "running"
+	}
+	return "waiting"
+}
+
+// job is a step with all that it needs: it runs beside the worker and touches
+// nothing of it.
+type job struct {
+	*node
+	step    plan.Step
+	pod     *corev1.Pod
+	spec    *corev1.Container
+	objs    objects
+	sandbox *observe.Sandbox
+	ips     []string
+	target  func(id string) hookTarget
+}
+
+func (w *worker) job(s plan.Step) job {
+	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs}
+	if sb := w.seen.Sandbox(); sb != nil {
+		c := *sb
+		j.sandbox = &c
+		j.ips = sb.IPs
+		if w.pod.Spec.HostNetwork {
+			j.ips = w.node.hostIPs
+		}
+	}
+	if j.spec != nil {
+		spec, ip := j.spec, ""
+		if len(j.ips) > 0 {
+			ip = j.ips[0]
+		}
+		j.target = func(id string) hookTarget { return newHookTarget(w.node, spec, id, ip) }
+	}
+	return j
+}
+
+func (j job) run(ctx context.Context) *stepError {
+	switch j.step.Kind {
+	case plan.Prepare:
+		return j.prepare()
+	case plan.CreateSandbox:
+		return j.createSandbox(ctx)
+	case plan.StopSandbox:
+		return j.stopSandbox(ctx)
+	case plan.RemoveSandbox:
+		return j.removeSandbox(ctx)
+	case plan.Start:
+		return j.startContainer(ctx)
+	case plan.Kill:
+		return j.killContainer(ctx)
+	case plan.RemoveContainer:
+		return j.removeContainer(ctx)
+	case plan.Teardown:
+		return j.teardown(ctx)
+	}
+	return failedStep("Unknown", errors.New("step "+string(j.step.Kind)+" is not known"))
+}
