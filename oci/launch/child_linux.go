@@ -5,6 +5,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/oci/launch/internal/rlimit"
 )
 
 // The child of a fork of a multi-threaded Go process has one thread and a copy
@@ -35,7 +37,7 @@ type machine struct {
 	path     makePath
 	msg      message
 	in       [8]byte
-	nofile   syscall.Rlimit
+	nofile   rlimit.Limit
 	sigset   [8]byte  // empty
 	sigact   [40]byte // default action
 	// For the fork of a sibling, and for sending descriptors.
