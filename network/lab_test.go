@@ -337,3 +337,10 @@ func run(name string, args ...string) error {
 func writeSysctl(key, value string) error {
 	return os.WriteFile("/proc/sys/net/"+key, []byte(value), 0)
 }
+
+// up tells whether a link is there and up.
+func up(t testing.TB, name string) bool {
+	t.Helper()
+	link, err := netlink.LinkByName(name)
+	return err == nil && link.Attrs().Flags&net.FlagUp != 0
+}

@@ -161,7 +161,13 @@ func (s *leases) put(l *lease) error {
 	before := s.byPod[l.PodID]
 	s.byPod[l.PodID] = l
 	s.mu.Unlock()
-	if err := writeJSON(s.path(l.PodID), data); err != nil {
+	err = writeJSON(s.path(l.PodID), data)
+	if errors.Is(err, os.ErrNotExist) { // after destroy
+		if err = os.MkdirAll(s.dir, 0o700); err == nil {
+			err = writeJSON(s.path(l.PodID), data)
+		}
+	}
+	if err != nil {
 		s.mu.Lock()
 		defer s.mu.Unlock()
 		if delete(s.byPod, l.PodID); before != nil {

@@ -49,6 +49,9 @@ func inherited() (files []*os.File) {
 }
 
 func runTests(m *testing.M) int {
+	if os.Getenv(victim) != "" {
+		return runVictim()
+	}
 	if os.Getenv(inside) != "" {
 		lo, err := netlink.LinkByName("lo")
 		if err == nil {

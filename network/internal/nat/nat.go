@@ -80,9 +80,11 @@ func New(name, bridge string, subnet netip.Prefix) *Table {
 
 // Exists tells whether the table is there. Others take it away, too: a firewall
 // service that is restarted often flushes everything.
-func (t *Table) Exists() (exists bool, err error) {
+func (t *Table) Exists() (exists bool, err error) { return t.exists(t.table) }
+
+func (t *Table) exists(table *nftables.Table) (exists bool, err error) {
 	err = t.do(func(c *nftables.Conn) error {
-		_, err := c.ListTableOfFamily(t.table.Name, t.table.Family)
+		_, err := c.ListTableOfFamily(table.Name, table.Family)
 		if errors.Is(err, unix.ENOENT) {
 			return nil
 		}
@@ -90,7 +92,7 @@ func (t *Table) Exists() (exists bool, err error) {
 		return err
 	})
 	if err != nil {
-		return false, fmt.Errorf("look for nftables table %s: %w", t.table.Name, err)
+		return false, fmt.Errorf("look for nftables table %s: %w", table.Name, err)
 	}
 	return exists, nil
 }
@@ -222,12 +224,12 @@ func (p Port) Conflicts(other Port) bool {
 // it has no table.
 func (t *Table) PortsOf(name string) (ports []Port, err error) {
 	other := New(name, "", netip.Prefix{})
+	if exists, err := t.exists(other.table); err != nil || !exists {
+		return nil, err
+	}
 	err = t.do(func(c *nftables.Conn) error {
 		for _, m := range []*nftables.Set{other.ports, other.ipPort} {
 			elements, err := c.GetSetElements(m)
-			if errors.Is(err, unix.ENOENT) {
-				return nil
-			}
 			if err != nil {
 				return err
 			}
@@ -239,10 +241,14 @@ func (t *Table) PortsOf(name string) (ports []Port, err error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("list host ports of nftables table %s: %w", name, err)
+	if err == nil {
+		return ports, nil
 	}
-	return ports, nil
+	// The library hides the cause of the error; the table may be gone by now.
+	if exists, xerr := t.exists(other.table); xerr == nil && !exists {
+		return nil, nil
+	}
+	return nil, fmt.Errorf("list host ports of nftables table %s: %w", name, err)
 }
 
 // decode reads the key of an element.
