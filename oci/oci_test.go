@@ -99,7 +99,7 @@ func makeRootfs(t *testing.T, dir string) {
 	if err := os.WriteFile(dir+"/bin/busybox", busybox, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range strings.Fields("sh cat id ls true false sleep hostname readlink head mknod tty stty trap kill env touch pwd") {
+	for _, name := range strings.Fields("sh cat id ls true false sleep hostname readlink head mkdir mknod tty stty trap kill env touch pwd") {
 		if err := os.Symlink("busybox", dir+"/bin/"+name); err != nil {
 			t.Fatal(err)
 		}

@@ -405,6 +405,24 @@ func TestDevices(t *testing.T) {
 	})
 }
 
+// Profiles in use (podman's) contradict themselves; the first rule wins.
+func TestSeccompContradiction(t *testing.T) {
+	onBoth(t, func(b *box) {
+		rule := func(errno uint) specs.LinuxSyscall {
+			return specs.LinuxSyscall{Names: []string{"mkdir", "mkdirat"}, Action: specs.ActErrno, ErrnoRet: &errno}
+		}
+		b.spec.Linux.Seccomp = &specs.LinuxSeccomp{
+			DefaultAction: specs.ActAllow,
+			Syscalls:      []specs.LinuxSyscall{rule(uint(unix.EXDEV)), rule(uint(unix.ENFILE))},
+		}
+		b.script("mkdir /x")
+		b.write()
+		if r := b.run("run", "-b", b.bundle, b.id); !strings.Contains(strings.ToLower(r.stderr), unix.EXDEV.Error()) {
+			b.Errorf("%+v", r)
+		}
+	})
+}
+
 // The preparation must not count against the container's memory.
 func TestSmallMemoryLimit(t *testing.T) {
 	b := newBox(t, "")

@@ -1,7 +1,6 @@
 package seccomp
 
 import (
-	"fmt"
 	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -41,7 +40,7 @@ func choose(op uint16, k uint32, yes, no piece) piece {
 // assemble puts the filter together: by architecture, then by number, then by
 // arguments. What comes in by an architecture that the profile does not name
 // dies, for its numbers mean other calls.
-func assemble(archs []*arch, rules []rule, fallback uint32) (piece, error) {
+func assemble(archs []*arch, rules []rule, fallback uint32) piece {
 	const foreign = unix.SECCOMP_RET_KILL_PROCESS
 	code := piece{ret(foreign)}
 	for i := len(archs) - 1; i >= 0; i-- {
@@ -49,23 +48,18 @@ func assemble(archs []*arch, rules []rule, fallback uint32) (piece, error) {
 		if a == x32 {
 			continue // part of x86_64
 		}
-		section, err := a.section(rules, fallback)
-		if err != nil {
-			return nil, err
-		}
+		section := a.section(rules, fallback)
 		if a == x86_64 {
 			other := piece{ret(foreign)}
 			if slices.Contains(archs, x32) {
-				if other, err = x32.section(rules, fallback); err != nil {
-					return nil, err
-				}
+				other = x32.section(rules, fallback)
 			}
 			section = choose(unix.BPF_JGE, x32Bit, other, section)
 		}
 		section = slices.Concat(piece{load(offNumber)}, section)
 		code = choose(unix.BPF_JEQ, a.audit, section, code)
 	}
-	return slices.Concat(piece{load(offArch)}, code), nil
+	return slices.Concat(piece{load(offArch)}, code)
 }
 
 // span is a range of numbers, up to the next span, with one outcome.
@@ -75,11 +69,8 @@ type span struct {
 }
 
 // section is the code for one architecture, with the number loaded.
-func (a *arch) section(rules []rule, fallback uint32) (piece, error) {
-	calls, last, err := a.outcomes(rules, fallback)
-	if err != nil {
-		return nil, err
-	}
+func (a *arch) section(rules []rule, fallback uint32) piece {
+	calls, last := a.outcomes(rules, fallback)
 	numbers := make([]uint32, 0, len(calls))
 	for nr := range calls {
 		numbers = append(numbers, nr)
@@ -107,7 +98,7 @@ func (a *arch) section(rules []rule, fallback uint32) (piece, error) {
 	if newer, ok := unknownCall(fallback); ok {
 		add(a.mask|(last+1), piece{ret(newer)})
 	}
-	return search(spans), nil
+	return search(spans)
 }
 
 // unknownCall returns the outcome for calls with a higher number than any that
@@ -138,24 +129,20 @@ type branch struct {
 // outcomes maps the numbers of the calls that a profile names to their code,
 // and returns the highest number that it names. Names that this architecture
 // does not have are passed over: profiles are written for many.
-func (a *arch) outcomes(rules []rule, fallback uint32) (calls map[uint32]piece, last uint32, err error) {
+func (a *arch) outcomes(rules []rule, fallback uint32) (calls map[uint32]piece, last uint32) {
 	numbers := a.number()
 	always := map[uint32]uint32{}
-	from := map[uint32]int{}
 	sometimes := map[uint32][]branch{}
-	add := func(r *rule, nr uint32, conditions [][]specs.LinuxSeccompArg) error {
+	add := func(r *rule, nr uint32, conditions [][]specs.LinuxSeccompArg) {
 		nr |= a.mask
 		for _, c := range conditions {
 			sometimes[nr] = append(sometimes[nr], branch{c, r.action})
 		}
-		if len(conditions) > 0 {
-			return nil
+		// Profiles in use contradict themselves: the first rule wins, as in
+		// libseccomp.
+		if _, ok := always[nr]; len(conditions) == 0 && !ok {
+			always[nr] = r.action
 		}
-		if old, ok := always[nr]; ok && old != r.action {
-			return fmt.Errorf("contradicts .syscalls[%d]", from[nr])
-		}
-		always[nr], from[nr] = r.action, r.index
-		return nil
 	}
 	for i := range rules {
 		r := &rules[i]
@@ -169,9 +156,7 @@ func (a *arch) outcomes(rules []rule, fallback uint32) (calls map[uint32]piece, 
 				continue
 			}
 			if ok {
-				if err := add(r, nr, r.conditions); err != nil {
-					return nil, 0, fmt.Errorf(".syscalls[%d].names: %q %w", r.index, name, err)
-				}
+				add(r, nr, r.conditions)
 			}
 			if m, ok := a.muxed[name]; ok && len(r.conditions) == 0 {
 				operation := []specs.LinuxSeccompArg{{Index: 0, Value: m.operation, Op: specs.OpEqualTo}}
@@ -187,7 +172,7 @@ func (a *arch) outcomes(rules []rule, fallback uint32) (calls map[uint32]piece, 
 	for nr, action := range always {
 		calls[nr] = piece{ret(action)}
 	}
-	return calls, last, nil
+	return calls, last
 }
 
 // branches tries the branches in the order of the profile.

@@ -54,10 +54,7 @@ func compile(p *specs.LinuxSeccomp, native *arch) (*Filter, error) {
 	if err != nil {
 		return nil, err
 	}
-	code, err := assemble(archs, rules, fallback)
-	if err != nil {
-		return nil, err
-	}
+	code := assemble(archs, rules, fallback)
 	if len(code) > maxInstructions {
 		return nil, fmt.Errorf(".syscalls: the filter needs %d instructions, the kernel takes %d", len(code), maxInstructions)
 	}
@@ -118,7 +115,6 @@ func parseAction(a specs.LinuxSeccompAction, errnoRet *uint) (uint32, error) {
 
 // rule is an element of syscalls.
 type rule struct {
-	index  int
 	names  []string
 	action uint32
 	// Any of these lets the rule match; each is a conjunction. Empty: always.
@@ -140,7 +136,7 @@ func parseRules(list []specs.LinuxSyscall) ([]rule, error) {
 				return nil, fmt.Errorf(".syscalls[%d].args[%d].op: %q is unknown", i, j, a.Op)
 			}
 		}
-		rules = append(rules, rule{index: i, names: s.Names, action: action, conditions: conditions(s.Args)})
+		rules = append(rules, rule{names: s.Names, action: action, conditions: conditions(s.Args)})
 	}
 	return rules, nil
 }

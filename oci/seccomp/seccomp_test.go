@@ -296,9 +296,6 @@ func TestErrorsNameTheField(t *testing.T) {
 		"takes no errnoRet":       {DefaultAction: specs.ActAllow, DefaultErrnoRet: &errno},
 		"too large":               {DefaultAction: specs.ActErrno, DefaultErrnoRet: &big},
 		".syscalls[0].args[0].op": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{}}}}},
-		"contradicts .syscalls[0]": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{
-			{Names: []string{"read"}, Action: specs.ActErrno}, {Names: []string{"read"}, Action: specs.ActKill},
-		}},
 	} {
 		if _, err := Compile(p); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
