@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -36,7 +35,11 @@ func TestMain(m *testing.M) {
 		os.Exit(1)
 	}
 	os.Setenv(CommandEnv, self)
-	os.Exit(m.Run())
+	code := m.Run()
+	if path, err := built(); err == nil {
+		os.RemoveAll(filepath.Dir(path))
+	}
+	os.Exit(code)
 }
 
 func runDaemon(args []string) int {
@@ -330,15 +333,4 @@ func (f *fixture) eventually(what string, ok func() bool) {
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
-}
-
-func buildCommand(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "podstead-supervisor")
-	cmd := exec.Command("go", "build", "-o", path, "podstead/cmd/podstead-supervisor")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return path
 }

@@ -1,0 +1,290 @@
+package supervisor
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"podstead/oci/launch"
+	"podstead/sys"
+)
+
+// These tests launch real containers under the real program.
+
+// startReal starts the real program on a run directory of its own.
+func startReal(t testing.TB) (ctx context.Context, dir string, c *Client) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("containers need root")
+	}
+	ctx, dir = testContext(t), t.TempDir()
+	cmd := exec.Command(program(t), "daemon", "--run", dir)
+	cmd.Env = realEnv()
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			cmd.Process.Kill()
+		}
+		cmd.Wait()
+	})
+	for {
+		c, err := Connect(ctx, dir)
+		if err == nil {
+			t.Cleanup(func() { c.Close() })
+			return ctx, dir, c
+		}
+		if ctx.Err() != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// containerSpec is a small container of busybox.
+func containerSpec(t testing.TB, script string) *specs.Spec {
+	t.Helper()
+	root := t.TempDir()
+	b, err := os.ReadFile("/bin/busybox")
+	if err != nil {
+		t.Skip("needs busybox-static: ", err)
+	}
+	for _, d := range []string{"bin", "proc", "dev"} {
+		os.Mkdir(filepath.Join(root, d), 0o755)
+	}
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), b, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"sh", "sleep", "echo", "cat", "true", "tty"} {
+		os.Symlink("busybox", filepath.Join(root, "bin", name))
+	}
+	return &specs.Spec{
+		Root:    &specs.Root{Path: root},
+		Process: &specs.Process{Args: []string{"sh", "-c", script}, Env: []string{"PATH=/bin"}, Cwd: "/"},
+		Mounts: []specs.Mount{
+			{Destination: "/proc", Type: "proc", Source: "proc"},
+			{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"mode=755"}},
+			{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"newinstance", "ptmxmode=0666"}},
+		},
+		Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+			{Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
+		}},
+	}
+}
+
+// launchReal launches a container.
+func launchReal(t testing.TB, ctx context.Context, c *Client, id, log, script string, start bool) Process {
+	t.Helper()
+	p, err := launch.Compile(containerSpec(t, script), launch.Options{ID: id})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return launchProgram(t, ctx, c, Launch{ID: id, Program: p, Log: LogFile{Path: log}, Start: start})
+}
+
+func launchProgram(t testing.TB, ctx context.Context, c *Client, l Launch) Process {
+	t.Helper()
+	files, err := l.Program.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer sys.CloseAll(files)
+	l.Files = files
+	p, _, err := c.Launch(ctx, l)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// endReal signals a process (0: no signal), waits for its end and forgets it.
+func endReal(t testing.TB, ctx context.Context, c *Client, id string, sig syscall.Signal) Process {
+	t.Helper()
+	events, err := c.Events(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if sig != 0 {
+		c.Signal(ctx, id, int(sig))
+	}
+	p, err := c.Get(ctx, id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for p.State != Exited {
+		e, ok := <-events
+		if !ok {
+			t.Fatalf("no event of %s", id)
+		}
+		if e.Process.ID == id {
+			p = e.Process
+		}
+	}
+	if err := c.Forget(ctx, id); err != nil {
+		t.Error(err)
+	}
+	return p
+}
+
+func TestContainer(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	p := launchReal(t, ctx, c, "a", dir+"/a.log", `echo $$; tty; echo to >/dev/stderr; read x </dev/null; exec sleep 1000`, false)
+	if p.State != Created {
+		t.Errorf("%+v", p)
+	}
+	if err := c.Upgrade(ctx, ""); err != nil { // with a child that waits
+		t.Fatal(err)
+	}
+	if p, err := c.Start(ctx, "a"); err != nil || p.State != Running {
+		t.Fatalf("%+v, %v", p, err)
+	}
+	exec, err := launch.CompileExec(containerSpec(t, ""), &specs.Process{Args: []string{"sh", "-c", "echo in $$; exit 4"}, Env: []string{"PATH=/bin"}, Cwd: "/"}, launch.ExecOptions{ID: "a/1", Pid: p.Pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, _ := os.Pipe()
+	launchProgram(t, ctx, c, Launch{ID: "a/1", Program: exec, Stdio: launch.Stdio{Stdout: w}, Start: true})
+	w.Close()
+	var got [100]byte
+	n, _ := r.Read(got[:])
+	if p := endReal(t, ctx, c, "a/1", 0); p.ExitCode != 4 || !strings.HasPrefix(string(got[:n]), "in ") {
+		t.Errorf("exec: %q, %+v", got[:n], p)
+	}
+	if p := endReal(t, ctx, c, "a", unix.SIGKILL); p.ExitCode != 137 {
+		t.Errorf("%+v", p)
+	}
+	b, err := os.ReadFile(dir + "/a.log")
+	if err != nil || !strings.Contains(string(b), " stdout F 1\n") || !strings.Contains(string(b), " stderr F to\n") {
+		t.Errorf("log: %s, %v", b, err)
+	}
+}
+
+func TestFailedStartIsNamed(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	spec := containerSpec(t, "")
+	spec.Process.Args = []string{"/no/such/program"}
+	for _, at := range []bool{true, false} {
+		program, err := launch.Compile(spec, launch.Options{ID: "a"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := program.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _, err = c.Launch(ctx, Launch{ID: "a", Program: program, Files: files, Log: LogFile{Path: dir + "/a.log"}, Start: at})
+		sys.CloseAll(files)
+		if !at && err == nil {
+			_, err = c.Start(ctx, "a")
+		}
+		if err == nil || !strings.Contains(err.Error(), "/no/such/program") || !strings.Contains(err.Error(), "no such file") {
+			t.Errorf("it says %v", err)
+		}
+		if ps, err := c.List(ctx); len(ps) != 0 {
+			t.Errorf("%+v, %v are left", ps, err)
+		}
+	}
+}
+
+// TestChurnLeaksNothing launches many containers and looks at the
+// supervisor's descriptors.
+func TestChurnLeaksNothing(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	pid := c.daemonPid()
+	count := func() int {
+		names, _ := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", pid))
+		return len(names)
+	}
+	churn := func(n int) {
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() {
+				id := fmt.Sprintf("c%d", i)
+				launchReal(t, ctx, c, id, dir+"/"+id+".log", "echo hello", i%3 != 0)
+				if i%3 == 0 {
+					c.Signal(ctx, id, 9)
+				}
+			})
+		}
+		wg.Wait()
+		for i := range n {
+			endReal(t, ctx, c, fmt.Sprintf("c%d", i), 0)
+		}
+	}
+	churn(10)
+	base := count()
+	for range 5 {
+		churn(10)
+	}
+	if n := count(); n > base {
+		names, _ := exec.Command("ls", "-l", fmt.Sprintf("/proc/%d/fd", pid)).Output()
+		t.Errorf("%d descriptors, before %d: %s", n, base, names)
+	}
+	children, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", pid, pid))
+	if len(children) > 0 {
+		t.Errorf("children are left: %s", children)
+	}
+}
+
+// TestMemory prints what the supervisor costs. It asserts the promise.
+func TestMemory(t *testing.T) {
+	ctx, dir, c := startReal(t)
+	pid := c.daemonPid()
+	none := memory(t, pid)
+	const n = 100
+	for i := range n {
+		launchReal(t, ctx, c, fmt.Sprintf("c%d", i), fmt.Sprintf("%s/c%d.log", dir, i), "echo hello; exec sleep 1000", true)
+	}
+	hundred := memory(t, pid)
+	t.Logf("KiB private/PSS: %v with none, %v with %d containers", none, hundred, n)
+	const promised = 8 << 10 // KiB
+	if hundred[0] > promised {
+		t.Errorf("%d KiB private memory with %d containers, promised are %d", hundred[0], n, promised)
+	}
+	for i := range n {
+		endReal(t, ctx, c, fmt.Sprintf("c%d", i), 9)
+	}
+}
+
+// memory returns a process's private memory and its PSS in KiB.
+func memory(t *testing.T, pid int) (kib [2]int) {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		var v int
+		for i, prefix := range []string{"Private_", "Pss:"} {
+			if strings.HasPrefix(line, prefix) {
+				fmt.Sscan(strings.Fields(line)[1], &v)
+				kib[i] += v
+			}
+		}
+	}
+	return kib
+}
+
+func TestProgramIsSmall(t *testing.T) {
+	st, err := os.Stat(program(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%d bytes", st.Size())
+	if st.Size() > 6<<20 {
+		t.Errorf("podstead-supervisor has %d bytes, promised are 6 MiB", st.Size())
+	}
+}
