@@ -7,6 +7,7 @@ import (
 	"os"
 	"reflect"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -388,11 +389,13 @@ func (w *worker) save() {
 	}
 	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}}
 	for name := range w.hashes.Containers {
-		if c := w.seen.Latest(name); c != nil {
-			r.Containers = append(r.Containers, *c)
+		for _, c := range []*observe.Container{w.seen.Latest(name), w.seen.Previous(name)} {
+			if c != nil {
+				r.Containers = append(r.Containers, *c)
+			}
 		}
 	}
-	slices.SortFunc(r.Containers, func(a, b observe.Container) int { return b.Created.Compare(a.Created) })
+	slices.SortFunc(r.Containers, func(a, b observe.Container) int { return strings.Compare(a.ID, b.ID) })
 	for id, p := range w.probes {
 		s := p.State()
 		r.Probes[id] = carriedProbe{Started: s.Started, Ready: s.Ready}

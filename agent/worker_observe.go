@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -124,16 +125,21 @@ func (w *worker) container(ctx context.Context, c *runtimeapi.Container) (out ob
 	return out, true, nil
 }
 
-// remember adds the newest instance of each container that the runtime has
-// forgotten, e.g. by a reboot, so that counts and ends are not lost.
+// remember adds the instances that the runtime has forgotten, e.g. by a reboot,
+// so that counts and ends are not lost: of each container the newest, and below
+// a newer one the last before it.
 func (w *worker) remember(seen *observe.Pod, known map[string]observe.Container) {
-	for _, old := range w.known {
+	forgotten := slices.Collect(maps.Values(w.known))
+	slices.SortFunc(forgotten, func(a, b observe.Container) int { return int(b.Restarts - a.Restarts) })
+	seen.Sort()
+	for _, old := range forgotten {
 		if _, still := known[old.ID]; still {
 			continue
 		}
-		latest := seen.Latest(old.Name)
-		if latest != nil && (latest.Restarts > old.Restarts || !latest.Created.Before(old.Created)) {
-			continue
+		if latest := seen.Latest(old.Name); latest != nil {
+			if latest.Remembered || latest.Restarts <= old.Restarts || seen.Previous(old.Name) != nil {
+				continue
+			}
 		}
 		if !old.Dead() {
 			old.State, old.ExitCode = observe.Unknown, 137
@@ -141,8 +147,8 @@ func (w *worker) remember(seen *observe.Pod, known map[string]observe.Container)
 		}
 		old.Remembered = true
 		known[old.ID] = old
-		seen.Containers = slices.DeleteFunc(seen.Containers, func(c observe.Container) bool { return c.Remembered && c.Name == old.Name })
 		seen.Containers = append(seen.Containers, old)
+		seen.Sort()
 	}
 }
 
