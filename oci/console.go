@@ -15,20 +15,30 @@ import (
 // sendConsole hands a pty's master to whoever listens on a unix stream socket,
 // as the data of one message the terminal's name (runc's protocol).
 func sendConsole(socket string, console *os.File) error {
+	return send("--console-socket", socket, console.Name(), console)
+}
+
+func send(flag, socket, data string, file *os.File) error {
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: socket, Net: "unix"})
 	if err != nil {
-		return fmt.Errorf("--console-socket %s: %w", socket, errors.Unwrap(err))
+		return fmt.Errorf("%s %s: %w", flag, socket, errors.Unwrap(err))
 	}
 	defer conn.Close()
 	f, err := conn.File()
 	if err != nil {
-		return fmt.Errorf("--console-socket %s: %w", socket, err)
+		return fmt.Errorf("%s %s: %w", flag, socket, err)
 	}
 	defer f.Close()
-	if err := sys.SendMsg(int(f.Fd()), []byte(console.Name()), []*os.File{console}); err != nil {
-		return fmt.Errorf("--console-socket %s: %w", socket, err)
+	if err := sys.SendMsg(int(f.Fd()), []byte(data), []*os.File{file}); err != nil {
+		return fmt.Errorf("%s %s: %w", flag, socket, err)
 	}
 	return nil
+}
+
+// sendPidfd hands a descriptor of the process to whoever listens, with its pid
+// as the data.
+func sendPidfd(socket string, pid int, pidfd *os.File) error {
+	return send("--pidfd-socket", socket, fmt.Sprint(pid), pidfd)
 }
 
 // checkConsole refuses combinations of terminal and console socket that would

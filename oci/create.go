@@ -29,9 +29,10 @@ type CreateOptions struct {
 	// the Child has it.
 	ConsoleSocket string
 	// Detached tells that nobody will stay to serve a terminal.
-	Detached     bool
-	PidFile      string
-	NoNewKeyring bool
+	Detached bool
+	PidFile  string
+	// PidfdSocket gets a descriptor of the process.
+	PidfdSocket string
 }
 
 // Create makes a container whose process is prepared and waits for Start, by
@@ -216,6 +217,11 @@ func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOption
 			return err
 		}
 	}
+	if o.PidfdSocket != "" {
+		if err := sendPidfd(o.PidfdSocket, child.Pid, child.Pidfd); err != nil {
+			return err
+		}
+	}
 	c.Pid, c.StartTime = child.Pid, child.StartTime
 	if err := c.save(); err != nil {
 		return err
@@ -233,7 +239,7 @@ type createFlags struct {
 func (f *createFlags) add(flags *pflag.FlagSet) {
 	flags.StringVarP(&f.bundle, "bundle", "b", "", "directory of the bundle (default: the current one)")
 	flags.StringVar(&f.consoleSocket, "console-socket", "", "unix socket that gets the terminal's master")
-	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "not supported")
+	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "unix socket that gets a pidfd of the process")
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process's pid to")
 	flags.BoolVar(&f.noPivot, "no-pivot", false, "not supported")
 	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "not supported")
@@ -246,12 +252,10 @@ func (f *createFlags) options() (CreateOptions, error) {
 		return CreateOptions{}, errors.New("--no-pivot: not supported")
 	case f.noNewKeyring:
 		return CreateOptions{}, errors.New("--no-new-keyring: not supported")
-	case f.pidfdSocket != "":
-		return CreateOptions{}, errors.New("--pidfd-socket: not supported")
 	}
 	extra, err := extraFiles(f.preserveFds)
 	return CreateOptions{
-		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidFile: f.pidFile, Extra: extra,
+		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidfdSocket: f.pidfdSocket, PidFile: f.pidFile, Extra: extra,
 		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
 	}, err
 }

@@ -28,6 +28,7 @@ type ExecOptions struct {
 	Extra         []*os.File   // descriptors 3, 4, …
 	Detached      bool
 	ConsoleSocket string
+	PidfdSocket   string
 	PidFile       string
 	Subgroup      string // below the container's control group, "" for itself
 	IgnorePaused  bool
@@ -124,6 +125,11 @@ func (c *container) startExec(child *launch.Child, o ExecOptions) (code int, err
 			return 0, abandon(err)
 		}
 	}
+	if o.PidfdSocket != "" {
+		if err := sendPidfd(o.PidfdSocket, child.Pid, child.Pidfd); err != nil {
+			return 0, abandon(err)
+		}
+	}
 	var s *session
 	if !o.Detached {
 		if s, err = newSession(child.Pid, child.Pidfd, child.Console); err != nil {
@@ -161,7 +167,7 @@ func (e *execFlags) add(f *pflag.FlagSet) {
 	e.flags = f
 	f.SetInterspersed(false)
 	f.StringVar(&e.consoleSocket, "console-socket", "", "unix socket that gets the terminal's master")
-	f.StringVar(&e.pidfdSocket, "pidfd-socket", "", "not supported")
+	f.StringVar(&e.pidfdSocket, "pidfd-socket", "", "unix socket that gets a pidfd of the process")
 	f.StringVar(&e.cwd, "cwd", "", "working directory")
 	f.StringArrayVarP(&e.env, "env", "e", nil, "further environment, NAME=VALUE")
 	f.BoolVarP(&e.terminal, "tty", "t", false, "give it a terminal")
@@ -181,11 +187,8 @@ func (e *execFlags) add(f *pflag.FlagSet) {
 
 func (e *execFlags) options(base *specs.Process, args []string) (ExecOptions, error) {
 	o := ExecOptions{
-		Detached: e.detach, ConsoleSocket: e.consoleSocket, PidFile: e.pidFile, IgnorePaused: e.ignorePaused,
+		Detached: e.detach, ConsoleSocket: e.consoleSocket, PidfdSocket: e.pidfdSocket, PidFile: e.pidFile, IgnorePaused: e.ignorePaused,
 		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
-	}
-	if e.pidfdSocket != "" {
-		return o, errors.New("--pidfd-socket: not supported")
 	}
 	if len(e.cgroups) > 1 {
 		return o, errors.New("--cgroup: one group only is supported")

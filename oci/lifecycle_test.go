@@ -333,6 +333,62 @@ func TestRefusedByName(t *testing.T) {
 	b.spec.Linux.CgroupsPath = "/podstead-test-oci-" + b.id
 }
 
+// Of many who create or start the same container, one does.
+func TestRaces(t *testing.T) {
+	b := newBox(t, "")
+	b.write()
+	for _, args := range [][]string{{"create", "-b", b.bundle, b.id}, {"start", b.id}} {
+		codes := make(chan int, 8)
+		for range cap(codes) {
+			cmd := b.cmd(args...)
+			go func() {
+				cmd.Run()
+				codes <- cmd.ProcessState.ExitCode()
+			}()
+		}
+		won := 0
+		for range cap(codes) {
+			if <-codes == 0 {
+				won++
+			}
+		}
+		if won != 1 {
+			t.Errorf("%s succeeded %d times", args[0], won)
+		}
+	}
+	b.isStatus(specs.StateRunning)
+	done := make(chan int, 8)
+	for range cap(done) {
+		cmd := b.cmd("delete", "-f", b.id)
+		go func() {
+			cmd.Run()
+			done <- cmd.ProcessState.ExitCode()
+		}()
+	}
+	for range cap(done) {
+		if code := <-done; code != 0 {
+			t.Errorf("delete -f: exit code %d", code)
+		}
+	}
+}
+
+// Containers beside each other do not get in each other's way.
+func TestManyAtOnce(t *testing.T) {
+	for i := range 10 {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			b := newBox(t, "")
+			b.script("exit 7")
+			b.write()
+			for range 3 {
+				if r := b.run("run", "-b", b.bundle, b.id); r.code != 7 {
+					t.Errorf("%+v", r)
+				}
+			}
+		})
+	}
+}
+
 // A create that was killed half way leaves what delete --force removes.
 func TestKilledCreate(t *testing.T) {
 	b := newBox(t, "")

@@ -128,21 +128,34 @@ func (r *Runtime) loadLocked(id string) (*container, error) {
 }
 
 // lockDir locks a directory for as long as the file is open. Forked children
-// close it at once.
+// close it at once. A directory that was replaced while we waited is not the
+// one that others lock.
 func lockDir(dir string, how int) (*os.File, error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return nil, err
-	}
 	for {
-		err = unix.Flock(int(f.Fd()), how)
-		if err == unix.EINTR {
-			continue
-		}
+		f, err := os.Open(dir)
 		if err != nil {
+			return nil, err
+		}
+		if err := flock(f, how); err != nil {
 			f.Close()
 			return nil, fmt.Errorf("lock %s: %w", dir, err)
 		}
-		return f, nil
+		locked, err := f.Stat()
+		if err != nil {
+			f.Close()
+			return nil, err
+		}
+		if now, err := os.Stat(dir); err == nil && os.SameFile(locked, now) {
+			return f, nil
+		}
+		f.Close()
+	}
+}
+
+func flock(f *os.File, how int) error {
+	for {
+		if err := unix.Flock(int(f.Fd()), how); err != unix.EINTR {
+			return err
+		}
 	}
 }

@@ -301,6 +301,17 @@ func TestConsoleSocket(t *testing.T) {
 	})
 }
 
+func TestPidfdSocket(t *testing.T) {
+	b := newBox(t, "")
+	socket, received := b.console()
+	b.create("--pidfd-socket", socket)
+	pidfd := received()
+	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil {
+		t.Error(err)
+	}
+	b.stopped()
+}
+
 func (b *box) lines(r *bufio.Reader, want ...string) {
 	b.Helper()
 	for _, w := range want {
