@@ -12,6 +12,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestLifeOfAProcess(t *testing.T) {
@@ -421,4 +423,26 @@ func appendInt(b []byte, n int) []byte {
 		b = appendInt(b, n/10)
 	}
 	return append(b, byte('0'+n%10))
+}
+
+// A listener whose open file blocks does not end when it is closed: the copies
+// that client and supervisor keep of it must leave that as it is.
+func TestListenersDoNotBlock(t *testing.T) {
+	f := start(t)
+	for _, again := range []bool{false, true} {
+		l, err := f.Listen(f.ctx, "cri", "unix", f.dir+"/cri.sock")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer l.Close()
+		raw, err := l.(syscall.Conn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var flags int
+		raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) })
+		if err != nil || flags&unix.O_NONBLOCK == 0 {
+			t.Errorf("taken again %t: flags %#x, %v; want O_NONBLOCK", again, flags, err)
+		}
+	}
 }

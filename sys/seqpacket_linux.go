@@ -116,8 +116,14 @@ func CloseAll(files []*os.File) {
 }
 
 // Dup returns a copy of f, close-on-exec; closing one leaves the other open.
+// Whether the open file blocks stays as it is, see Descriptor.
 func Dup(f *os.File) (*os.File, error) {
-	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	n, err := Descriptor(f)
+	if err != nil {
+		return nil, err
+	}
+	defer runtime.KeepAlive(f)
+	fd, err := unix.FcntlInt(uintptr(n), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
 	}
