@@ -52,12 +52,12 @@ type machine struct {
 type message struct {
 	Kind  uint32
 	Op    uint32 // index into the program's operations
-	Value uint32 // errno or pid
+	Value uint32 // errno or Point
 }
 
 // The messages, in the order in which they can come:
 //
-//	child → forker   forked     a sibling goes on; its pid, with its pidfd
+//	child → forker   forked     a sibling goes on; with its pidfd
 //	forker → child   (1 byte)   id maps are written
 //	child → forker   warning    a step was passed over
 //	child → forker   console    with the master of the pty
@@ -285,7 +285,7 @@ func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
 	if e != 0 || pid == 0 {
 		return e
 	}
-	if e := m.tellWithFd(msgForked, pc, uint32(pid), m.pidfd); e != 0 {
+	if e := m.tellWithFd(msgForked, pc, 0, m.pidfd); e != 0 {
 		m.exit(exitFailed)
 	}
 	m.exit(0)

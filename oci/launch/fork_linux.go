@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -174,19 +175,41 @@ func (c *Child) follow(msg message, files []*os.File) error {
 	if len(files) != 1 {
 		return fmt.Errorf("launch %s: no pidfd of the second child", c.program.id)
 	}
-	reap(c.Pid)
-	c.Pidfd.Close()
-	c.Pid = int(msg.Value)
+	pid, err := pidOf(files[0])
+	if err != nil {
+		return fmt.Errorf("launch %s: %w", c.program.id, err)
+	}
 	fd, err := unix.FcntlInt(files[0].Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return fmt.Errorf("launch %s: duplicate pidfd: %w", c.program.id, err)
 	}
-	c.Pidfd = os.NewFile(uintptr(fd), "pidfd "+strconv.Itoa(c.Pid))
+	reap(c.Pid)
+	c.Pidfd.Close()
+	c.Pid = pid
+	c.Pidfd = os.NewFile(uintptr(fd), "pidfd "+strconv.Itoa(pid))
 	if c.program.maps == nil || msg.Op >= uint32(len(c.program.ops)) ||
 		c.program.ops[msg.Op].args[0].value&unix.CLONE_NEWUSER == 0 {
 		return nil
 	}
 	return c.writeMaps()
+}
+
+// pidOf returns the number of a process as the forker sees it. (Its sibling
+// may be in another pid namespace, and know another number.)
+func pidOf(pidfd *os.File) (int, error) {
+	info, err := os.ReadFile("/proc/self/fdinfo/" + strconv.Itoa(int(pidfd.Fd())))
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(info)) {
+		if v, ok := strings.CutPrefix(line, "Pid:"); ok {
+			pid, err := strconv.Atoi(strings.TrimSpace(v))
+			if err == nil && pid > 0 {
+				return pid, nil
+			}
+		}
+	}
+	return 0, errors.New("the pidfd's process is gone")
 }
 
 // writeMaps writes the id maps of the child's new user namespace, does what
