@@ -47,6 +47,9 @@ type Overlay struct {
 	Upper, Work string
 	// Options are further options of the file system, "key" or "key=value".
 	Options []string
+	// IDMapped makes the layers belong to the container's user namespace: the
+	// owners on disk are taken for ids inside.
+	IDMapped bool
 }
 
 // Compile translates a validated OCI specification. It touches nothing; an

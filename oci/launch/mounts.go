@@ -27,6 +27,7 @@ type parsedMount struct {
 	typ   string
 	src   string
 	tree  reg // of a bind mount: the detached source
+	maps  *idMaps
 }
 
 func (m *parsedMount) text() string { return "mount /" + m.dest }
@@ -35,6 +36,14 @@ func (m *parsedMount) text() string { return "mount /" + m.dest }
 func (c *compiler) openRoot(opt Options) error {
 	if o := opt.Rootfs; o != nil {
 		s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, mountOptions: o.Options, label: "mount the root"}
+		if o.IDMapped {
+			if s.idmap = c.userMaps(); s.idmap == nil {
+				return fmt.Errorf("linux.uidMappings: an idmapped root needs uid and gid mappings")
+			}
+			if filepath.Dir(o.Upper) != filepath.Dir(o.Work) {
+				return fmt.Errorf("upper directory %s and work directory %s of an idmapped root must have the same parent", o.Upper, o.Work)
+			}
+		}
 		if o.Upper == "" {
 			s.set = unix.MOUNT_ATTR_RDONLY
 		}
@@ -84,11 +93,11 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	if p.dest == "" {
 		return p, fmt.Errorf(".destination: the root cannot be mounted over")
 	}
-	if p.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0 {
-		return p, fmt.Errorf(".uidMappings: idmapped mounts are not supported")
-	}
 	if p.typ == "bind" {
 		p.bind = true
+	}
+	if err := c.parseIDMap(&p, m); err != nil {
+		return p, err
 	}
 	if err := checkProcTarget(p); err != nil {
 		return p, err
@@ -109,13 +118,44 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	return p, nil
 }
 
+// parseIDMap finds out how the ids of a mount are mapped: by mappings of its
+// own, or with the option alone by those of the container's user namespace.
+func (c *compiler) parseIDMap(p *parsedMount, m specs.Mount) error {
+	switch {
+	case len(m.UIDMappings) > 0 && len(m.GIDMappings) > 0:
+		p.maps = &idMaps{UID: formatMaps(m.UIDMappings), GID: formatMaps(m.GIDMappings)}
+	case len(m.UIDMappings)+len(m.GIDMappings) > 0:
+		return fmt.Errorf(".uidMappings: uid and gid mappings must be given together")
+	case p.idmap:
+		if p.maps = c.userMaps(); p.maps == nil {
+			return fmt.Errorf(".options: idmap needs mappings, of the mount or of a user namespace")
+		}
+	}
+	if p.maps != nil && !p.bind {
+		return fmt.Errorf(".uidMappings: only bind mounts can be idmapped")
+	}
+	return nil
+}
+
+// userMaps are the mappings of the container's user namespace, nil if there are none.
+func (c *compiler) userMaps() *idMaps {
+	l := c.spec.Linux
+	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
+		return nil
+	}
+	return &idMaps{UID: formatMaps(l.UIDMappings), GID: formatMaps(l.GIDMappings)}
+}
+
 // bindSlot describes the source of a bind mount. An "rw" does not lift the
 // read-only of a source that the host has mounted so; an "rrw" does.
 func (p *parsedMount) bindSlot(bundle string) slot {
 	s := slot{
 		kind: slotTree, path: inBundle(bundle, p.src), label: p.text(),
 		set: p.set, clear: p.clear & atime, rset: p.rset, rclear: p.rclear,
-		propagation: p.propagation,
+		propagation: p.propagation, idmap: p.maps,
+	}
+	if p.ridmap {
+		s.flags |= treeIdmapRecurses
 	}
 	if p.recursive {
 		s.flags |= treeRecursive

@@ -86,6 +86,10 @@ func (s *slot) openTree() (*os.File, error) {
 		return nil, fmt.Errorf("%s: %w", s.path, err)
 	}
 	f := os.NewFile(uintptr(fd), s.path)
+	if err := idmapMount(fd, s.idmap, s.flags&treeIdmapRecurses != 0); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("%s: idmap: %w", s.path, err)
+	}
 	steps := []struct {
 		what      string
 		recursive bool
@@ -148,26 +152,30 @@ func (s *slot) openOverlay() (*os.File, error) {
 	return os.NewFile(uintptr(fd), "overlay"), nil
 }
 
-// overlayLayers gives the layers one by one ("lowerdir+", kernel 6.7), which
-// has no limit of a page as the classic option has. Older kernels get them as
-// short names of descriptors in one option.
+// overlayLayers gives the layers one by one ("lowerdir+", Linux 6.7), which
+// has no limit of a page as the classic option has.
 func (s *slot) overlayLayers(ctx int) error {
-	for i, dir := range s.lower {
-		err := unix.FsconfigSetString(ctx, "lowerdir+", dir)
+	lower, upper, work, closeLayers, err := s.idmapLayers()
+	defer closeLayers()
+	if err != nil {
+		return fmt.Errorf("overlay layer %w", err)
+	}
+	for i, l := range lower {
+		err := l.set(ctx, "lowerdir+")
 		if errors.Is(err, unix.EINVAL) && i == 0 {
 			err = fmt.Errorf("%w (needs Linux 6.7)", err)
 		}
 		if err != nil {
-			return fmt.Errorf("overlay layer %s: %w", dir, kernelSays(ctx, err))
+			return fmt.Errorf("overlay layer %s: %w", l.path, kernelSays(ctx, err))
 		}
 	}
 	if s.upper == "" {
 		return nil
 	}
-	if err := unix.FsconfigSetString(ctx, "upperdir", s.upper); err != nil {
+	if err := upper.set(ctx, "upperdir"); err != nil {
 		return fmt.Errorf("overlay upper directory %s: %w", s.upper, kernelSays(ctx, err))
 	}
-	if err := unix.FsconfigSetString(ctx, "workdir", s.work); err != nil {
+	if err := work.set(ctx, "workdir"); err != nil {
 		return fmt.Errorf("overlay work directory %s: %w", s.work, kernelSays(ctx, err))
 	}
 	return nil

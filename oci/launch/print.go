@@ -73,6 +73,9 @@ func (s *slot) attributes() string {
 			fmt.Fprintf(&b, " %s=%s", name, flagNames(v, names))
 		}
 	}
+	if s.idmap != nil {
+		fmt.Fprintf(&b, " idmap=%q,%q", s.idmap.UID, s.idmap.GID)
+	}
 	if s.flags&treeRecursive != 0 {
 		b.WriteString(" recursive")
 	}

@@ -73,6 +73,7 @@ const (
 const (
 	treeRecursive         = 1 << iota // take submounts along
 	treePropagateRecurses             // and set the propagation of them too
+	treeIdmapRecurses                 // and map the ids of them too
 )
 
 // op is one system call, or one of the executor's own operations (calls.go).

@@ -2,10 +2,12 @@ package launch
 
 import (
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 func withUserns(spec *specs.Spec) *specs.Spec {
@@ -110,4 +112,23 @@ func TestNewUserNamespaceInHostNetwork(t *testing.T) {
 	}
 	spec.Mounts = spec.Mounts[:5] // sysfs belongs to the network namespace's owner
 	expectOutput(t, spec, Options{}, want+"\n1\n")
+}
+
+// TestIDMapped has a root and a volume whose files belong to the host's root,
+// and to the container's inside it.
+func TestIDMapped(t *testing.T) {
+	needRoot(t)
+	volume := t.TempDir()
+	mustWrite(t, filepath.Join(volume, "file"))
+	spec := withUserns(testSpec("", "stat -c '%u %g' /bin/busybox /data/file; touch /data/new /new; stat -c '%u %g' /data/new /new"))
+	spec.Mounts = append(spec.Mounts, bind(volume, "/data", "idmap"))
+	o := overlayOptions(t, rootfs(t))
+	o.IDMapped = true
+	expectOutput(t, spec, Options{Rootfs: o}, "0 0\n0 0\n0 0\n0 0\n")
+	for _, file := range []string{filepath.Join(volume, "new"), filepath.Join(o.Upper, "new")} {
+		var st unix.Stat_t
+		if err := unix.Stat(file, &st); err != nil || st.Uid != 0 || st.Gid != 0 {
+			t.Errorf("%s on the host: uid %d, gid %d, %v", file, st.Uid, st.Gid, err)
+		}
+	}
 }
