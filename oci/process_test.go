@@ -434,6 +434,84 @@ func TestSeccompContradiction(t *testing.T) {
 	})
 }
 
+func TestUserNamespace(t *testing.T) {
+	onBoth(t, func(b *box) {
+		m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+		b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = m, m
+		for dir := filepath.Dir(b.bundle); dir != "/"; dir = filepath.Dir(dir) {
+			if err := os.Chmod(dir, 0o777); err != nil {
+				b.Fatal(err)
+			}
+			if filepath.Dir(dir) == os.TempDir() {
+				break
+			}
+		}
+		for _, dir := range []string{"proc", "sys", "dev"} { // nobody in the container may make them
+			if err := os.Mkdir(b.inside(dir), 0o755); err != nil {
+				b.Fatal(err)
+			}
+		}
+		b.script("id -u; cat /proc/self/uid_map; head -c1 /dev/zero >/dev/null && echo zero; touch /x 2>/dev/null || echo denied; exec sleep 1000")
+		b.write()
+		log := filepath.Join(b.TempDir(), "log")
+		out, err := os.Create(log)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer out.Close()
+		cmd := b.cmd("create", "-b", b.bundle, b.id)
+		cmd.Stdout, cmd.Stderr = out, out
+		if err := cmd.Run(); err != nil {
+			data, _ := os.ReadFile(log)
+			b.Fatalf("create: %v: %s", err, data)
+		}
+		b.start()
+		b.eventually("the output", func() bool {
+			data, _ := os.ReadFile(log)
+			return strings.Join(strings.Fields(string(data)), " ") == "0 0 100000 65536 zero denied"
+		})
+		if got := b.must("exec", b.id, "sh", "-c", "id -u; cat /proc/self/uid_map"); strings.Join(strings.Fields(got), " ") != "0 0 100000 65536" {
+			b.Errorf("exec: %q", got)
+		}
+	})
+}
+
+// A second container lives in the namespaces of a first.
+func TestJoinedNamespaces(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.up()
+		first := b.state().Pid
+		second := newBox(b.T, map[bool]string{true: "", false: b.runtime}[b.ours])
+		second.id += "-2"
+		second.spec.Linux.CgroupsPath += "-2"
+		for i, n := range second.spec.Linux.Namespaces {
+			file := map[specs.LinuxNamespaceType]string{
+				specs.PIDNamespace: "pid", specs.NetworkNamespace: "net", specs.IPCNamespace: "ipc", specs.UTSNamespace: "uts",
+			}[n.Type]
+			if file != "" {
+				second.spec.Linux.Namespaces[i].Path = fmt.Sprintf("/proc/%d/ns/%s", first, file)
+			}
+		}
+		second.spec.Hostname = ""
+		second.script("hostname; for n in pid net ipc uts; do readlink /proc/self/ns/$n; done; kill -0 1 && echo sees 1; exit 0")
+		second.write()
+		out := second.must("run", "-b", second.bundle, second.id)
+		want := "podstead\n"
+		for _, n := range []string{"pid", "net", "ipc", "uts"} {
+			link, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", first, n))
+			if err != nil {
+				b.Fatal(err)
+			}
+			want += link + "\n"
+		}
+		if want += "sees 1\n"; out != want {
+			b.Errorf("got\n%s\nwant\n%s", out, want)
+		}
+		b.isStatus(specs.StateRunning)
+	})
+}
+
 // The preparation must not count against the container's memory.
 func TestSmallMemoryLimit(t *testing.T) {
 	b := newBox(t, "")
