@@ -59,6 +59,19 @@ func (g *Group) Set(r *specs.LinuxResources) error {
 	return nil
 }
 
+// Split tells apart the limits to be set before a container's process prepares
+// itself in the group, and after: it makes device nodes that it may not make
+// later, and a memory limit is the container's, not the preparation's.
+func Split(r *specs.LinuxResources) (early, late *specs.LinuxResources) {
+	early, late = &specs.LinuxResources{}, &specs.LinuxResources{}
+	if r != nil {
+		*early = *r
+		late.Memory, late.Devices, late.Unified = r.Memory, r.Devices, r.Unified
+		early.Memory, early.Devices, early.Unified = nil, nil, nil
+	}
+	return early, late
+}
+
 // change is one file to be written to bring a limit about.
 type change struct {
 	field      string // below linux.resources

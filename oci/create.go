@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"slices"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -129,22 +130,8 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
 		return errors.Join(g.Kill(ctx), g.Remove(ctx))
 	})
-	early, _ := splitResources(spec.Linux.Resources)
+	early, _ := cgroup.Split(spec.Linux.Resources)
 	return g.Set(early)
-}
-
-// splitResources tells apart what is set before the process prepares itself,
-// and after: it makes device nodes that it may not make later, and a memory
-// limit is the container's, not the preparation's.
-func splitResources(r *specs.LinuxResources) (early, late *specs.LinuxResources) {
-	early, late = &specs.LinuxResources{}, &specs.LinuxResources{}
-	if r != nil {
-		*early = *r
-		late.Memory, late.Devices, late.Unified = r.Memory, r.Devices, r.Unified
-		early.Memory, early.Devices, early.Unified = nil, nil, nil
-	}
-	late.Devices = append(late.Devices[:len(late.Devices):len(late.Devices)], cgroup.DefaultDevices()...)
-	return early, late
 }
 
 // fork makes the process, which waits for its start at the container's socket.
@@ -205,7 +192,8 @@ func (c *container) saveProgram(p *launch.Program) error {
 // finish sets the remaining limits and tells everybody that the container is
 // there; the pid file comes last.
 func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOptions) error {
-	_, late := splitResources(spec.Linux.Resources)
+	_, late := cgroup.Split(spec.Linux.Resources)
+	late.Devices = append(slices.Clone(late.Devices), cgroup.DefaultDevices()...)
 	if err := c.group().Set(late); err != nil {
 		return err
 	}

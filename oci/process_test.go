@@ -515,7 +515,7 @@ func TestJoinedNamespaces(t *testing.T) {
 // The preparation must not count against the container's memory.
 func TestSmallMemoryLimit(t *testing.T) {
 	b := newBox(t, "")
-	b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](1 << 20)}
+	b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](512 << 10)}
 	b.script("exit 4")
 	b.write()
 	if r := b.run("run", "-b", b.bundle, b.id); r.code != 4 {
