@@ -245,18 +245,15 @@ func (n *Network) Ready() error {
 // Close frees what the process holds. Pods stay connected.
 func (n *Network) Close() error { return n.builtin.close() }
 
-// ErrInUse says that the network cannot be destroyed because pods are connected.
-var ErrInUse = errors.New("network still has pods")
-
 // Destroy removes bridge, table, routes and files, and restores what was
-// changed on the host. It is ErrInUse if pods are still connected.
+// changed on the host. It is an error if pods are still connected.
 func (n *Network) Destroy(ctx context.Context) error {
 	if all := n.leases.all(); len(all) > 0 {
 		names := make([]string, len(all))
 		for i, l := range all {
 			names[i] = l.Namespace + "/" + l.Name
 		}
-		return fmt.Errorf("%w: %s", ErrInUse, strings.Join(names, ", "))
+		return fmt.Errorf("network still has pods: %s", strings.Join(names, ", "))
 	}
 	if err := errors.Join(n.builtin.destroy(), n.plugins.destroy()); err != nil {
 		return err

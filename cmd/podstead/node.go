@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent"
 	"podstead/cgroup"
@@ -126,9 +127,9 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, n.closeNetwork(ctx, pods)) }()
+	defer pods.Close()
 	eng, err := engine.New(ctx, engine.Config{
-		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.engineCgroup(), Version: version,
+		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.cgroupRoot(), Version: version,
 		Images: images, Network: pods, Cgroups: cgroups, Supervisor: sup,
 		LogMaxBytes: n.logMaxBytes, LogMaxFiles: n.logMaxFiles, Log: log,
 	})
@@ -136,6 +137,7 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 		return fmt.Errorf("start the engine: %w", err)
 	}
 	defer eng.Close()
+	defer func() { err = errors.Join(err, n.tidy(ctx, eng, pods, cgroups)) }()
 
 	criSocket, err := sup.Listen(ctx, "cri", "unix", n.criSocket())
 	if err != nil {
@@ -190,14 +192,6 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 	}
 }
 
-// engineCgroup is where containers go whose sandbox names no cgroup.
-func (n *nodeOptions) engineCgroup() string {
-	if n.isDefault() {
-		return "/podstead"
-	}
-	return n.cgroupRoot()
-}
-
 func (n *nodeOptions) openNetwork(log *slog.Logger) (*network.Network, error) {
 	cfg := network.Config{
 		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
@@ -216,14 +210,16 @@ func (n *nodeOptions) openNetwork(log *slog.Logger) (*network.Network, error) {
 	return net, nil
 }
 
-// closeNetwork removes the bridge and the firewall table if no pod needs them.
-func (n *nodeOptions) closeNetwork(ctx context.Context, pods *network.Network) error {
+// tidy removes bridge, firewall table and cgroups, if no pod needs them.
+func (n *nodeOptions) tidy(ctx context.Context, rt cri.Sandboxes, pods *network.Network, cgroups *cgroup.Hierarchy) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
 	defer cancel()
-	if err := pods.Destroy(ctx); err != nil && !errors.Is(err, network.ErrInUse) {
-		return errors.Join(err, pods.Close())
+	list, err := rt.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(list.Items) > 0 {
+		return err
 	}
-	return pods.Close()
+	err = pods.Destroy(ctx)
+	return errors.Join(err, cgroups.Group(n.cgroupRoot()).Remove(ctx))
 }
 
 // stopTimeout bounds the orderly end of each part.

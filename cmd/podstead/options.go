@@ -37,14 +37,9 @@ func (o *options) instance() string {
 	return "ps" + hex.EncodeToString(sum[:4])
 }
 
-// cgroupRoot is the cgroup below which everything of this instance lives. The
-// main instance uses the places that a kubelet uses.
-func (o *options) cgroupRoot() string {
-	if o.isDefault() {
-		return "/"
-	}
-	return "/" + o.instance()
-}
+// cgroupRoot is the cgroup below which everything of this instance lives, the
+// kubepods tree included, so that a kubelet beside it is not disturbed.
+func (o *options) cgroupRoot() string { return "/" + o.instance() }
 
 // logsDir is where the logs of pods go.
 func (o *options) logsDir() string {

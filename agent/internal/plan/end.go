@@ -109,18 +109,20 @@ func (p *planner) isSidecar(name string) bool {
 }
 
 // stop kills a container by the deadline. A kill under way that would take
-// longer is overtaken.
+// longer, by more than it takes to say so, is overtaken.
 func (p *planner) stop(c *observe.Container, why Reason, deadline time.Time) {
-	if b, busy := p.in.Busy[c.Name]; busy {
-		if b.Kind != Kill || !deadline.Before(b.Deadline) {
-			return
-		}
-	}
 	grace := deadline.Sub(p.now)
 	if p.in.End == nil || p.in.End.Grace > 0 {
 		grace = max(grace, MinGrace)
 	}
-	p.kill(c, why, fmt.Sprintf("Stopping container %s", c.Name), max(grace, 0))
+	grace = max(grace, 0)
+	if b, busy := p.in.Busy[c.Name]; busy {
+		const slack = time.Second
+		if b.Kind != Kill || !p.now.Add(grace).Before(b.Deadline.Add(-slack)) {
+			return
+		}
+	}
+	p.kill(c, why, fmt.Sprintf("Stopping container %s", c.Name), grace)
 }
 
 // finish is the way of a pod that has run to its end: what still runs is
