@@ -123,12 +123,23 @@ func setMountAttr(fd int, recursive bool, attr unix.MountAttr) error {
 
 // openOverlay mounts an overlay, detached.
 func (s *slot) openOverlay() (*os.File, error) {
+	if s.idmap != nil {
+		return s.openIDMapped()
+	}
+	var lower []layer
+	for _, dir := range s.lower {
+		lower = append(lower, layer{dir, -1})
+	}
+	return s.mountOverlay(lower, layer{s.upper, -1}, layer{s.work, -1})
+}
+
+func (s *slot) mountOverlay(lower []layer, upper, work layer) (*os.File, error) {
 	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("fsopen overlay: %w", err)
 	}
 	defer unix.Close(ctx)
-	if err := s.overlayLayers(ctx); err != nil {
+	if err := s.overlayLayers(ctx, lower, upper, work); err != nil {
 		return nil, err
 	}
 	for _, o := range s.mountOptions {
@@ -154,12 +165,7 @@ func (s *slot) openOverlay() (*os.File, error) {
 
 // overlayLayers gives the layers one by one ("lowerdir+", Linux 6.7), which
 // has no limit of a page as the classic option has.
-func (s *slot) overlayLayers(ctx int) error {
-	lower, upper, work, closeLayers, err := s.idmapLayers()
-	defer closeLayers()
-	if err != nil {
-		return fmt.Errorf("overlay layer %w", err)
-	}
+func (s *slot) overlayLayers(ctx int, lower []layer, upper, work layer) error {
 	for i, l := range lower {
 		err := l.set(ctx, "lowerdir+")
 		if errors.Is(err, unix.EINVAL) && i == 0 {
