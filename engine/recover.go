@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -190,11 +191,11 @@ func (e *Engine) removeStrays(ctx context.Context, processes map[string]supervis
 			warn("process", id, e.endStray(ctx, id))
 		}
 	}
-	for _, dir := range strayDirs(filepath.Join(e.cfg.StateDir, "containers"), e.owned) {
-		warn("container directory", dir, removeTree(dir))
-	}
-	for _, dir := range strayDirs(filepath.Join(e.cfg.StateDir, "sandboxes"), e.owned) {
-		warn("sandbox directory", dir, removeTree(dir))
+	for _, kind := range []string{"containers", "sandboxes"} {
+		for _, dir := range strayDirs(filepath.Join(e.cfg.StateDir, kind), e.owned) {
+			warn("cgroup", dir, e.removeStrayCgroups(ctx, filepath.Base(dir)))
+			warn("directory", dir, removeTree(dir))
+		}
 	}
 	for _, dir := range strayDirs(filepath.Join(e.cfg.RunDir, "sandboxes"), e.owned) {
 		warn("namespaces", dir, removeRunDir(dir))
@@ -229,6 +230,22 @@ func (e *Engine) endStray(ctx context.Context, id string) error {
 		return err
 	}
 	return e.forgetProcess(ctx, id)
+}
+
+// removeStrayCgroups removes the groups named like a stray, wherever one can be:
+// only its record knew in which pod's group it was.
+func (e *Engine) removeStrayCgroups(ctx context.Context, id string) error {
+	parents := map[string]bool{e.cfg.CgroupParent: true}
+	for _, s := range e.allSandboxes() {
+		parents[s.record().CgroupParent] = true
+	}
+	var errs []error
+	for parent := range parents {
+		if path := parent + "/" + id; e.cfg.Cgroups.Group(path).Exists() {
+			errs = append(errs, e.removeCgroup(ctx, path))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // strayDirs lists directories named like objects that have no record. One with

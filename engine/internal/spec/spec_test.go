@@ -343,6 +343,9 @@ func TestChecks(t *testing.T) {
 		"config.hostname":            {Metadata: meta, Hostname: "a\nb"},
 		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}}}},
 		"selinux_options":            {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}}}},
+		"systemd driver":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "a-b.slice:c:d"}},
+		"below the root":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/"}},
+		"absolute path":              {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/a/../../b"}},
 		"config.dns_config.searches": {Metadata: meta, DnsConfig: &runtimeapi.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}},
 	} {
 		if err := CheckSandbox(c); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {

@@ -23,6 +23,9 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if err := checkNamespaces(o); err != nil {
 		return err
 	}
+	if err := checkCgroup(c.GetLinux().GetCgroupParent()); err != nil {
+		return err
+	}
 	if sc.GetSelinuxOptions() != nil {
 		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
 	}
@@ -47,6 +50,20 @@ func checkNamespaces(o *runtimeapi.NamespaceOption) error {
 	}
 	if u := o.GetUsernsOptions(); u != nil && u.Mode != node {
 		return invalid("%s.userns_options: user namespaces are not supported yet", field)
+	}
+	return nil
+}
+
+// checkCgroup refuses a parent that is no path, or is the root, whose other
+// groups are the host's.
+func checkCgroup(parent string) error {
+	switch {
+	case parent == "":
+		return nil
+	case strings.Contains(parent, ":") || strings.HasSuffix(parent, ".slice"):
+		return invalid("linux.cgroup_parent: %q is of the systemd driver; this runtime's is cgroupfs", parent)
+	case !filepath.IsAbs(parent) || filepath.Clean(parent) != strings.TrimSuffix(parent, "/") || strings.ContainsFunc(parent, isControl):
+		return invalid("linux.cgroup_parent: %q is not an absolute path below the root", parent)
 	}
 	return nil
 }
