@@ -20,6 +20,7 @@ import (
 type assembly struct {
 	fetcher  fetcher
 	private  bool // share no work with others: an archive's blobs are at hand
+	fresh    bool // nor what is in place
 	manifest blobRecord
 	doc      *document
 	rawDoc   []byte
@@ -43,10 +44,10 @@ type assembledLayer struct {
 	key    string
 }
 
-// assemble fetches and unpacks what is missing and records the image: whole,
-// or not at all.
-func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error) {
+// plan lists the layers of the manifest, lowest first.
+func (a *assembly) plan() {
 	chains := chainIDs(a.config.RootFS.DiffIDs)
+	a.layers = nil
 	for i, l := range a.doc.Layers {
 		a.layers = append(a.layers, &assembledLayer{rec: layerRecord{
 			Blob:   blobRecord{string(l.Digest), l.MediaType, l.Size},
@@ -54,6 +55,19 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 			Chain:  string(chains[i]),
 		}})
 	}
+}
+
+// letGo ends what is under way for an assembly, and removes what it has staged.
+func (s *Store) letGo(a *assembly) {
+	for _, l := range a.layers {
+		s.releaseLayer(l.key, l.work)
+	}
+}
+
+// assemble fetches and unpacks what is missing and records the image: whole,
+// or not at all.
+func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error) {
+	a.plan()
 	rec := &record{Manifest: a.manifest, Layers: make([]layerRecord, len(a.layers)),
 		Config: blobRecord{digestOf(a.rawConf), a.doc.Config.MediaType, int64(len(a.rawConf))},
 		Tags:   a.tags, Digests: a.digests, Pinned: a.pinned}
@@ -64,9 +78,7 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 	files := rec.files()
 	s.pin(files)
 	defer func() {
-		for _, l := range a.layers {
-			s.releaseLayer(l.key, l.work)
-		}
+		s.letGo(a)
 		s.unpin(files)
 		if err != nil {
 			err = errors.Join(err, s.collecting(ctx, func() ([]string, error) { return a.placed, nil }))
@@ -110,7 +122,7 @@ func (s *Store) unpin(files []string) {
 // the waiting; the caller lets go of the rest.
 func (s *Store) provideLayers(ctx context.Context, a *assembly) error {
 	for _, l := range a.layers {
-		if s.shareLayer(l) {
+		if !a.fresh && s.shareLayer(l) {
 			continue
 		}
 		l.key = l.rec.Chain + " " + l.rec.Blob.Digest
@@ -168,6 +180,9 @@ func (e *retryElsewhereError) Unwrap() error { return e.err }
 // shareLayer uses a layer that an image in the store has, if that came from
 // the very same blob: that of another compression must be fetched and compared.
 func (s *Store) shareLayer(l *assembledLayer) bool {
+	if !s.exists(blobPath(l.rec.Blob.Digest)) {
+		return false // Check has found it damaged
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, e := range s.images {

@@ -54,7 +54,7 @@ func (s *Store) startLayer(a *assembly, l *assembledLayer) error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	w := &layerWork{rec: l.rec, starter: a, dir: dir, cancel: cancel, refs: 1,
 		blobReady: make(chan struct{}), done: make(chan struct{})}
-	if have, ok := s.placed(l.rec.Chain); ok {
+	if have, ok := s.placed(l.rec.Chain); ok && !a.fresh {
 		w.verifyOnly = true
 		w.res = layer.Result{Bytes: have.Bytes, Inodes: have.Inodes, OpaqueRoot: have.OpaqueRoot}
 	}

@@ -256,23 +256,33 @@ func (s *Store) loadImage(rel string) (e *entry, whole bool, err error) {
 // image that came on a stick may not be had a second time.
 func (s *Store) repair(e *entry) error {
 	s.log.Warn("image lacks layers, which are unpacked again", "image", e.ID, "names", e.Tags)
-	a := &assembly{fetcher: stored{s}, private: true, manifest: e.Manifest, config: e.config,
-		tags: e.Tags, digests: e.Digests, pinned: e.Pinned, pulled: e.Pulled}
-	var err error
-	if a.rawDoc, err = s.readSmallBlob(e.Manifest); err != nil {
+	a, err := s.storedAssembly(e)
+	if err != nil {
 		return err
 	}
-	if a.rawConf, err = s.readSmallBlob(e.Config); err != nil {
-		return err
-	}
-	if a.doc, err = parseDocument(a.rawDoc, e.Manifest.MediaType); err != nil {
-		return err
-	}
-	if a.config, err = checkConfig(a.rawConf, len(a.doc.Layers)); err != nil {
-		return err
-	}
+	a.tags, a.digests, a.pinned, a.pulled = e.Tags, e.Digests, e.Pinned, e.Pulled
 	_, err = s.assemble(s.ctx, a)
 	return err
+}
+
+// storedAssembly is the image once more, from its blobs in the store.
+func (s *Store) storedAssembly(e *entry) (*assembly, error) {
+	a := &assembly{fetcher: stored{s}, private: true, manifest: e.Manifest}
+	var err error
+	if a.rawDoc, err = s.readSmallBlob(e.Manifest); err != nil {
+		return nil, err
+	}
+	if a.rawConf, err = s.readSmallBlob(e.Config); err != nil {
+		return nil, err
+	}
+	if a.doc, err = parseDocument(a.rawDoc, e.Manifest.MediaType); err != nil {
+		return nil, err
+	}
+	if a.config, err = checkConfig(a.rawConf, len(a.doc.Layers)); err != nil {
+		return nil, err
+	}
+	a.plan()
+	return a, nil
 }
 
 // stored is the store itself as the fetcher of an image's blobs.
