@@ -6,7 +6,10 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstead/sys"
@@ -67,6 +70,30 @@ func writePidFile(path string, pid int) error {
 		return fmt.Errorf("--pid-file: %w", err)
 	}
 	return nil
+}
+
+// listenFds is how many sockets the caller has given us for the container, as
+// systemd does for a unit with sockets.
+func listenFds() (int, error) {
+	s := os.Getenv("LISTEN_FDS")
+	if s == "" || os.Getenv("LISTEN_PID") != strconv.Itoa(os.Getpid()) {
+		return 0, nil // none, or another process's
+	}
+	n, err := strconv.ParseUint(s, 10, 8)
+	if err != nil {
+		return 0, fmt.Errorf("LISTEN_FDS: %w", err)
+	}
+	return int(n), nil
+}
+
+// withListenFds tells a container's first process of its sockets.
+func withListenFds(p *specs.Process, n int) *specs.Process {
+	if n == 0 {
+		return p
+	}
+	q := *p
+	q.Env = append(slices.Clone(p.Env), fmt.Sprintf("LISTEN_FDS=%d", n), "LISTEN_PID=1")
+	return &q
 }
 
 // extraFiles are descriptors 3, 4, … that the process gets besides its stdio.

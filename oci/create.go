@@ -26,6 +26,9 @@ type CreateOptions struct {
 	Stdio  launch.Stdio // without a terminal
 	// Extra become descriptors 3, 4, … of the process.
 	Extra []*os.File
+	// ListenFds is how many of them are sockets to listen on, the first ones: the
+	// process is told so in the way of sd_listen_fds(3).
+	ListenFds int
 	// ConsoleSocket gets the terminal's master; without it, with a terminal,
 	// the Child has it.
 	ConsoleSocket string
@@ -138,7 +141,7 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions, undo *sys.Undo) (*launch.Child, error) {
 	g := c.group()
 	run := *spec
-	run.Process = withHome(spec.Process, c.Rootfs)
+	run.Process = withHome(withListenFds(spec.Process, o.ListenFds), c.Rootfs)
 	p, err := launch.Compile(&run, launch.Options{
 		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true,
 	})
@@ -231,7 +234,7 @@ func (f *createFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process's pid to")
 	flags.BoolVar(&f.noPivot, "no-pivot", false, "not supported")
 	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "not supported")
-	flags.IntVar(&f.preserveFds, "preserve-fds", 0, "pass descriptors 3 to 3+N-1 on")
+	flags.IntVar(&f.preserveFds, "preserve-fds", 0, "pass N descriptors on, from 3 or after $LISTEN_FDS")
 }
 
 func (f *createFlags) options() (CreateOptions, error) {
@@ -241,9 +244,13 @@ func (f *createFlags) options() (CreateOptions, error) {
 	case f.noNewKeyring:
 		return CreateOptions{}, errors.New("--no-new-keyring: not supported")
 	}
-	extra, err := extraFiles(f.preserveFds)
+	listen, err := listenFds()
+	if err != nil {
+		return CreateOptions{}, err
+	}
+	extra, err := extraFiles(listen + f.preserveFds)
 	return CreateOptions{
-		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidfdSocket: f.pidfdSocket, PidFile: f.pidFile, Extra: extra,
+		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidfdSocket: f.pidfdSocket, PidFile: f.pidFile, Extra: extra, ListenFds: listen,
 		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
 	}, err
 }

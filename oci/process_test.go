@@ -344,6 +344,29 @@ func TestPreserveFds(t *testing.T) {
 	})
 }
 
+func TestListenFds(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.script("cat <&3; cat <&4; echo $LISTEN_FDS $LISTEN_PID $$")
+		b.write()
+		cmd := b.cmd("run", "-b", b.bundle, "--preserve-fds", "1", b.id)
+		cmd.Args = append([]string{"sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = "/bin/sh"
+		for _, s := range []string{"three\n", "four\n"} {
+			r, w, err := os.Pipe()
+			if err != nil {
+				b.Fatal(err)
+			}
+			io.WriteString(w, s)
+			w.Close()
+			defer r.Close()
+			cmd.ExtraFiles = append(cmd.ExtraFiles, r)
+		}
+		if r := b.runWith(cmd); r.stdout != "three\nfour\n1 1 1\n" {
+			b.Errorf("%+v", r)
+		}
+	})
+}
+
 func TestNoDescriptorLeaks(t *testing.T) {
 	onBoth(t, func(b *box) {
 		b.script("echo /proc/self/fd/*")
