@@ -14,8 +14,6 @@ import (
 	"podstead/test/peer"
 )
 
-func TestMain(m *testing.M) { host.Main(m) }
-
 const (
 	busyboxRef = "test.local/busybox:1"
 	pauseRef   = "test.local/pause:1"
