@@ -28,12 +28,18 @@ type rawOp struct {
 
 // machine is all that the child touches.
 type machine struct {
+	// Slices are for the forker; the child indexes by hand, because the code of
+	// a failed bounds check takes more stack than there is. Program.check has
+	// made sure of the bounds.
 	ops      []rawOp
+	first    *rawOp // of ops
+	count    int
 	prologue int // how many of ops come before the program's own
 	regs     []uintptr
-	sync     uintptr // socket to the forker
-	listen   uintptr // socket to accept the starter's connection from, or noListener
-	extra    uintptr // descriptors from 3 on that the container gets
+	reg0     *uintptr // of regs
+	sync     uintptr  // socket to the forker
+	listen   uintptr  // socket to accept the starter's connection from, or noListener
+	extra    uintptr  // descriptors from 3 on that the container gets
 	path     makePath
 	msg      message
 	in       [8]byte
@@ -103,19 +109,27 @@ type msghdr struct {
 //go:norace
 //go:nocheckptr
 func (m *machine) run() {
-	for pc := 0; pc < len(m.ops); pc++ {
-		o := &m.ops[pc]
+	for pc := 0; pc < m.count; pc++ {
+		o := (*rawOp)(unsafe.Add(unsafe.Pointer(m.first), uintptr(pc)*unsafe.Sizeof(rawOp{})))
 		var a [6]uintptr
 		for i := range a {
 			a[i] = o.args[i]
 			if o.regs[i] != noReg {
-				a[i] = m.regs[o.regs[i]]
+				a[i] = *m.reg(o.regs[i])
 			}
 		}
-		ret, errno := m.step(pc, o.nr, &a)
+		var ret uintptr
+		errno := syscall.EINTR
+		for errno == syscall.EINTR {
+			if o.nr >= nrFirstOwn {
+				ret, errno = m.own(pc, o.nr, &a)
+			} else {
+				ret, _, errno = syscall.RawSyscall6(o.nr, a[0], a[1], a[2], a[3], a[4], a[5])
+			}
+		}
 		if errno == 0 {
 			if o.out != noReg {
-				m.regs[o.out] = ret
+				*m.reg(o.out) = ret
 			}
 			pc += int(o.skipOK)
 			continue
@@ -131,6 +145,13 @@ func (m *machine) run() {
 
 //go:nosplit
 //go:norace
+//go:nocheckptr
+func (m *machine) reg(n uint16) *uintptr {
+	return (*uintptr)(unsafe.Add(unsafe.Pointer(m.reg0), uintptr(n)*unsafe.Sizeof(uintptr(0))))
+}
+
+//go:nosplit
+//go:norace
 func (o *rawOp) passes(errno syscall.Errno) bool {
 	for _, p := range o.pass {
 		if p == uint16(anyErrno) || p != 0 && p == uint16(errno) {
@@ -138,21 +159,6 @@ func (o *rawOp) passes(errno syscall.Errno) bool {
 		}
 	}
 	return false
-}
-
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func (m *machine) step(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno) {
-	if nr >= nrFirstOwn {
-		return m.own(pc, nr, a)
-	}
-	for {
-		ret, _, errno := syscall.RawSyscall6(nr, a[0], a[1], a[2], a[3], a[4], a[5])
-		if errno != syscall.EINTR {
-			return ret, errno
-		}
-	}
 }
 
 // own executes the executor's own operations.

@@ -450,12 +450,13 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 		data = make([]byte, 8)
 	}
 	m := &machine{
-		regs:   make([]uintptr, p.regs),
+		regs:   make([]uintptr, p.regs+1),
 		sync:   uintptr(sync),
 		listen: noListener,
 		extra:  uintptr(len(std) - 3),
 		nofile: rlimit.NoFile(),
 	}
+	m.reg0 = &m.regs[0]
 	pin.Pin(m)
 	pin.Pin(&data[0])
 	base := uintptr(unsafe.Pointer(&data[0]))
@@ -479,6 +480,7 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 	for i := range p.ops {
 		m.ops = append(m.ops, p.ops[i].raw(base))
 	}
+	m.first, m.count = &m.ops[0], len(m.ops)
 	m.clone.pidfd = uint64(uintptr(unsafe.Pointer(&m.pidfd)))
 	m.iov = [2]uintptr{uintptr(unsafe.Pointer(&m.msg)), messageSize}
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.control))

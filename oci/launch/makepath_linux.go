@@ -14,10 +14,21 @@ import (
 
 // makePath is the memory for it.
 type makePath struct {
+	root uintptr
 	how  unix.OpenHow
-	path [unix.PathMax]byte
-	link [unix.PathMax]byte
+	path pathBuffer
+	link pathBuffer
 }
+
+type pathBuffer [unix.PathMax]byte
+
+// at is a byte of the buffer. It is not checked for bounds: the code for a
+// failed check would take more stack than there is.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (b *pathBuffer) at(i int) *byte { return (*byte)(unsafe.Add(unsafe.Pointer(b), i)) }
 
 // maxLinks is how many dangling links are followed, as many as the kernel does.
 const maxLinks = 40
@@ -35,18 +46,19 @@ func (m *machine) makePath(root, path, mode, resolve uintptr) (uintptr, syscall.
 		if n == len(m.path.path) {
 			return 0, syscall.ENAMETOOLONG
 		}
-		m.path.path[n] = *(*byte)(ptr(path + uintptr(n)))
-		if m.path.path[n] == 0 {
+		b := *(*byte)(ptr(path + uintptr(n)))
+		*m.path.path.at(n) = b
+		if b == 0 {
 			break
 		}
 	}
-	m.path.how.Resolve = uint64(resolve)
+	m.path.root, m.path.how.Resolve = root, uint64(resolve)
 	for range maxLinks {
-		fd, e := m.openMade(root, mode&unix.S_IFMT == unix.S_IFDIR)
+		fd, e := m.openMade(mode&unix.S_IFMT == unix.S_IFDIR)
 		if e != syscall.ENOENT {
 			return fd, e
 		}
-		fd, again, e := m.makeParts(root, mode)
+		fd, again, e := m.makeParts(mode)
 		if !again || e != 0 {
 			return fd, e
 		}
@@ -61,11 +73,11 @@ func (m *machine) makePath(root, path, mode, resolve uintptr) (uintptr, syscall.
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (m *machine) makeParts(root, mode uintptr) (fd uintptr, again bool, e syscall.Errno) {
+func (m *machine) makeParts(mode uintptr) (fd uintptr, again bool, e syscall.Errno) {
 	p := &m.path
-	parent, start := root, 0
+	parent, start := p.root, 0
 	for i := 0; i < len(p.path); i++ {
-		c := p.path[i]
+		c := *p.path.at(i)
 		if c != '/' && c != 0 {
 			continue
 		}
@@ -76,9 +88,9 @@ func (m *machine) makeParts(root, mode uintptr) (fd uintptr, again bool, e sysca
 			start++
 			continue
 		}
-		p.path[i] = 0
-		fd, again, e = m.makePart(root, parent, start, mode, c == 0)
-		p.path[i] = c
+		*p.path.at(i) = 0
+		fd, again, e = m.makePart(parent, start, mode, c == 0)
+		*p.path.at(i) = c
 		if again {
 			return 0, true, m.followLink(start, i)
 		}
@@ -97,12 +109,12 @@ func (m *machine) makeParts(root, mode uintptr) (fd uintptr, again bool, e sysca
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (m *machine) makePart(root, parent uintptr, start int, mode uintptr, last bool) (fd uintptr, dangling bool, e syscall.Errno) {
+func (m *machine) makePart(parent uintptr, start int, mode uintptr, last bool) (fd uintptr, dangling bool, e syscall.Errno) {
 	dir := !last || mode&unix.S_IFMT == unix.S_IFDIR
-	if fd, e = m.openMade(root, dir); e != syscall.ENOENT {
+	if fd, e = m.openMade(dir); e != syscall.ENOENT {
 		return fd, false, e
 	}
-	name := uintptr(unsafe.Pointer(&m.path.path[start]))
+	name := uintptr(unsafe.Pointer(m.path.path.at(start)))
 	if dir {
 		_, _, e = syscall.RawSyscall6(unix.SYS_MKDIRAT, parent, name, 0o755, 0, 0, 0)
 	} else {
@@ -111,14 +123,14 @@ func (m *machine) makePart(root, parent uintptr, start int, mode uintptr, last b
 	if e != 0 && e != syscall.EEXIST {
 		return 0, false, e
 	}
-	if fd, e = m.openMade(root, dir); e != syscall.ENOENT {
+	if fd, e = m.openMade(dir); e != syscall.ENOENT {
 		return fd, false, e
 	}
 	n, _, e := syscall.RawSyscall6(unix.SYS_READLINKAT, parent, name, uintptr(unsafe.Pointer(&m.path.link)), uintptr(len(m.path.link)-1), 0, 0)
 	if e != 0 {
 		return 0, false, e
 	}
-	m.path.link[n] = 0
+	*m.path.link.at(int(n)) = 0
 	return 0, true, 0
 }
 
@@ -130,28 +142,28 @@ func (m *machine) makePart(root, parent uintptr, start int, mode uintptr, last b
 func (m *machine) followLink(start, end int) syscall.Errno {
 	p := &m.path
 	n := 0
-	for p.link[n] != 0 {
+	for *p.link.at(n) != 0 {
 		n++
 	}
 	for i := end; ; i++ { // the rest of the path, its NUL included
 		if n == len(p.link) {
 			return syscall.ENAMETOOLONG
 		}
-		p.link[n] = p.path[i]
-		if p.path[i] == 0 {
+		*p.link.at(n) = *p.path.at(i)
+		if *p.path.at(i) == 0 {
 			break
 		}
 		n++
 	}
-	if p.link[0] == '/' {
+	if *p.link.at(0) == '/' {
 		start = 0
 	}
 	for i := 0; ; i++ {
 		if start+i == len(p.path) {
 			return syscall.ENAMETOOLONG
 		}
-		p.path[start+i] = p.link[i]
-		if p.link[i] == 0 {
+		*p.path.at(start + i) = *p.link.at(i)
+		if *p.link.at(i) == 0 {
 			return 0
 		}
 	}
@@ -160,11 +172,11 @@ func (m *machine) followLink(start, end int) syscall.Errno {
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (m *machine) openMade(root uintptr, dir bool) (uintptr, syscall.Errno) {
+func (m *machine) openMade(dir bool) (uintptr, syscall.Errno) {
 	m.path.how.Flags = unix.O_PATH | unix.O_CLOEXEC
 	if dir {
 		m.path.how.Flags |= unix.O_DIRECTORY
 	}
-	fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT2, root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
+	fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT2, m.path.root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
 	return fd, e
 }
