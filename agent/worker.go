@@ -55,6 +55,7 @@ type worker struct {
 	failures map[string]plan.Failure
 	tries    map[string]int // failures in a row, by plan.Step.FailureKey
 	busy     map[string]*running
+	finished map[string]time.Time // the last step that succeeded
 	results  chan result
 	quit     chan struct{} // closed when results are not read any more
 	probes   map[string]*probe.Container
@@ -101,6 +102,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		failures: map[string]plan.Failure{},
 		tries:    map[string]int{},
 		busy:     map[string]*running{},
+		finished: map[string]time.Time{},
 		results:  make(chan result),
 		quit:     make(chan struct{}),
 		probes:   map[string]*probe.Container{},

@@ -63,6 +63,9 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 		r.stopped = true
 		r.cancel() // overtaken by a shorter grace
 	}
+	if w.idle(s) {
+		return
+	}
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{step: s, cancel: cancel}
 	if s.Kind == plan.Kill {
@@ -78,6 +81,24 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 		case <-w.quit:
 		}
 	})
+}
+
+// noEffect is how soon a step that succeeded may be asked for again; a runtime
+// that says yes and does nothing must not make the agent spin.
+const noEffect = 100 * time.Millisecond
+
+// idle holds back a step that has only just succeeded.
+func (w *worker) idle(s plan.Step) bool {
+	now := time.Now()
+	if at, ok := w.finished[s.String()]; !ok || s.Kind == plan.Prepare || now.Sub(at) > noEffect {
+		return false
+	}
+	delete(w.finished, s.String())
+	w.failures[s.FailureKey()] = plan.Failure{Reason: "NoEffect", At: now, Until: now.Add(time.Second),
+		Message: s.String() + " succeeded and changed nothing"}
+	w.dirty = true
+	w.poke()
+	return true
 }
 
 // done takes in what became of a step.
@@ -103,6 +124,8 @@ func (w *worker) done(r result) {
 }
 
 func (w *worker) succeeded(s plan.Step) {
+	clear(w.finished)
+	w.finished[s.String()] = time.Now()
 	switch s.Kind {
 	case plan.Prepare:
 		w.prepared, w.stale = true, false

@@ -108,19 +108,19 @@ func (p *planner) isSidecar(name string) bool {
 	return false
 }
 
+// overtake is how much sooner a kill must end to take the place of another.
+const overtake = time.Second
+
 // stop kills a container by the deadline. A kill under way that would take
-// longer, by more than it takes to say so, is overtaken.
+// longer than is granted now is overtaken.
 func (p *planner) stop(c *observe.Container, why Reason, deadline time.Time) {
 	grace := deadline.Sub(p.now)
 	if p.in.End == nil || p.in.End.Grace > 0 {
 		grace = max(grace, MinGrace)
 	}
 	grace = max(grace, 0)
-	if b, busy := p.in.Busy[c.Name]; busy {
-		const slack = time.Second
-		if b.Kind != Kill || !p.now.Add(grace).Before(b.Deadline.Add(-slack)) {
-			return
-		}
+	if b, busy := p.in.Busy[c.Name]; busy && (b.Kind != Kill || !p.now.Add(grace+overtake).Before(b.Deadline)) {
+		return
 	}
 	p.kill(c, why, fmt.Sprintf("Stopping container %s", c.Name), grace)
 }

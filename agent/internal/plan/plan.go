@@ -248,6 +248,9 @@ func (p *planner) deadline() bool {
 // run is the way of a pod that is wanted.
 func (p *planner) run() {
 	defer p.collect()
+	if p.in.Busy[""].Kind == StopSandbox {
+		return // even if it is wanted by now: it is as good as gone
+	}
 	p.killUnwanted()
 	if p.finished() {
 		p.plan.Finished = true
@@ -309,11 +312,12 @@ func (p *planner) kill(c *observe.Container, why Reason, message string, grace t
 // makeSandbox ends what is left of an old sandbox and then makes a new one.
 func (p *planner) makeSandbox() {
 	quiet := true
+	for name := range p.in.Busy { // also of containers that are not seen yet
+		p.cancelStart(name)
+		quiet = false
+	}
 	for i := range p.in.Seen.Containers {
 		c := &p.in.Seen.Containers[i]
-		if p.cancelStart(c.Name) {
-			quiet = false
-		}
 		if c.State != observe.Running {
 			continue
 		}
@@ -322,7 +326,7 @@ func (p *planner) makeSandbox() {
 			p.kill(c, SandboxChanged, "Pod sandbox changed, it will be killed and re-created.", p.grace())
 		}
 	}
-	if !quiet || p.busy("") {
+	if !quiet {
 		return
 	}
 	attempt := uint32(0)

@@ -1,0 +1,193 @@
+package e2etest
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/client"
+)
+
+const everything = `
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: conf}
+data: {greeting: hello, "file.txt": one}
+---
+apiVersion: v1
+kind: Secret
+metadata: {name: token}
+stringData: {password: s3cret}
+---
+apiVersion: v1
+kind: Pod
+metadata:
+  name: web
+  labels: {app: web}
+spec:
+  terminationGracePeriodSeconds: 3
+  hostname: myhost
+  hostAliases: [{ip: 10.1.2.3, hostnames: [db]}]
+  securityContext: {fsGroup: 2000, runAsUser: 1000, runAsGroup: 1000}
+  initContainers:
+  - name: init
+    image: test.local/busybox:1
+    command: [sh, -c, "echo from-init > /shared/init; mkdir -p /shared/sub; echo sub > /shared/sub/f"]
+    volumeMounts: [{name: shared, mountPath: /shared}]
+  containers:
+  - name: app
+    image: test.local/busybox:1
+    command: [sh, -c]
+    args:
+    - |
+      echo "greeting=$(GREETING) pod=$(NAME) ip=$(IP) all=$ALL_greeting limit=$LIMIT"
+      echo "init=$(cat /shared/init) conf=$(cat /conf/file.txt) secret=$(cat /secret/password) sub=$(cat /sub/f)"
+      echo "labels=$(cat /info/labels) host=$(hostname) id=$(id)"
+      grep -q '10.1.2.3.*db' /etc/hosts && echo alias
+      touch /mem/x /shared/y && ls -ln /shared/y
+      httpd -f -p 8080 -h /conf & 
+      trap 'echo term; exit 0' TERM
+      while true; do sleep 0.1; done
+    env:
+    - {name: GREETING, valueFrom: {configMapKeyRef: {name: conf, key: greeting}}}
+    - {name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}
+    - {name: IP, valueFrom: {fieldRef: {fieldPath: status.podIP}}}
+    - {name: LIMIT, valueFrom: {resourceFieldRef: {resource: limits.memory, divisor: 1Mi}}}
+    envFrom: [{prefix: ALL_, configMapRef: {name: conf}}]
+    ports: [{name: http, containerPort: 8080}]
+    resources: {limits: {memory: 64Mi, cpu: 500m}}
+    readinessProbe: {httpGet: {path: /file.txt, port: http}, periodSeconds: 1}
+    volumeMounts:
+    - {name: shared, mountPath: /shared}
+    - {name: shared, mountPath: /sub, subPath: sub}
+    - {name: mem, mountPath: /mem}
+    - {name: conf, mountPath: /conf}
+    - {name: secret, mountPath: /secret}
+    - {name: info, mountPath: /info}
+  volumes:
+  - {name: shared, emptyDir: {}}
+  - {name: mem, emptyDir: {medium: Memory, sizeLimit: 1Mi}}
+  - {name: conf, configMap: {name: conf}}
+  - {name: secret, secret: {secretName: token, defaultMode: 0400}}
+  - name: info
+    downwardAPI: {items: [{path: labels, fieldRef: {fieldPath: metadata.labels}}]}
+`
+
+func TestPodOnContainerd(t *testing.T) {
+	n := startNode(t)
+	n.apply(everything)
+	p := n.until("web", "ready", ready)
+	log := n.log("web", client.LogOptions{Container: "app"})
+	for _, want := range []string{
+		"greeting=hello pod=web ip=" + p.Status.PodIP + " all=hello limit=64",
+		"init=from-init conf=one secret=s3cret sub=sub",
+		`labels=app="web" host=myhost id=uid=1000`, "2000(extra)", "alias", " 1000     2000 ",
+	} {
+		if !strings.Contains(log, want) {
+			t.Errorf("the log has no %q:\n%s", want, log)
+		}
+	}
+	if got := n.exec("web", "app", "cat", "/conf/file.txt"); got != "one" {
+		t.Errorf("exec: %q", got)
+	}
+	// A changed object reaches the files of a running container.
+	n.apply(strings.Replace(everything, `"file.txt": one`, `"file.txt": two`, 1))
+	deadline := time.Now().Add(patience)
+	for n.exec("web", "app", "cat", "/conf/file.txt") != "two" {
+		if time.Now().After(deadline) {
+			t.Fatal("the file does not change")
+		}
+	}
+	// A restart of the agent changes nothing.
+	id := p.Status.ContainerStatuses[0].ContainerID
+	n.stop()
+	n.start()
+	p = n.until("web", "ready again", ready)
+	if got := p.Status.ContainerStatuses[0]; got.ContainerID != id || got.RestartCount != 0 {
+		t.Errorf("container %s, restarts %d; before it was %s", got.ContainerID, got.RestartCount, id)
+	}
+	if err := n.client.DeletePod(t.Context(), "default", "web", nil); err != nil {
+		t.Fatal(err)
+	}
+	n.until("web", "gone", gone)
+	n.clean()
+}
+
+func TestManifestFile(t *testing.T) {
+	n := startNode(t)
+	pod := func(text string) string {
+		return `{apiVersion: v1, kind: Pod, metadata: {name: file}, spec: {terminationGracePeriodSeconds: 1, containers: [
+  {name: app, image: "test.local/busybox:1", command: [sh, -c, "echo ` + text + `; sleep 1000"]},
+  {name: other, image: "test.local/busybox:1", command: [sleep, "1000"]}]}}`
+	}
+	write := func(content string) {
+		t.Helper()
+		if err := os.MkdirAll(n.manifests, 0o755); err != nil { // created after the agent began
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(n.manifests, "file.yaml"), []byte(content), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(pod("one"))
+	n.until("file", "ready", ready)
+	n.line("file", "app")
+	write("kind: Pod\nnonsense: true\n")
+	n.until("file", "told of the broken edit", func(p *corev1.Pod) bool {
+		return strings.Contains(n.events("file"), "goes on as it was")
+	})
+	write(pod("two"))
+	p := n.until("file", "restarted", func(p *corev1.Pod) bool {
+		return ready(p) && p.Status.ContainerStatuses[0].RestartCount == 1
+	})
+	if p.Status.ContainerStatuses[1].RestartCount != 0 {
+		t.Error("the container that was not edited was restarted")
+	}
+	if got := n.line("file", "app"); got != "two\n" {
+		t.Errorf("log %q", got)
+	}
+	if got := n.log("file", client.LogOptions{Container: "app", Previous: true}); got != "one\n" {
+		t.Errorf("previous log %q", got)
+	}
+	if err := os.Remove(filepath.Join(n.manifests, "file.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	n.until("file", "gone", gone)
+	n.clean()
+}
+
+func TestCrashAndTerminationMessage(t *testing.T) {
+	n := startNode(t)
+	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: crash}, spec: {terminationGracePeriodSeconds: 1, containers: [
+  {name: app, image: "test.local/busybox:1", command: [sh, -c, "echo why > /dev/termination-log; exit 7"]},
+  {name: log, image: "test.local/busybox:1", terminationMessagePolicy: FallbackToLogsOnError, command: [sh, -c, "echo last words; exit 3"]}]}}`)
+	p := n.until("crash", "in back-off", func(p *corev1.Pod) bool {
+		if p == nil {
+			return false
+		}
+		for _, c := range p.Status.ContainerStatuses {
+			if c.State.Waiting == nil || c.State.Waiting.Reason != "CrashLoopBackOff" || c.RestartCount != 1 {
+				return false
+			}
+		}
+		return true
+	})
+	for i, want := range []struct {
+		code    int32
+		message string
+	}{{7, "why\n"}, {3, "last words\n"}} {
+		last := p.Status.ContainerStatuses[i].LastTerminationState.Terminated
+		if last == nil || last.ExitCode != want.code || last.Message != want.message {
+			t.Errorf("%s ended as %+v", p.Status.ContainerStatuses[i].Name, last)
+		}
+	}
+	if err := n.client.DeletePod(t.Context(), "default", "crash", nil); err != nil {
+		t.Fatal(err)
+	}
+	n.until("crash", "gone", gone)
+	n.clean()
+}

@@ -1,0 +1,251 @@
+package e2etest
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/tools/remotecommand"
+
+	"podstead/agent"
+	"podstead/agent/client"
+	"podstead/cgroup"
+	"podstead/cri/remote"
+	"podstead/test/host"
+	"podstead/test/peer"
+)
+
+func TestMain(m *testing.M) { host.Main(m) }
+
+const (
+	pauseImage   = "test.local/pause:1"
+	busyboxImage = "test.local/busybox:1"
+	patience     = 60 * time.Second
+)
+
+// node is an agent on containerd.
+type node struct {
+	*testing.T
+	dir        string
+	manifests  string
+	runtime    *remote.Runtime
+	containerd *peer.Containerd
+	client     *client.Client
+	stop       func()
+}
+
+// startNode starts the runtime, with images in place, and the agent.
+func startNode(t *testing.T) *node {
+	host.Require(t)
+	n := &node{T: t, dir: t.TempDir()}
+	n.manifests = filepath.Join(n.dir, "manifests")
+	c, err := peer.StartContainerd(t.Context(), filepath.Join(n.dir, "containerd"), pauseImage)
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.containerd = c
+	t.Cleanup(func() {
+		if err := c.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	pause, err := peer.Pause()
+	if err != nil {
+		t.Fatal(err)
+	}
+	busybox, err := peer.Busybox()
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	archive := filepath.Join(n.dir, "images.tar")
+	if err := peer.Archive(archive, map[string]v1.Image{pauseImage: pause, busyboxImage: busybox}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Import(t.Context(), archive); err != nil {
+		t.Fatal(err)
+	}
+	if n.runtime, err = remote.New(c.Endpoint); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { n.runtime.Close() })
+	n.start()
+	return n
+}
+
+// start starts the agent; stop ends it, pods go on.
+func (n *node) start() {
+	n.Helper()
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		n.Fatal(err)
+	}
+	socket := filepath.Join(n.dir, "agent.sock")
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		n.Fatal(err)
+	}
+	a, err := agent.New(agent.Config{
+		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), PodLogsDir: filepath.Join(n.dir, "logs"),
+		NodeName: "node1", Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
+		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
+	})
+	if err != nil {
+		n.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	n.client = client.New(socket)
+	stopped := false
+	n.stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		n.client.Close()
+		cancel()
+		if err := <-done; err != nil {
+			n.Errorf("agent: %v", err)
+		}
+	}
+	n.Cleanup(n.stop)
+}
+
+func (n *node) apply(manifest string) {
+	n.Helper()
+	if _, err := n.client.Apply(n.Context(), []byte(manifest)); err != nil {
+		n.Fatal(err)
+	}
+}
+
+// until waits for a pod to satisfy f, by watching and not by asking.
+func (n *node) until(name, what string, f func(*corev1.Pod) bool) *corev1.Pod {
+	n.Helper()
+	ctx, cancel := context.WithTimeout(n.Context(), patience)
+	defer cancel()
+	var last *corev1.Pod
+	found := errors.New("found")
+	err := n.client.Watch(ctx, "default", name, func(c client.Change) error {
+		if c.Type == client.Gone {
+			c.Pod = nil
+		} else if c.Pod == nil && (c.Type != client.Synced || last != nil) {
+			return nil
+		}
+		last = c.Pod
+		if f(c.Pod) {
+			return found
+		}
+		return nil
+	})
+	if !errors.Is(err, found) {
+		n.Fatalf("pod %s is not %s: %v\n%s\n%+v", name, what, err, n.events(name), last)
+	}
+	return last
+}
+
+func (n *node) events(name string) string {
+	list, err := n.client.PodEvents(context.WithoutCancel(n.Context()), "default", name)
+	if err != nil {
+		return err.Error()
+	}
+	var b strings.Builder
+	for _, e := range list.Items {
+		b.WriteString(e.Type + " " + e.Reason + " " + e.Message + "\n")
+	}
+	return b.String()
+}
+
+func ready(p *corev1.Pod) bool {
+	if p == nil {
+		return false
+	}
+	for _, c := range p.Status.Conditions {
+		if c.Type == corev1.PodReady {
+			return c.Status == corev1.ConditionTrue
+		}
+	}
+	return false
+}
+
+func gone(p *corev1.Pod) bool { return p == nil }
+
+func (n *node) log(name string, o client.LogOptions) string {
+	n.Helper()
+	r, err := n.client.Logs(n.Context(), "default", name, o)
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer r.Close()
+	data, err := io.ReadAll(r)
+	if err != nil {
+		n.Fatal(err)
+	}
+	return string(data)
+}
+
+// line waits for the first line of a container's log.
+func (n *node) line(name, container string) string {
+	n.Helper()
+	ctx, cancel := context.WithTimeout(n.Context(), patience)
+	defer cancel()
+	r, err := n.client.Logs(ctx, "default", name, client.LogOptions{Container: container, Follow: true})
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer r.Close()
+	text, err := bufio.NewReader(r).ReadString('\n')
+	if err != nil {
+		n.Error(err)
+	}
+	return text
+}
+
+func (n *node) exec(name, container string, command ...string) string {
+	n.Helper()
+	var out, errOut bytes.Buffer
+	err := n.client.Exec(n.Context(), "default", name, client.ExecOptions{Container: container, Command: command,
+		Streams: remotecommand.StreamOptions{Stdout: &out, Stderr: &errOut}})
+	if err != nil {
+		n.Errorf("exec %q: %v, %s", command, err, errOut.String())
+	}
+	return out.String()
+}
+
+// clean checks that nothing of any pod is left.
+func (n *node) clean() {
+	n.Helper()
+	for _, dir := range []string{"state/pods", "logs"} {
+		if left, _ := os.ReadDir(filepath.Join(n.dir, dir)); len(left) > 0 {
+			n.Errorf("left in %s: %v", dir, left)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		n.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, n.dir+"/state") {
+			n.Errorf("left mounted: %s", line)
+		}
+	}
+	if shims := n.containerd.Shims(); len(shims) > 0 {
+		n.Errorf("shims still run: %v", shims)
+	}
+}
