@@ -3,6 +3,8 @@ package engine
 import (
 	"fmt"
 	"os"
+	"strings"
+	"sync"
 
 	"github.com/moby/profiles/seccomp"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -37,11 +39,35 @@ func (e *Engine) applySeccomp(s *specs.Spec, wanted spec.Seccomp) error {
 
 // defaultSeccomp sets the runtime's own profile, Docker's, which depends on the
 // capabilities of the container.
-func (e *Engine) defaultSeccomp(s *specs.Spec) error {
+func (e *Engine) defaultSeccomp(s *specs.Spec) (err error) {
+	s.Linux.Seccomp, err = e.profiles.get(s)
+	return err
+}
+
+// maxProfiles bounds the cache: few sets of capabilities are in use.
+const maxProfiles = 64
+
+// profileCache keeps the default profile for sets of capabilities, so that
+// containers share it. The zero value is ready.
+type profileCache struct {
+	mu     sync.Mutex
+	byCaps map[string]*specs.LinuxSeccomp
+}
+
+func (p *profileCache) get(s *specs.Spec) (*specs.LinuxSeccomp, error) {
+	key := strings.Join(s.Process.Capabilities.Bounding, ",")
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if got, ok := p.byCaps[key]; ok {
+		return got, nil
+	}
 	profile, err := seccomp.GetDefaultProfile(s)
 	if err != nil {
-		return fmt.Errorf("default seccomp profile: %w", err)
+		return nil, fmt.Errorf("default seccomp profile: %w", err)
 	}
-	s.Linux.Seccomp = profile
-	return nil
+	if p.byCaps == nil || len(p.byCaps) >= maxProfiles {
+		p.byCaps = map[string]*specs.LinuxSeccomp{}
+	}
+	p.byCaps[key] = profile
+	return profile, nil
 }

@@ -78,6 +78,7 @@ type Engine struct {
 	sandboxRuns      runs // RunPodSandbox by pod identity and attempt
 	containerRuns    runs // CreateContainer by sandbox, name and attempt
 	accounts         accountCache
+	profiles         profileCache
 	exits            exits
 	events           hub
 	streams          *streams

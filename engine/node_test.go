@@ -47,7 +47,7 @@ var supervisorBinary = sync.OnceValues(func() (string, error) {
 // node is an engine on directories of its own with a real supervisor.
 type node struct {
 	*Engine
-	t      *testing.T
+	t      testing.TB
 	cfg    Config
 	client *supervisor.Client
 	images *image.Store
@@ -60,7 +60,7 @@ const testImage = "test.local/busybox:1"
 
 // newNode starts a node. Everything of it is gone when the test ends, and that
 // is checked.
-func newNode(t *testing.T) *node {
+func newNode(t testing.TB) *node {
 	t.Helper()
 	testhost.Require(t)
 	bin, err := supervisorBinary()
@@ -84,7 +84,7 @@ func newNode(t *testing.T) *node {
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		ImageDir: filepath.Join(state, "images"), Cgroups: h, Supervisor: n.client,
 		CgroupParent: testhost.Cgroup(), LogMaxBytes: 1 << 20, LogMaxFiles: 2, Version: "1.2.3",
-		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelInfo})),
+		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: level(t)})),
 	}
 	n.images, err = image.Open(image.Config{Dir: n.cfg.ImageDir, Log: n.cfg.Log})
 	if err != nil {
@@ -111,9 +111,17 @@ func newNode(t *testing.T) *node {
 	return n
 }
 
+// level keeps a benchmark's log to what is wrong.
+func level(t testing.TB) slog.Level {
+	if _, ok := t.(*testing.B); ok {
+		return slog.LevelWarn
+	}
+	return slog.LevelInfo
+}
+
 // testLog sends the engine's log to the test's.
 type testLog struct {
-	t  *testing.T
+	t  testing.TB
 	mu sync.Mutex
 }
 
@@ -195,7 +203,7 @@ func (n *node) end() {
 	}
 }
 
-func eventually(t *testing.T, what string, f func() bool) {
+func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
 	deadline := time.After(patience)
 	tick := time.NewTicker(2 * time.Millisecond)

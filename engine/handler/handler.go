@@ -9,10 +9,12 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"podstead/oci/launch"
+	"podstead/oci/seccomp"
 	"podstead/supervisor"
 	"podstead/sys"
 )
@@ -66,6 +68,39 @@ type Exec struct {
 type Builtin struct {
 	Supervisor *supervisor.Client
 	Supports   Features
+
+	mu      sync.Mutex
+	filters map[*specs.LinuxSeccomp]*seccomp.Filter
+}
+
+// maxFilters bounds the compiled system call filters that are kept. Most
+// containers share one profile, which costs more to compile than all the rest
+// of a launch.
+const maxFilters = 64
+
+// filter compiles a profile, once as long as it is the same object.
+func (b *Builtin) filter(s *specs.Spec) (*seccomp.Filter, error) {
+	if s.Linux == nil || s.Linux.Seccomp == nil {
+		return nil, nil
+	}
+	profile := s.Linux.Seccomp
+	b.mu.Lock()
+	f := b.filters[profile]
+	b.mu.Unlock()
+	if f != nil {
+		return f, nil
+	}
+	f, err := seccomp.Compile(profile)
+	if err != nil {
+		return nil, fmt.Errorf("linux.seccomp%w", err)
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.filters == nil || len(b.filters) >= maxFilters {
+		b.filters = map[*specs.LinuxSeccomp]*seccomp.Filter{}
+	}
+	b.filters[profile] = f
+	return f, nil
 }
 
 var _ Handler = (*Builtin)(nil)
@@ -75,7 +110,13 @@ func (b *Builtin) Features() Features { return b.Supports }
 
 // Create implements Handler.
 func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, error) {
-	p, err := launch.Compile(c.Spec, options(c))
+	filter, err := b.filter(c.Spec)
+	if err != nil {
+		return supervisor.Process{}, err
+	}
+	o := options(c)
+	o.Filter = filter
+	p, err := launch.Compile(c.Spec, o)
 	if err != nil {
 		return supervisor.Process{}, err
 	}
@@ -101,8 +142,12 @@ func (b *Builtin) Pause(ctx context.Context, c Container) (supervisor.Process, e
 
 // Exec implements Handler.
 func (b *Builtin) Exec(ctx context.Context, x Exec) (supervisor.Process, *os.File, error) {
+	filter, err := b.filter(x.Spec)
+	if err != nil {
+		return supervisor.Process{}, nil, err
+	}
 	p, err := launch.CompileExec(x.Spec, x.Process, launch.ExecOptions{
-		ID: x.ID, Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir,
+		ID: x.ID, Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir, Filter: filter,
 	})
 	if err != nil {
 		return supervisor.Process{}, nil, err

@@ -1,0 +1,284 @@
+package engine
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/image/imagetest"
+)
+
+// TestHostileAccounts runs images whose account files lead elsewhere or are no
+// files: nothing of the host is read, nothing blocks, and the error says why.
+func TestHostileAccounts(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	pod := n.run(n.pod())
+	secret := filepath.Join(t.TempDir(), "passwd")
+	if err := os.WriteFile(secret, []byte("hostuser:x:4242:4242::/:/bin/sh\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	without := func(files []imagetest.File, name string) []imagetest.File {
+		var rest []imagetest.File
+		for _, f := range files {
+			if f.Name != name {
+				rest = append(rest, f)
+			}
+		}
+		return rest
+	}
+	base := without(imagetest.BusyboxFiles(t), "etc/passwd")
+	for name, tc := range map[string]struct {
+		passwd imagetest.File
+		want   string
+	}{
+		"link to the host": {imagetest.File{Name: "etc/passwd", Link: secret}, "not in the image's /etc/passwd"},
+		"link upwards":     {imagetest.File{Name: "etc/passwd", Link: "../../../../.." + secret}, "not in the image's /etc/passwd"},
+		"directory":        {imagetest.File{Name: "etc/passwd/"}, "not a regular file"},
+		"link to itself":   {imagetest.File{Name: "etc/passwd", Link: "passwd"}, "too many levels"},
+		"huge":             {imagetest.File{Name: "etc/passwd", Data: []byte(strings.Repeat("x", 2<<20))}, "larger than"},
+		"none":             {imagetest.File{Name: "etc/other"}, "not in the image's /etc/passwd"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ref := "test.local/hostile:" + strings.ReplaceAll(name, " ", "-")
+			n.load(imagetest.New(t, imagetest.Config{Cmd: []string{"/bin/sh"}},
+				imagetest.Layer{Tar: imagetest.Tar(t, append(base[:len(base):len(base)], tc.passwd)...), Compression: imagetest.Gzip}), ref)
+			_, err := n.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("id", func(c *runtimeapi.ContainerConfig) {
+				c.Image.Image = ref
+				c.Linux.SecurityContext.RunAsUsername = "hostuser"
+			})})
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("error %v, want %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// TestOOMIsTold kills a container for its memory limit; one whose child is
+// killed and that ends well is not said to be killed itself.
+func TestOOMIsTold(t *testing.T) {
+	n := newNode(t)
+	pod := n.run(n.pod())
+	limit := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20}
+	}
+	const eat = `tail /dev/zero`
+	killed := n.exited(n.begin(pod, n.script("exec "+eat, limit)))
+	if killed.Reason != "OOMKilled" || killed.ExitCode != 137 || !strings.Contains(killed.Message, "memory limit") {
+		t.Errorf("killed: %v", killed)
+	}
+	survivor := n.exited(n.begin(pod, n.script(eat+"; exit 0", limit)))
+	if survivor.Reason != "Completed" || survivor.ExitCode != 0 || !strings.Contains(survivor.Message, "memory limit") {
+		t.Errorf("survivor: %v", survivor)
+	}
+	small := n.exited(n.begin(pod, n.script("exit 4", func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 1 << 20}
+	})))
+	if small.ExitCode != 4 {
+		t.Errorf("a container with 1 MiB: %v", small)
+	}
+}
+
+// TestImageVolume mounts an image, and a part of it, in a container.
+func TestImageVolume(t *testing.T) {
+	n := newNode(t)
+	pod := n.run(n.pod())
+	n.load(imagetest.New(t, imagetest.Config{Cmd: []string{"x"}},
+		imagetest.Layer{Tar: imagetest.Tar(t, imagetest.File{Name: "data/"}, imagetest.File{Name: "data/a", Data: []byte("lower")}), Compression: imagetest.Gzip},
+		imagetest.Layer{Tar: imagetest.Tar(t, imagetest.File{Name: "data/"}, imagetest.File{Name: "data/b", Data: []byte("upper")},
+			imagetest.File{Name: "link", Link: "/data"}, imagetest.File{Name: "out", Link: "../../../../etc"}), Compression: imagetest.Gzip},
+	), "test.local/volume:1")
+	volume := func(sub string) func(*runtimeapi.ContainerConfig) {
+		return func(c *runtimeapi.ContainerConfig) {
+			c.Mounts = []*runtimeapi.Mount{{
+				ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: "test.local/volume:1"}, ImageSubPath: sub, Readonly: true,
+			}}
+		}
+	}
+	for sub, script := range map[string]string{
+		"":     "cat /v/data/a /v/data/b && ! touch /v/x",
+		"data": "cat /v/a /v/b && ! touch /v/x",
+		"link": "cat /v/a /v/b",
+	} {
+		c := n.begin(pod, n.script(script, volume(sub)))
+		if st := n.exited(c); st.ExitCode != 0 {
+			t.Errorf("sub path %q: %v", sub, st)
+		}
+		if err := n.images.Remove(context.Background(), "test.local/none"); err != nil {
+			t.Error(err)
+		}
+	}
+	_, err := n.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("true", volume("out"))})
+	if err == nil || !strings.Contains(err.Error(), "ImageVolumeMountFailed") {
+		t.Errorf("a link out of the image: %v", err)
+	}
+}
+
+// TestExecTimeoutKillsAll lets an exec'd command time out that has started
+// others: none of them stays, in whatever session it is.
+func TestExecTimeoutKillsAll(t *testing.T) {
+	n := newNode(t)
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever)))
+	_, err := n.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{
+		ContainerId: c, Timeout: 1,
+		Cmd: []string{"/bin/sh", "-c", "setsid sleep 4321 & sleep 4321 & (sleep 4321; true) & wait"},
+	})
+	if cri.Code(err) != codes.DeadlineExceeded {
+		t.Fatalf("error %v, want DeadlineExceeded", err)
+	}
+	if out := n.sh(c, "ps | grep '[4]321'"); len(out.Stdout) > 0 {
+		t.Errorf("still there:\n%s", out.Stdout)
+	}
+	if st := n.status(c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("the container went with it: %v", st)
+	}
+}
+
+// TestUpdateIsAllOrNothing makes an update fail in part: the limits stay.
+func TestUpdateIsAllOrNothing(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever, func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 << 20, CpuShares: 512}
+	})))
+	_, err := n.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 << 20, CpuShares: 100, CpusetCpus: "9999"},
+	})
+	if err == nil {
+		t.Fatal("a cpuset that the machine has not was accepted")
+	}
+	if got := n.status(c).Resources.Linux; got.MemoryLimitInBytes != 64<<20 || got.CpuShares != 512 || got.CpusetCpus != "" {
+		t.Errorf("status: %v", got)
+	}
+	st, err := n.ContainerStats(ctx, &runtimeapi.ContainerStatsRequest{ContainerId: c})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m := st.Stats.Memory; m.AvailableBytes.Value < 33<<20 {
+		t.Errorf("the kernel's limit is the failed update's: %v", m)
+	}
+}
+
+// TestPropagation mounts below a shared host directory while containers run.
+func TestPropagation(t *testing.T) {
+	n := newNode(t)
+	pod := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.Privileged = true }))
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir, unix.MNT_DETACH) })
+	if err := unix.Mount("", dir, "", unix.MS_SHARED, ""); err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []string{"in", "out"} {
+		if err := os.Mkdir(filepath.Join(dir, sub), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	with := func(p runtimeapi.MountPropagation, privileged bool) *runtimeapi.ContainerConfig {
+		return n.script(forever, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.Privileged = privileged
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/m", HostPath: dir, Propagation: p}}
+		})
+	}
+	private := n.ready(n.begin(pod, with(runtimeapi.MountPropagation_PROPAGATION_PRIVATE, false)))
+	slave := n.ready(n.begin(pod, with(runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER, false)))
+	shared := n.ready(n.begin(pod, with(runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL, true)))
+	if err := unix.Mount("tmpfs", dir+"/in", "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(dir+"/in", unix.MNT_DETACH) })
+	for id, want := range map[string]int32{private: 1, slave: 0, shared: 0} {
+		if out := n.sh(id, "grep -q ' /m/in ' /proc/mounts"); out.ExitCode != want {
+			t.Errorf("%s: mount of the host: exit code %d, want %d", id, out.ExitCode, want)
+		}
+	}
+	if out := n.sh(shared, "mount -t tmpfs tmpfs /m/out"); out.ExitCode != 0 {
+		t.Fatalf("mount: %s", out.Stderr)
+	}
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || !strings.Contains(string(table), dir+"/out ") {
+		t.Errorf("the container's mount is not on the host (%v)", err)
+	}
+	unix.Unmount(dir+"/out", unix.MNT_DETACH)
+}
+
+// TestUnprivilegedPort binds port 80 without privileges and pings oneself, as
+// in other runtimes.
+func TestUnprivilegedPort(t *testing.T) {
+	n := newNode(t)
+	c := n.exited(n.begin(n.run(n.pod()), n.script("nc -l -p 80 -e true & sleep 0.1; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo | nc 127.0.0.1 80", func(c *runtimeapi.ContainerConfig) {
+		c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+	})))
+	if log, err := os.ReadFile(c.LogPath); err != nil || c.ExitCode != 0 {
+		t.Errorf("%v\n%s%v", c, log, err)
+	}
+}
+
+// TestManyPods runs 30 pods at once.
+func TestManyPods(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	configs := make([]*runtimeapi.PodSandboxConfig, 30)
+	for i := range configs {
+		configs[i] = n.pod(func(c *runtimeapi.PodSandboxConfig) {
+			if i%3 == 0 {
+				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+			}
+		})
+	}
+	err := each(configs, func(config *runtimeapi.PodSandboxConfig) error {
+		pod, err := n.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: config})
+		if err != nil {
+			return err
+		}
+		container := n.script(forever)
+		container.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+		c, err := n.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod.PodSandboxId, Config: container})
+		if err != nil {
+			return err
+		}
+		if _, err := n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+			return err
+		}
+		out, err := n.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c.ContainerId, Cmd: []string{"hostname"}})
+		if err == nil && string(out.Stdout) != config.Hostname+"\n" {
+			err = fmt.Errorf("hostname is %q", out.Stdout)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	list, err := n.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{})
+	if err != nil || len(list.Items) != len(configs) {
+		t.Fatalf("%d pods, %v", len(list.Items), err)
+	}
+	addresses := map[string]bool{}
+	for _, item := range list.Items {
+		st, err := n.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: item.Id})
+		if err != nil {
+			t.Fatal(err)
+		}
+		addresses[st.Status.Network.Ip] = true
+	}
+	if len(addresses) != len(configs) {
+		t.Errorf("%d addresses for %d pods", len(addresses), len(configs))
+	}
+	err = each(list.Items, func(p *runtimeapi.PodSandbox) error {
+		_, err := n.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.Id})
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,128 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"net/url"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/remotecommand"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// stream connects to an exec or attach URL.
+func stream(t *testing.T, address string, options remotecommand.StreamOptions) error {
+	t.Helper()
+	u, err := url.Parse(address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	return x.StreamWithContext(ctx, options)
+}
+
+// TestStreamsLeaveNothing opens and leaves streams in every way: afterwards
+// there are no more goroutines than before.
+func TestStreamsLeaveNothing(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })))
+	exec := func(script string, tty bool, in io.Reader) (string, error) {
+		resp, err := n.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", script}, Tty: tty, Stdin: in != nil, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var out bytes.Buffer
+		err = stream(t, resp.Url, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: tty})
+		return out.String(), err
+	}
+	round := func() {
+		if out, err := exec("cat", false, strings.NewReader("hello")); err != nil || out != "hello" {
+			t.Errorf("exec: %q, %v", out, err)
+		}
+		// Input that never ends, and a command that does not wait for it.
+		r, w := io.Pipe()
+		if out, err := exec("echo done", true, r); err != nil || out != "done\r\n" {
+			t.Errorf("exec with an open input: %q, %v", out, err)
+		}
+		w.Close()
+		// A background process keeps the output open.
+		if out, err := exec("sleep 1000 & echo started", false, nil); err != nil || out != "started\n" {
+			t.Errorf("exec with a child: %q, %v", out, err)
+		}
+		attach, err := n.Attach(ctx, &runtimeapi.AttachRequest{ContainerId: c, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, cancel := context.WithCancel(ctx)
+		u, _ := url.Parse(attach.Url)
+		x, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(50*time.Millisecond, cancel)
+		x.StreamWithContext(left, remotecommand.StreamOptions{Stdout: io.Discard})
+	}
+	round()
+	var before int
+	eventually(t, "goroutines of the first round end", func() bool {
+		before = runtime.NumGoroutine()
+		return before < 100
+	})
+	for range 5 {
+		round()
+	}
+	eventually(t, "goroutines of the streams end", func() bool { return runtime.NumGoroutine() <= before+2 })
+}
+
+// TestRelay forwards a connection whose client is done long before the server
+// has answered.
+func TestRelay(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	go func() {
+		conn, err := l.Accept()
+		if err != nil {
+			return
+		}
+		defer conn.Close()
+		request, _ := io.ReadAll(conn) // ends with the client's half-close
+		conn.Write([]byte("you said " + string(request)))
+	}()
+	conn, err := dialPod("", int32(l.Addr().(*net.TCPAddr).Port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := &duplex{in: strings.NewReader("hello")}
+	if err := relay(client, conn); err != nil {
+		t.Fatal(err)
+	}
+	if got := client.out.String(); got != "you said hello" {
+		t.Errorf("got %q", got)
+	}
+}
+
+// duplex is a client's stream that has its input at once.
+type duplex struct {
+	in  io.Reader
+	out bytes.Buffer
+}
+
+func (d *duplex) Read(p []byte) (int, error)  { return d.in.Read(p) }
+func (d *duplex) Write(p []byte) (int, error) { return d.out.Write(p) }
+func (d *duplex) Close() error                { return nil }
