@@ -86,3 +86,23 @@ func cpuTime(b *testing.B) time.Duration {
 	}
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
+
+// BenchmarkHold is what a container's start pays for its layers.
+func BenchmarkHold(b *testing.B) {
+	s := openStore(b, image.Config{Dir: filepath.Join(b.TempDir(), "images"), Log: slog.New(slog.DiscardHandler)})
+	layers := make([]imagetest.Layer, 10)
+	for i := range layers {
+		layers[i] = imagetest.Layer{Tar: imagetest.Tar(b, imagetest.File{Name: fmt.Sprint(i)})}
+	}
+	img := imagetest.New(b, imagetest.Config{}, layers...)
+	load(b, s, imagetest.ArchiveBytes(b, img, "app"))
+	ctx := testContext(b)
+	for b.Loop() {
+		if _, err := s.Hold(ctx, img.ID(), "container"); err != nil {
+			b.Fatal(err)
+		}
+		if err := s.Release(ctx, "container"); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

@@ -26,7 +26,7 @@ type fetcher interface {
 type blob struct {
 	desc    ocispec.Descriptor
 	path    string   // in staging, until an image is recorded that has it
-	file    *os.File // read by all: the path may change meanwhile
+	file    *os.File // read by all, once written > 0: the path may change
 	cancel  context.CancelFunc
 	refs    int // guarded by Store.mu
 	started time.Time
@@ -56,13 +56,6 @@ func (s *Store) startBlob(key string, d ocispec.Descriptor, f fetcher) (*blob, e
 	ctx, cancel := context.WithCancel(s.ctx)
 	b := &blob{desc: d, path: path, cancel: cancel, refs: 1, started: time.Now(),
 		done: make(chan struct{}), more: make(chan struct{})}
-	if err := b.create(f.local(d)); err != nil {
-		cancel()
-		return nil, err
-	}
-	if b.ended {
-		return b, nil
-	}
 	if key != "" {
 		s.blobs[key] = b
 	}
@@ -82,23 +75,6 @@ func (s *Store) startBlob(key string, d ocispec.Descriptor, f fetcher) (*blob, e
 	return b, nil
 }
 
-// create opens the staging file: a new one, or the one that is the blob.
-func (b *blob) create(local string) (err error) {
-	if local == "" {
-		b.file, err = os.OpenFile(b.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600)
-		return err
-	}
-	if err := os.Link(local, b.path); err != nil {
-		return err
-	}
-	if b.file, err = os.Open(b.path); err != nil {
-		return err
-	}
-	b.written = b.desc.Size
-	b.end(nil)
-	return nil
-}
-
 func (s *Store) releaseBlob(key string, b *blob) {
 	s.mu.Lock()
 	b.refs--
@@ -112,11 +88,26 @@ func (s *Store) releaseBlob(key string, b *blob) {
 	}
 	b.cancel()
 	<-b.done
-	b.file.Close()
+	if b.file != nil {
+		b.file.Close()
+	}
 	os.Remove(b.path) // unless it was put in place
 }
 
-func (b *blob) run(ctx context.Context, f fetcher) error {
+func (b *blob) run(ctx context.Context, f fetcher) (err error) {
+	if local := f.local(b.desc); local != "" {
+		if err := os.Link(local, b.path); err != nil {
+			return err
+		}
+		if b.file, err = os.Open(b.path); err != nil {
+			return err
+		}
+		b.grow(b.desc.Size)
+		return nil
+	}
+	if b.file, err = os.OpenFile(b.path, os.O_CREATE|os.O_EXCL|os.O_RDWR, 0o600); err != nil {
+		return err
+	}
 	w := &blobWriter{b: b}
 	if err := f.fetch(ctx, b.desc, w, func() { b.retries.Add(1) }); err != nil {
 		return err

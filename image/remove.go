@@ -170,32 +170,37 @@ func (s *Store) collectAtOpen() error {
 // Hold returns the layer directories of an image, top first, for an overlay's
 // lowerdir, and keeps them until Release(holder), also across a restart of the
 // process and a Remove of the image. Holding again what is held returns the
-// same. A hold is not synced: after a power cut no container has it mounted.
+// same. It never waits for a pull or a removal. A hold is not synced: after a
+// power cut no container has it mounted.
 func (s *Store) Hold(ctx context.Context, id, holder string) (lower []string, err error) {
-	s.commit.Lock()
-	defer s.commit.Unlock()
+	s.holding.Lock()
+	defer s.holding.Unlock()
 	s.mu.Lock()
-	h, e := s.holds[holder], (*entry)(nil)
-	if h == nil {
-		e, err = s.lookup(id)
+	e, err := s.lookup(id)
+	h := s.holds[holder]
+	isNew := h == nil && err == nil
+	if isNew {
+		// From here on its layers stay. An image that can be looked up has not
+		// begun to go.
+		h = &hold{Holder: holder, Image: e.ID, Layers: e.Layers}
+		s.holds[holder] = h
 	}
 	s.mu.Unlock()
-	if err != nil {
+	switch {
+	case isNew:
+	case h == nil:
 		return nil, fmt.Errorf("hold image: %w", err)
-	}
-	if h != nil {
-		if want, err := s.Get(id); h.Image != id && (err != nil || want.ID != h.Image) {
-			return nil, fmt.Errorf("hold image %s: %s holds %s already", id, holder, h.Image)
-		}
+	case h.Image == id || e != nil && h.Image == e.ID:
 		return s.lower(h.Layers), nil
+	default:
+		return nil, fmt.Errorf("hold image %s: %s holds %s already", id, holder, h.Image)
 	}
-	h = &hold{Holder: holder, Image: e.ID, Layers: e.Layers}
 	if err := writeRecord(s.path(holdPath(holder)), h, false); err != nil {
+		s.mu.Lock()
+		delete(s.holds, holder)
+		s.mu.Unlock()
 		return nil, fmt.Errorf("hold image %s: %w", e.ID, err)
 	}
-	s.mu.Lock()
-	s.holds[holder] = h
-	s.mu.Unlock()
 	return s.lower(h.Layers), nil
 }
 
@@ -214,29 +219,33 @@ func (s *Store) lower(layers []layerRecord) []string {
 
 // Release ends a hold; an unknown holder is no error.
 func (s *Store) Release(ctx context.Context, holder string) error {
-	return s.collecting(ctx, func() ([]string, error) {
-		s.mu.Lock()
-		h := s.holds[holder]
-		s.mu.Unlock()
-		if h == nil {
-			return nil, nil
-		}
-		if err := os.Remove(s.path(holdPath(holder))); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return nil, fmt.Errorf("release %s: %w", holder, err)
-		}
-		s.mu.Lock()
-		delete(s.holds, holder)
-		_, exists := s.images[h.Image]
-		s.mu.Unlock()
-		if exists {
-			return nil, nil // it uses all of them
-		}
-		var files []string
-		for _, l := range h.Layers {
-			files = append(files, layerPath(l.Chain))
-		}
-		return files, nil
-	})
+	h, exists, err := s.endHold(holder)
+	if err != nil || h == nil || exists {
+		return err // an image that exists uses all of its layers
+	}
+	var files []string
+	for _, l := range h.Layers {
+		files = append(files, layerPath(l.Chain))
+	}
+	return s.collecting(ctx, func() ([]string, error) { return files, nil })
+}
+
+func (s *Store) endHold(holder string) (h *hold, imageExists bool, err error) {
+	s.holding.Lock()
+	defer s.holding.Unlock()
+	s.mu.Lock()
+	h = s.holds[holder]
+	s.mu.Unlock()
+	if h == nil {
+		return nil, false, nil
+	}
+	if err := os.Remove(s.path(holdPath(holder))); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, false, fmt.Errorf("release %s: %w", holder, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.holds, holder)
+	return h, s.images[h.Image] != nil, nil
 }
 
 // Holders lists the holders, for reconciliation at start.

@@ -36,6 +36,8 @@ type Store struct {
 	// commit serialises what changes images/, layers/ and blobs/ for good.
 	// It is taken before mu and, unlike it, held across I/O.
 	commit sync.Mutex
+	// holding serialises the files in holds/, which are quick to write.
+	holding sync.Mutex
 
 	mu     sync.Mutex // guards what follows
 	closed bool
