@@ -87,7 +87,11 @@ func (o options) bench(ctx context.Context) error {
 	}
 	defer stop()
 
-	ours, err := startOurs(ctx, o.podstead, dir+"/podstead")
+	whole, err := o.wholeNode(ctx, dir+"/node")
+	if err != nil {
+		return err
+	}
+	ours, err := startOurs(ctx, o.podstead, dir+"/podstead", "cri")
 	if err != nil {
 		return err
 	}
@@ -109,8 +113,23 @@ func (o options) bench(ctx context.Context) error {
 	if err := o.measure(ctx, sides); err != nil {
 		return err
 	}
-	report(os.Stdout, o, sides)
+	report(os.Stdout, o, sides, whole)
 	return nil
+}
+
+// wholeNode measures the memory of a node with its agent, without pods.
+func (o options) wholeNode(ctx context.Context, dir string) (int64, error) {
+	manifests := dir + "-manifests"
+	if err := os.Mkdir(manifests, 0o700); err != nil {
+		return 0, err
+	}
+	n, err := startOurs(ctx, o.podstead, dir, "node", "--manifests", manifests)
+	if err != nil {
+		return 0, err
+	}
+	defer n.stop()
+	n.settle()
+	return n.memory(), nil
 }
 
 // measure fills in the figures of all sides, taking turns.

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -18,6 +15,7 @@ import (
 
 	"podstead/cri/remote"
 	"podstead/test/host"
+	"podstead/test/node"
 	"podstead/test/peer"
 )
 
@@ -50,68 +48,22 @@ const (
 	podDown         step = "pod down (stop, remove)"
 )
 
-// startOurs starts "podstead cri".
-func startOurs(ctx context.Context, program, dir string) (*side, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	run, err := os.MkdirTemp("/run", "podstead-")
+// startOurs starts "podstead cri", or "podstead node", which is the agent, too.
+func startOurs(ctx context.Context, program, dir, verb string, args ...string) (*side, error) {
+	n, err := node.Start(ctx, program, dir, verb, args...)
 	if err != nil {
 		return nil, err
 	}
-	log, err := os.Create(dir + "/log")
+	r, err := remote.New(n.Endpoint())
 	if err != nil {
-		return nil, err
+		return nil, errors.Join(err, n.Stop())
 	}
-	defer log.Close()
-	cmd := exec.Command(program, "cri", "--state", dir+"/state", "--run", run)
-	cmd.Stdout, cmd.Stderr = log, log
-	if err := cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", program, err)
-	}
-	ended := make(chan struct{})
-	go func() {
-		defer close(ended)
-		cmd.Wait()
-	}()
-	r, err := remote.New(run + "/cri.sock")
-	if err != nil {
-		return nil, err
-	}
-	s := &side{name: "Podstead", runtime: r, logs: dir}
-	s.pids = func() []int { return processes(filepath.Dir(program)+"/", run) }
-	s.stop = func() {
+	return &side{name: "Podstead", runtime: r, logs: dir, pids: n.Pids, stop: func() {
 		r.Close()
-		cmd.Process.Signal(syscall.SIGTERM)
-		<-ended
-		for _, pid := range s.pids() {
-			syscall.Kill(pid, syscall.SIGKILL)
+		if err := n.Stop(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench: stop podstead:", err)
 		}
-	}
-	if err := s.await(ctx, ended); err != nil {
-		out, _ := os.ReadFile(dir + "/log")
-		s.stop()
-		return nil, fmt.Errorf("%w\n%s", err, out)
-	}
-	return s, nil
-}
-
-// await waits until the runtime answers.
-func (s *side) await(ctx context.Context, ended <-chan struct{}) error {
-	deadline := time.After(time.Minute)
-	for {
-		_, err := s.runtime.Version(ctx, &runtimeapi.VersionRequest{})
-		if err == nil {
-			return nil
-		}
-		select {
-		case <-ended:
-			return errors.New("podstead cri ended")
-		case <-deadline:
-			return fmt.Errorf("podstead cri does not answer: %w", err)
-		case <-time.After(20 * time.Millisecond):
-		}
-	}
+	}}, nil
 }
 
 func startContainerd(ctx context.Context, dir, pause string) (*side, error) {
@@ -125,7 +77,7 @@ func startContainerd(ctx context.Context, dir, pause string) (*side, error) {
 	}
 	return &side{
 		name: "containerd " + c.Version + " + runc", runtime: r, logs: dir,
-		pids: func() []int { return append(append(c.Shims(), c.Pid()), processes("/pause", "")...) },
+		pids: func() []int { return append(append(c.Shims(), c.Pid()), node.Processes("/pause", "")...) },
 		stop: func() {
 			r.Close()
 			if err := c.Stop(); err != nil {
@@ -133,24 +85,6 @@ func startContainerd(ctx context.Context, dir, pause string) (*side, error) {
 			}
 		},
 	}, nil
-}
-
-// processes finds those whose executable begins with exe, as they see it, and
-// whose command line has part.
-func processes(exe, part string) []int {
-	var pids []int
-	dirs, _ := filepath.Glob("/proc/[0-9]*")
-	for _, dir := range dirs {
-		target, err := os.Readlink(dir + "/exe")
-		if err != nil || !strings.HasPrefix(target, exe) {
-			continue
-		}
-		cmdline, _ := os.ReadFile(dir + "/cmdline")
-		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && strings.Contains(string(cmdline), part) {
-			pids = append(pids, pid)
-		}
-	}
-	return pids
 }
 
 func (s *side) pull(ctx context.Context, image string) error {

@@ -11,22 +11,29 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"podstead/test/host"
+	"podstead/test/leak"
+	"podstead/test/node"
 	"podstead/test/peer"
 	"podstead/test/programs"
 )
 
-// crictlVariable hands the path of crictl to the tests inside the host.
-const crictlVariable = "PODSTEAD_TEST_CRICTL"
+// These hand the paths of programs to the tests inside the host.
+const (
+	crictlVariable   = "PODSTEAD_TEST_CRICTL"
+	podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if !testing.Short() && os.Getenv(crictlVariable) == "" {
-		path, err := programs.Crictl()
-		if err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
+		for variable, build := range map[string]func() (string, error){crictlVariable: programs.Crictl, podsteadVariable: programs.Podstead} {
+			path, err := build()
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Setenv(variable, path)
 		}
-		os.Setenv(crictlVariable, path)
 	}
 	host.Main(m)
 }
@@ -43,6 +50,25 @@ func require(t *testing.T) {
 		t.Skip("building crictl is not short")
 	}
 	host.Require(t)
+}
+
+// TestPodstead walks over "podstead cri".
+func TestPodstead(t *testing.T) {
+	require(t)
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	n, err := node.Start(t.Context(), os.Getenv(podsteadVariable), filepath.Join(t.TempDir(), "podstead"), "cri")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(n.LogTail())
+		}
+		if err := n.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	walk(t, newClient(t, n.Endpoint()))
 }
 
 // TestContainerd checks the walk itself.

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
-	"syscall"
 	"testing"
 	"time"
 
@@ -216,8 +215,7 @@ func attach(t *testing.T, c client, id string) {
 	lines := start(t, cmd)
 	io.WriteString(in, "a line\n")
 	waitLine(t, lines, "got a line")
-	cmd.Process.Signal(syscall.SIGTERM)
-	in.Close()
+	cmd.Process.Kill() // it takes two interrupts to end
 	cmd.Wait()
 	if out := c.run(t, "logs", id); !strings.Contains(out, "got a line\n") {
 		t.Errorf("logs are %q", out)
@@ -242,7 +240,7 @@ func forward(t *testing.T, c client, pod string) {
 		}
 		return err == nil && string(got) == "hello\n"
 	})
-	cmd.Process.Signal(syscall.SIGINT)
+	cmd.Process.Kill()
 	cmd.Wait()
 }
 

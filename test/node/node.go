@@ -1,0 +1,135 @@
+// Package node runs the podstead program as a service, in directories of its
+// own, for tests and the benchmark. It is to be used inside a host made by
+// package host, as the node makes a bridge and firewall rules.
+package node
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri/remote"
+	"podstead/test/host"
+)
+
+// Node is a running "podstead cri" or "podstead node" with its supervisor.
+type Node struct {
+	State, Run string // its directories
+	program    string
+	cmd        *exec.Cmd
+	ended      chan struct{} // closed when the program has exited
+}
+
+// Start runs "program verb --state … --run …" and args, with its state below
+// dir, and returns when its CRI socket answers. The supervisor is to be beside
+// the program.
+func Start(ctx context.Context, program, dir, verb string, args ...string) (*Node, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	run, err := os.MkdirTemp("/run", "podstead-")
+	if err != nil {
+		return nil, err
+	}
+	n := &Node{State: dir, Run: run, program: program, ended: make(chan struct{})}
+	log, err := os.Create(dir + "/log")
+	if err != nil {
+		return nil, err
+	}
+	defer log.Close()
+	args = append([]string{verb, "--state", dir + "/state", "--run", run}, args...)
+	n.cmd = exec.Command(program, args...)
+	n.cmd.Stdout, n.cmd.Stderr = log, log
+	if err := n.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("start %s: %w", program, err)
+	}
+	go func() {
+		defer close(n.ended)
+		n.cmd.Wait()
+	}()
+	if err := n.await(ctx); err != nil {
+		return nil, errors.Join(err, n.Stop())
+	}
+	return n, nil
+}
+
+// Endpoint is the CRI socket.
+func (n *Node) Endpoint() string { return "unix://" + n.Run + "/cri.sock" }
+
+// await waits until the runtime answers.
+func (n *Node) await(ctx context.Context) error {
+	r, err := remote.New(n.Endpoint())
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		_, err := r.Version(ctx, &runtimeapi.VersionRequest{})
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-n.ended:
+			return fmt.Errorf("podstead ended: %s", n.LogTail())
+		case <-ctx.Done():
+			return fmt.Errorf("podstead does not answer: %w: %s", err, n.LogTail())
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+// LogTail is the end of what the program and its engine have logged.
+func (n *Node) LogTail() string {
+	log, _ := os.ReadFile(n.State + "/log")
+	return string(log[max(0, len(log)-4000):])
+}
+
+// Pids lists all processes that are the node's own: the program, the
+// supervisor, the engine, and what the supervisor has forked and not yet
+// become a container.
+func (n *Node) Pids() []int { return Processes(filepath.Dir(n.program)+"/", n.Run) }
+
+// Processes finds those whose executable's path begins with exe, and whose
+// command line has part.
+func Processes(exe, part string) []int {
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		target, err := os.Readlink(dir + "/exe")
+		if err != nil || !strings.HasPrefix(target, exe) {
+			continue
+		}
+		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && strings.Contains(string(cmdline), part) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Stop ends the node, the supervisor too, and removes its state. Containers
+// that still run lose their parent.
+func (n *Node) Stop() error {
+	n.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-n.ended:
+	case <-time.After(20 * time.Second):
+		n.cmd.Process.Kill()
+		<-n.ended
+	}
+	for _, pid := range n.Pids() {
+		syscall.Kill(pid, syscall.SIGKILL)
+	}
+	return errors.Join(host.UnmountBelow(n.Run), os.RemoveAll(n.Run), host.UnmountBelow(n.State), os.RemoveAll(n.State))
+}
