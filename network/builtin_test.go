@@ -3,12 +3,15 @@ package network
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"podstead/sys"
 )
@@ -36,6 +39,28 @@ func TestPodsReachEachOtherAndTheHost(t *testing.T) {
 	teardown(t, n, b)
 	if _, err := n.Setup(context.Background(), Pod{ID: "x", Netns: "/nonexistent"}); err == nil {
 		t.Error("Setup with a namespace that is not there succeeded")
+	}
+}
+
+// What a pod sends first arrives: it asks for its gateway once. A question that
+// is lost, for the bridge does not forward yet, is asked again a second later.
+func TestFirstPacketArrives(t *testing.T) {
+	newLab(t)
+	n := newNetwork(t, newConfig(t, "podtest0"))
+	setup(t, n, testPod(t, "first"))
+	gateway := n.builtin.subnet.Addr().Next().String()
+	serve(t, "", "udp", gateway+":9", "host")
+	for i := range 20 {
+		pod := testPod(t, fmt.Sprint("pod", i))
+		ip := setup(t, n, pod)
+		expect(t, pod.Netns, "udp", gateway+":9", "host sees "+ip.String())
+		in(t, pod.Netns, func() {
+			eth, err := netlink.LinkByName("eth0")
+			must(t, err)
+			if sent := eth.Attrs().Statistics.TxPackets; sent > 2 {
+				t.Errorf("pod %d sent %d packets: one question and one packet were enough", i, sent)
+			}
+		})
 	}
 }
 

@@ -295,7 +295,25 @@ func in(t testing.TB, netns string, f func()) {
 		f()
 		return
 	}
-	must(t, sys.InNetNamespace(netns, func() error { f(); return nil }))
+	// f may end its goroutine by t.Fatal, of which InNetNamespace would not hear.
+	done, completed := make(chan struct{}), false
+	joined := make(chan error, 1)
+	go func() {
+		joined <- sys.InNetNamespace(netns, func() error {
+			defer close(done)
+			f()
+			completed = true
+			return nil
+		})
+	}()
+	select {
+	case err := <-joined:
+		must(t, err)
+	case <-done:
+		if !completed {
+			t.FailNow()
+		}
+	}
 }
 
 func must(t testing.TB, err error) {

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -48,8 +49,35 @@ func (b *Bridge) Attach(p Port, netns string) (err error) {
 	if err := b.enable(p); err != nil {
 		return err
 	}
-	return b.configurePod(p, netns)
+	if err := b.configurePod(p, netns); err != nil {
+		return err
+	}
+	return b.awaitForwarding(p.Name)
 }
+
+// awaitForwarding waits until the port forwards. The kernel acts on the carrier
+// in the background, and the first packet that comes before, a question for a
+// neighbour's address, would be lost and asked again a second later. Asking for
+// the link makes kernels from 6.8 on do it at once; with older ones it is a
+// matter of milliseconds.
+func (b *Bridge) awaitForwarding(name string) error {
+	const step = time.Millisecond
+	for waited := time.Duration(0); ; waited += step {
+		link, err := b.nl.LinkByName(name)
+		if err != nil {
+			return fmt.Errorf("look for %s: %w", name, err)
+		}
+		if link.Attrs().OperState == netlink.OperUp {
+			return nil
+		}
+		if waited > forwardingTimeout {
+			return fmt.Errorf("%s is %s %v after it was set up", name, link.Attrs().OperState, waited)
+		}
+		time.Sleep(step)
+	}
+}
+
+const forwardingTimeout = 5 * time.Second
 
 // createPair makes both ends where they belong.
 func (b *Bridge) createPair(p Port, bridge netlink.Link, netns string) error {
