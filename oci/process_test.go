@@ -393,6 +393,8 @@ func TestLimits(t *testing.T) {
 		b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](20)}
 		b.spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: ptr[uint64](512)}
 		b.up()
+		// runc returns from start while its own threads still are in the group.
+		b.eventually("one process", func() bool { s, _ := b.group().Stats(); return s.Pids == 1 })
 		check := func(want uint64) {
 			b.Helper()
 			s, err := b.group().Stats()
