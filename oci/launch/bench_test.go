@@ -73,14 +73,11 @@ func once(b *testing.B, p *Program) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	c, err := Fork(p, files, Stdio{})
+	c, err := ForkWith(p, files, ForkOptions{Start: true})
 	for _, f := range files {
 		f.Close()
 	}
 	if err != nil {
-		b.Fatal(err)
-	}
-	if err := c.Start(); err != nil {
 		b.Fatal(err)
 	}
 	unix.Wait4(c.Pid, nil, 0, nil)

@@ -34,7 +34,8 @@ type machine struct {
 	ops      []rawOp
 	first    *rawOp // of ops
 	count    int
-	prologue int // how many of ops come before the program's own
+	started  bool // do not wait for the start
+	prologue int  // how many of ops come before the program's own
 	regs     []uintptr
 	reg0     *uintptr // of regs
 	sync     uintptr  // socket to the forker
@@ -171,6 +172,9 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 	case nrWaitMaps:
 		m.wait()
 	case nrPrepared:
+		if m.started {
+			break
+		}
 		m.tell(msgPrepared, pc, 0)
 		m.accept()
 		m.wait()

@@ -114,6 +114,8 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	m := newMachine(p, files, std, peer, opt.Listener, &pin)
+	// Limits set from outside need a child that stands still.
+	m.started = opt.Start && len(p.parent) == 0
 	pid, pidfd, err := cloneChild(p, m, files)
 	runtime.KeepAlive(files)
 	if err != nil {
@@ -129,6 +131,12 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	if err := c.prepare(); err != nil {
 		c.discard()
 		return nil, err
+	}
+	if opt.Start {
+		if err := c.finish(m.started); err != nil {
+			c.discard()
+			return nil, err
+		}
 	}
 	return c, nil
 }
@@ -156,7 +164,8 @@ func (c *Child) prepare() error {
 			err = c.atPoint(msg)
 		case msgWarning:
 			c.Warnings = append(c.Warnings, c.step(msg))
-		case msgPrepared:
+		case msgPrepared, msgExecuting:
+			c.executing = msg.Kind == msgExecuting
 			err = c.prepared()
 			sys.CloseAll(files)
 			return err
@@ -256,10 +265,16 @@ func (c *Child) prepared() error {
 // Start lets the child execute the rest, execve last, and returns when the new
 // image runs or with the error of the failed step; after an error the child
 // exits with status 128 and is the caller's to reap.
-func (c *Child) Start() error {
+func (c *Child) Start() error { return c.finish(false) }
+
+// finish follows the child to its execve, and lets it go there first unless it
+// was started from the beginning.
+func (c *Child) finish(started bool) error {
 	defer c.Control.Close()
-	if err := c.release(); err != nil {
-		return err
+	if !started {
+		if err := c.release(); err != nil {
+			return err
+		}
 	}
 	for {
 		msg, files, err := c.receive()

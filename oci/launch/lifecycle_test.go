@@ -388,3 +388,53 @@ func TestCgroup(t *testing.T) {
 	}
 	t.Log(out)
 }
+
+// TestStartAtOnce launches without a wait in between, with success and without.
+func TestStartAtOnce(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	plain := testSpec(root, "exit 5")
+	limited := withUserns(testSpec(root, "exit 5"))
+	limited.Process.Rlimits = []specs.POSIXRlimit{{Type: "RLIMIT_CORE"}}
+	if err := os.Lchown(root, 100000, 200000); err != nil {
+		t.Fatal(err)
+	}
+	missing := testSpec(root, "")
+	missing.Process.Args = []string{"/script"}
+	if err := os.WriteFile(filepath.Join(root, "script"), []byte("?"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		spec *specs.Spec
+		want string
+	}{{plain, ""}, {limited, ""}, {missing, `exec: "/script": exec format error`}} {
+		p := mustCompile(t, c.spec)
+		files, err := p.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		child, err := ForkWith(p, files, ForkOptions{Start: true})
+		for _, f := range files {
+			f.Close()
+		}
+		if c.want != "" {
+			if err == nil || err.Error() != c.want {
+				t.Errorf("got %v, want %q", err, c.want)
+			}
+			if _, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != unix.ECHILD {
+				t.Errorf("a child is left: %v", err)
+			}
+			continue
+		}
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		var status unix.WaitStatus
+		unix.Wait4(child.Pid, &status, 0, nil)
+		child.Pidfd.Close()
+		if status.ExitStatus() != 5 || child.StartTime == 0 {
+			t.Errorf("status %v, start time %d", status, child.StartTime)
+		}
+	}
+}
