@@ -62,6 +62,7 @@ const (
 	nrExecuting                      // tell the forker that all that is left is to execve
 	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
 	nrMakePath                       // open a path inside a root, make what is missing of it
+	nrSet                            // set a register to a value
 	nrFirstOwn                       // smallest of them; keep last
 )
 
@@ -161,6 +162,7 @@ const (
 	cExecuting
 	cPoint
 	cMakePath
+	cSet
 	numCalls
 )
 
@@ -255,6 +257,7 @@ var calls = [numCalls]call{
 	cConsole:   {"send_console", nrConsole, []param{anInt}},
 	cExecuting: {"executing", nrExecuting, nil},
 	cPoint:     {"point", nrPoint, []param{anInt}},
+	cSet:       {"set", nrSet, []param{anInt}},
 	cMakePath:  {"make_path", nrMakePath, []param{anInt, aString, octal, shown("resolve")}},
 }
 

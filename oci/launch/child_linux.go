@@ -193,6 +193,8 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		if a[0] != a[1] {
 			return 0, syscall.Errno(a[2])
 		}
+	case nrSet:
+		return a[0], 0
 	case nrStore:
 		*(*uint64)(ptr(a[0])) = uint64(a[1])
 	case nrLimitCaps:

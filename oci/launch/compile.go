@@ -18,17 +18,19 @@ import (
 // the specification have the methods for that part.
 type compiler struct {
 	*assembler
-	spec    *specs.Spec
-	proc    *specs.Process
-	opt     Options
-	new     uint64                            // namespaces to be made
-	join    map[specs.LinuxNamespaceType]reg  // namespaces to be joined
-	has     map[specs.LinuxNamespaceType]bool // either
-	at      map[specs.LinuxNamespaceType]int  // index in linux.namespaces
-	root    reg                               // the container's root mount
-	pts     reg                               // its devpts, 0 if there is none of its own
-	proc1   reg                               // a procfs that nobody else can reach, 0 if not made yet
-	scratch ref                               // for results that are only tested
+	spec      *specs.Spec
+	proc      *specs.Process
+	opt       Options
+	new       uint64                            // namespaces to be made
+	join      map[specs.LinuxNamespaceType]reg  // namespaces to be joined
+	has       map[specs.LinuxNamespaceType]bool // either
+	at        map[specs.LinuxNamespaceType]int  // index in linux.namespaces
+	root      reg                               // the container's root mount
+	pts       reg                               // its devpts, 0 if there is none of its own
+	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
+	cwdFailed reg                               // 1 if root may not enter the working directory
+	chosen    reg                               // which of the candidates is to be executed
+	scratch   ref                               // for results that are only tested
 }
 
 func newCompiler(spec *specs.Spec, proc *specs.Process, id string) (*compiler, error) {

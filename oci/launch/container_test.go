@@ -65,6 +65,20 @@ NoNewPrivs:	1
 `)
 }
 
+// TestWorkingDirectoryOfRoot is one that the user may not enter.
+func TestWorkingDirectoryOfRoot(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	if err := os.Mkdir(filepath.Join(root, "root"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for _, nnp := range []bool{true, false} {
+		spec := testSpec(root, "pwd; id -u")
+		spec.Process.Cwd, spec.Process.User.UID, spec.Process.NoNewPrivileges = "/root", 1000, nnp
+		expectOutput(t, spec, Options{}, "/root\n1000\n")
+	}
+}
+
 // TestSignals starts a container from a process that ignores some.
 func TestSignals(t *testing.T) {
 	needRoot(t)
@@ -150,13 +164,25 @@ func TestErrorsNameTheStep(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(root, "script"), []byte("no program"), 0o755); err != nil {
 		t.Fatal(err)
 	}
+	if err := os.WriteFile(filepath.Join(root, "interpreted"), []byte("#!/no/such\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
 	for _, c := range []struct {
 		name   string
 		change func(*specs.Spec)
 		want   string
 		errno  error
 	}{
+		{"no interpreter", func(s *specs.Spec) {
+			s.Process.Args, s.Process.Env = []string{"interpreted"}, []string{"PATH=/:/bin"}
+		}, `exec: "interpreted": no such file or directory`, unix.ENOENT},
 		{"no such command", func(s *specs.Spec) { s.Process.Args = []string{"foo"} }, `exec: "foo": executable file not found in $PATH`, unix.ENOENT},
+		{"command is not executable", func(s *specs.Spec) {
+			s.Process.Args, s.Process.Env = []string{"data"}, []string{"PATH=/nowhere:relative:/:/bin"}
+		}, `exec: "data": permission denied`, unix.EACCES},
+		{"no path", func(s *specs.Spec) {
+			s.Process.Args, s.Process.Env = []string{"foo"}, []string{"PATH="}
+		}, `exec: "foo": executable file not found in $PATH`, unix.ENOENT},
 		{"no such file", func(s *specs.Spec) { s.Process.Args = []string{"/foo"} }, `exec: "/foo": no such file or directory`, unix.ENOENT},
 		{"not executable", func(s *specs.Spec) { s.Process.Args = []string{"/data"} }, `exec: "/data": permission denied`, unix.EACCES},
 		{"directory", func(s *specs.Spec) { s.Process.Args = []string{"/bin"} }, `exec: "/bin": permission denied`, unix.EACCES},

@@ -2,8 +2,6 @@ package launch
 
 import (
 	"fmt"
-	"path"
-	"strings"
 	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -23,13 +21,12 @@ func (c *compiler) finalize() {
 	filter := c.filter()
 	early := c.proc.NoNewPrivileges || filter == nil
 	if early {
-		c.identity()
-		c.workingDirectory()
+		c.becomeUser()
 	}
 	if c.proc.NoNewPrivileges {
 		c.do("set no_new_privs", cSetNoNewPrivs, 1)
 	}
-	c.checkExecutable()
+	c.chooseExecutable()
 	c.do("reset signals", cSignals)
 	c.do("close descriptors", cCloseAll, 0)
 	c.do("wait for the start", cPrepared)
@@ -39,8 +36,7 @@ func (c *compiler) finalize() {
 		c.install(filter)
 	} else {
 		c.install(filter)
-		c.identity()
-		c.workingDirectory()
+		c.becomeUser()
 		c.do("prepare to execute", cExecuting)
 	}
 	c.execute()
@@ -196,74 +192,28 @@ func parseCapabilities(l *specs.LinuxCapabilities) (s capabilitySets, err error)
 	return s, nil
 }
 
-// workingDirectory enters process.cwd. A directory outside of the root, as a
-// leaked descriptor would give, is recognised by getcwd (CVE-2024-21626).
-func (c *compiler) workingDirectory() {
+// workingDirectory enters process.cwd. It is called before the child becomes
+// the container's user, who may not be allowed to what root is, and after, for
+// what root is not allowed to (NFS). A directory outside of the root, as a leaked
+// descriptor would give, is recognised by getcwd (CVE-2024-21626).
+func (c *compiler) workingDirectory(asUser bool) {
 	text := "change to working directory " + c.proc.Cwd
-	c.do(text, cChdir, c.proc.Cwd)
+	if !asUser {
+		c.do(text, cChdir, c.proc.Cwd)
+		c.orElse(func() { c.cwdFailed = c.get(text, cSet, 1) }, syscall.EACCES)
+		return
+	}
+	c.do(text, cTestReg, c.cwdFailed, 1, syscall.ENOENT)
+	c.andThen(func() { c.do(text, cChdir, c.proc.Cwd) }, syscall.ENOENT)
 	const pathMax = 4096
 	buf := c.space(pathMax)
 	c.do(text, cGetcwd, buf, pathMax)
 	c.test(buf, 0xff, '/', syscall.ENOENT).text = text
 }
 
-// candidates are the paths to execute args[0] from, as execvp has it.
-func (c *compiler) candidates() []string {
-	name := c.proc.Args[0]
-	if strings.Contains(name, "/") {
-		return []string{name}
-	}
-	search := ""
-	for _, e := range c.proc.Env {
-		if v, ok := strings.CutPrefix(e, "PATH="); ok {
-			search = v
-		}
-	}
-	var list []string
-	for _, dir := range strings.Split(search, ":") {
-		if dir == "" {
-			dir = "."
-		}
-		if !path.IsAbs(dir) {
-			dir = path.Join(c.proc.Cwd, dir)
-		}
-		list = append(list, path.Join(dir, name))
-	}
-	return list
-}
-
-// checkExecutable finds out before the start whether there is something to
-// execute, so that creating the container fails and not its start.
-func (c *compiler) checkExecutable() {
-	c.tryEach(func(p string) *op {
-		return c.do("", cFaccessat2, unix.AT_FDCWD, p, unix.X_OK, unix.AT_EACCESS)
-	})
-}
-
-// execute replaces the child by the container's image.
-func (c *compiler) execute() {
-	argv, envp := c.vector(c.proc.Args), c.vector(c.proc.Env)
-	c.tryEach(func(p string) *op { return c.do("", cExecve, p, argv, envp) })
-}
-
-// tryEach makes a call with each candidate until one succeeds.
-func (c *compiler) tryEach(call func(p string) *op) {
-	list := c.candidates()
-	name := c.proc.Args[0]
-	start := len(c.p.ops)
-	for _, p := range list {
-		o := call(p)
-		o.text = fmt.Sprintf("exec: %q", name)
-		if len(list) > 1 {
-			o.passing(syscall.ENOENT, syscall.ENOTDIR, syscall.EACCES)
-		}
-	}
-	if len(list) > 1 {
-		o := c.do(fmt.Sprintf("exec: %q: executable file not found in $PATH", name), cFail, syscall.ENOENT)
-		o.whole = true
-	}
-	end := len(c.p.ops)
-	for i := start; i < end-1; i++ {
-		c.p.ops[i].skipOK = uint16(end - i - 1)
-	}
+// becomeUser does what makes the child a process of the container's user.
+func (c *compiler) becomeUser() {
+	c.workingDirectory(false)
+	c.identity()
+	c.workingDirectory(true)
 }

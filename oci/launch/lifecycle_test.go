@@ -21,7 +21,7 @@ import (
 // TestTerminal talks to a shell on a pty of the container's own.
 func TestTerminal(t *testing.T) {
 	needRoot(t)
-	spec := testSpec(rootfs(t), "tty; stty size; readlink /proc/self/fd/2; stat -c '%u %g %t' /dev/console; read x; echo got $x")
+	spec := testSpec(rootfs(t), "tty; stty size; readlink /proc/self/fd/2; stat -c '%u %g %t' /dev/console; echo ready; read x; echo got $x")
 	spec.Process.Terminal = true
 	spec.Process.ConsoleSize = &specs.Box{Height: 33, Width: 99}
 	spec.Process.User.UID = 1000
@@ -29,7 +29,7 @@ func TestTerminal(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := talkTerminal(t, p, "hello\n"); !strings.Contains(got, "/dev/pts/0 33 99 /dev/pts/0 1000 5 88") || !strings.HasSuffix(got, "got hello") {
+	if got := talkTerminal(t, p, "hello\n"); !strings.Contains(got, "/dev/pts/0 33 99 /dev/pts/0 1000 5 88 ready") || !strings.HasSuffix(got, "got hello") {
 		t.Errorf("output %q", got)
 	}
 
@@ -78,10 +78,18 @@ func talkTerminal(t *testing.T, p *Program, typed string) string {
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}
+	var out strings.Builder
+	buf := make([]byte, 1000)
+	for !strings.Contains(out.String(), "ready") {
+		n, err := c.Console.Read(buf)
+		if err != nil {
+			t.Fatalf("output %q: %v", out.String(), err)
+		}
+		out.Write(buf[:n])
+	}
 	if _, err := io.WriteString(c.Console, typed); err != nil {
 		t.Fatal(err)
 	}
-	var out strings.Builder
 	io.Copy(&out, c.Console) // ends with EIO when the last process is gone
 	unix.Wait4(c.Pid, nil, 0, nil)
 	return strings.Join(strings.Fields(out.String()), " ")
@@ -270,7 +278,7 @@ func TestFailedStart(t *testing.T) {
 	if err := os.Remove(filepath.Join(root, "bin/sh")); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.Start(); !errors.Is(err, unix.ENOENT) || err.Error() != `exec: "sh": executable file not found in $PATH` {
+	if err := c.Start(); !errors.Is(err, unix.ENOENT) || err.Error() != `exec: "sh": no such file or directory` {
 		t.Errorf("got %v", err)
 	}
 	var status unix.WaitStatus
