@@ -1,0 +1,96 @@
+package e2e
+
+import (
+	"bufio"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"podstead/image/imagetest"
+)
+
+const upPod = `
+apiVersion: v1
+kind: Pod
+metadata: {name: app}
+spec:
+  terminationGracePeriodSeconds: 3
+  containers:
+  - name: web
+    image: localhost/busybox:latest
+    imagePullPolicy: Never
+    command: [sh, -c, "echo up; mkdir /www; echo hi >/www/index.html; httpd -f -p 80 -h /www"]
+    ports: [{containerPort: 80, hostPort: 18081}]
+    readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
+`
+
+func writeFile(t *testing.T, name, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), name)
+	if err := os.WriteFile(path, []byte(content), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestUpInTheForeground(t *testing.T) {
+	n := newNode(t)
+	cmd := n.command(t.Context(), "up", "--load", imagetest.Archive(t, imagetest.Busybox(t), busybox), "-f", writeFile(t, "pod.yaml", upPod))
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.Stderr = n.log
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	stop := time.AfterFunc(bound, func() { cmd.Process.Kill() })
+	defer stop.Stop()
+	var seen strings.Builder
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		line := lines.Text()
+		seen.WriteString(line + "\n")
+		if !strings.Contains(line, "open http://localhost:18081") {
+			continue
+		}
+		if body, err := get("http://127.0.0.1:18081/"); err != nil || body != "hi\n" {
+			t.Errorf("the URL answers %q, %v", body, err)
+		}
+		cmd.Process.Signal(syscall.SIGINT)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("up ended with %v", err)
+	}
+	for _, want := range []string{"Pod app created", "web started", "web | up", "taking down", "all down"} {
+		if !strings.Contains(seen.String(), want) {
+			t.Errorf("up did not say %q:\n%s", want, &seen)
+		}
+	}
+}
+
+func TestUpDetachedTwiceAndDown(t *testing.T) {
+	n := newNode(t)
+	pod := writeFile(t, "pod.yaml", upPod)
+	archive := imagetest.Archive(t, imagetest.Busybox(t), busybox)
+	n.do("up", "-d", "--load", archive, "-f", pod)
+	first, err := n.pod("app")
+	if err != nil || !ready(first) {
+		t.Fatalf("up -d returned before the pod was ready: %v, %v", first, err)
+	}
+	if out := n.do("up", "-d", "-f", pod); !strings.Contains(out, "Pod app unchanged") {
+		t.Errorf("the second up says:\n%s", out)
+	}
+	second, err := n.pod("app")
+	if err != nil || containerID(second, "web") != containerID(first, "web") {
+		t.Errorf("the second up restarted the container: %v", err)
+	}
+	if out := n.do("down", "-f", pod); !strings.Contains(out, "Pod app deleted") {
+		t.Errorf("down says:\n%s", out)
+	}
+	if _, err := n.try("get", "pods"); err == nil {
+		t.Error("the node that up started still answers after the last pod is down")
+	}
+}
