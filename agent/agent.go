@@ -140,6 +140,9 @@ func New(cfg Config) (*Agent, error) {
 
 // Run reconciles until ctx ends. Pods go on running then.
 func (a *Agent) Run(ctx context.Context) error {
+	if a.cfg.Listener != nil {
+		defer a.cfg.Listener.Close()
+	}
 	if err := a.node.greet(ctx); err != nil {
 		return err
 	}
@@ -156,8 +159,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err := a.watchFiles(ctx, files); err != nil {
 		return err
 	}
-	stopAPI := a.serve(ctx)
-	defer stopAPI()
 	err := a.loop(ctx, files)
 	if errors.Is(err, context.Canceled) {
 		return nil

@@ -30,6 +30,8 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.adopt(ctx)
 	a.reconcile(ctx)
 	a.follow(ctx)
+	a.awaitDescribed(ctx)
+	defer a.serve(ctx)()
 	for {
 		select {
 		case <-ctx.Done():
@@ -46,6 +48,22 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 				delete(a.workers, w.uid)
 			}
 			a.reconcile(ctx) // it may be wanted again by now
+		}
+	}
+}
+
+// awaitDescribed waits until each worker has looked at its pod once: a client
+// that asks right after a restart is told of all pods, not of none. A runtime
+// that does not answer delays the API a little, and no more.
+func (a *Agent) awaitDescribed(ctx context.Context) {
+	const patience = 5 * time.Second
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for _, w := range a.workers {
+		select {
+		case <-w.described:
+		case <-ctx.Done():
+			return
 		}
 	}
 }

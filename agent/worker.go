@@ -58,14 +58,16 @@ type worker struct {
 	finished map[string]time.Time // the last step that succeeded
 	results  chan result
 	quit     chan struct{} // closed when results are not read any more
-	probes   map[string]*probe.Container
-	carried  map[string]carriedProbe // from the record, for the first look
-	last     plan.Plan
-	status   corev1.PodStatus
-	written  []byte // the record as on disk
-	stage    client.Why
-	posted   posted
-	steps    sync.WaitGroup
+	// described is closed when the pod is on the board for the first time.
+	described chan struct{}
+	probes    map[string]*probe.Container
+	carried   map[string]carriedProbe // from the record, for the first look
+	last      plan.Plan
+	status    corev1.PodStatus
+	written   []byte // the record as on disk
+	stage     client.Why
+	posted    posted
+	steps     sync.WaitGroup
 }
 
 // box is what others leave for the worker.
@@ -96,16 +98,17 @@ type result struct {
 func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worker {
 	return &worker{
 		node: n, uid: string(pod.UID), wake: make(chan struct{}, 1),
-		box:      box{pod: pod, objs: objs, origin: origin, look: true},
-		known:    map[string]observe.Container{},
-		ips:      map[string][]string{},
-		failures: map[string]plan.Failure{},
-		tries:    map[string]int{},
-		busy:     map[string]*running{},
-		finished: map[string]time.Time{},
-		results:  make(chan result),
-		quit:     make(chan struct{}),
-		probes:   map[string]*probe.Container{},
+		box:       box{pod: pod, objs: objs, origin: origin, look: true},
+		known:     map[string]observe.Container{},
+		ips:       map[string][]string{},
+		failures:  map[string]plan.Failure{},
+		tries:     map[string]int{},
+		busy:      map[string]*running{},
+		finished:  map[string]time.Time{},
+		results:   make(chan result),
+		quit:      make(chan struct{}),
+		described: make(chan struct{}),
+		probes:    map[string]*probe.Container{},
 	}
 }
 
@@ -153,6 +156,8 @@ func (w *worker) run(ctx context.Context) {
 	}()
 	defer close(w.quit)
 	defer cancel()
+	described := sync.OnceFunc(func() { close(w.described) })
+	defer described()
 	w.open()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -169,6 +174,7 @@ func (w *worker) run(ctx context.Context) {
 		if gone := w.sync(ctx, timer); gone {
 			return
 		}
+		described()
 	}
 }
 

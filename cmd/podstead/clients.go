@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -19,8 +20,28 @@ import (
 
 func (o *options) client() *client.Client { return client.New(o.agentSocket()) }
 
-// podFlag is the -n flag of verbs that name a pod.
 const defaultNamespace = "default"
+
+// chooseContainer fills in the container of a pod that was not named: the first
+// one, and says so if there are others.
+func chooseContainer(ctx context.Context, c *client.Client, namespace, pod string, container *string, errOut io.Writer) error {
+	if *container != "" {
+		return nil
+	}
+	p, err := c.Pod(ctx, namespace, pod)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, spec := range p.Spec.Containers {
+		names = append(names, spec.Name)
+	}
+	*container = names[0]
+	if len(names) > 1 {
+		fmt.Fprintf(errOut, "container %s of %s\n", names[0], strings.Join(names, ", "))
+	}
+	return nil
+}
 
 // readManifests reads files and directories (their *.yaml, *.yml and *.json,
 // in order of name) as one stream of YAML documents; "-" is standard input.

@@ -36,13 +36,16 @@ func execCommand(opt *options) *cobra.Command {
 			}
 			c := opt.client()
 			defer c.Close()
+			if err := chooseContainer(cmd.Context(), c, namespace, args[0], &o.Container, cmd.ErrOrStderr()); err != nil {
+				return err
+			}
 			return exitStatus(withTerminal(&o, func() error { return c.Exec(cmd.Context(), namespace, args[0], o) }))
 		},
 	}
 	f := cmd.Flags()
 	f.SetInterspersed(true)
 	f.StringVarP(&namespace, "namespace", "n", defaultNamespace, "`NAMESPACE` of the pod")
-	f.StringVarP(&o.Container, "container", "c", "", "`NAME` of the container, if the pod has several")
+	f.StringVarP(&o.Container, "container", "c", "", "`NAME` of the container; the first one if not given")
 	f.BoolVarP(&interactive, "stdin", "i", false, "pass standard input to the command")
 	f.BoolVarP(&o.TTY, "tty", "t", false, "give the command a terminal")
 	return cmd

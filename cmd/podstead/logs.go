@@ -25,6 +25,9 @@ func logsCommand(opt *options) *cobra.Command {
 			}
 			c := opt.client()
 			defer c.Close()
+			if err := chooseContainer(cmd.Context(), c, namespace, args[0], &o.Container, cmd.ErrOrStderr()); err != nil {
+				return err
+			}
 			r, err := c.Logs(cmd.Context(), namespace, args[0], o)
 			if err != nil {
 				return err
@@ -39,7 +42,7 @@ func logsCommand(opt *options) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVarP(&namespace, "namespace", "n", defaultNamespace, "`NAMESPACE` of the pod")
-	f.StringVarP(&o.Container, "container", "c", "", "`NAME` of the container, if the pod has several")
+	f.StringVarP(&o.Container, "container", "c", "", "`NAME` of the container; the first one if not given")
 	f.BoolVarP(&o.Follow, "follow", "f", false, "go on with what is written from now on")
 	f.BoolVarP(&o.Previous, "previous", "p", false, "of the container's previous instance")
 	f.BoolVar(&o.Timestamps, "timestamps", false, "begin each line with its time")

@@ -112,7 +112,7 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 	if n.runtimeEndpoint != "" {
 		return n.runOnEndpoint(ctx, cgroups, log)
 	}
-	sup, err := supervisor.Connect(ctx, n.runDir)
+	sup, err := supervisor.Ensure(ctx, n.runDir)
 	if err != nil {
 		return fmt.Errorf("connect to the supervisor: %w", err)
 	}
