@@ -9,6 +9,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"podstead/image/internal/layer"
@@ -38,10 +39,9 @@ type assembly struct {
 
 // assembledLayer is one layer of an assembly, and what it holds for it.
 type assembledLayer struct {
-	rec    layerRecord
-	shared bool       // in place already, blob and all
-	work   *layerWork // else
-	key    string
+	rec  layerRecord
+	work *layerWork // nil: it is in place, blob and all
+	key  string     // by which others join the work
 }
 
 // plan lists the layers of the manifest, lowest first.
@@ -87,6 +87,9 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 	if err := s.provideLayers(ctx, a); err != nil {
 		return Image{}, err
 	}
+	if s.isKnown(rec, a.layers) {
+		return s.Get(rec.ID)
+	}
 	a.progress.setStage("syncing")
 	for i, l := range a.layers {
 		if l.work != nil {
@@ -98,6 +101,23 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 		return Image{}, err
 	}
 	return s.Get(rec.ID)
+}
+
+// isKnown says that the image is there under these names already: nothing is to
+// be written. That is most pulls of a tag.
+func (s *Store) isKnown(rec *record, layers []*assembledLayer) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[rec.ID]
+	if e == nil || e.Manifest != rec.Manifest || rec.Pinned && !e.Pinned {
+		return false
+	}
+	for _, n := range slices.Concat(rec.Tags, rec.Digests) {
+		if s.names[n] != rec.ID {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(layers, func(l *assembledLayer) bool { return l.work != nil })
 }
 
 func (s *Store) pin(files []string) {
@@ -134,20 +154,25 @@ func (s *Store) provideLayers(ctx context.Context, a *assembly) error {
 		}
 	}
 	a.progress.watch(a.layers)
+	g, ctx := errgroup.WithContext(ctx)
 	for i, l := range a.layers {
 		if l.work == nil {
 			continue
 		}
-		if err := s.awaitLayer(ctx, a, l); err != nil {
-			return fmt.Errorf("layer %d (%s): %w", i+1, l.rec.Blob.Digest, err)
-		}
+		g.Go(func() error {
+			if err := s.awaitLayer(ctx, a, i); err != nil {
+				return fmt.Errorf("layer %d (%s): %w", i+1, l.rec.Blob.Digest, err)
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // awaitLayer waits for a layer. Work that was joined may fail for reasons of
 // the one who started it, as its credentials: it is then tried again on our own.
-func (s *Store) awaitLayer(ctx context.Context, a *assembly, l *assembledLayer) error {
+func (s *Store) awaitLayer(ctx context.Context, a *assembly, i int) error {
+	l := a.layers[i]
 	const attempts = 4
 	for attempt := 1; ; attempt++ {
 		select {
@@ -166,7 +191,7 @@ func (s *Store) awaitLayer(ctx context.Context, a *assembly, l *assembledLayer) 
 		if err := s.startLayer(a, l); err != nil {
 			return err
 		}
-		a.progress.watch(a.layers)
+		a.progress.setWork(i, l.work)
 	}
 }
 
@@ -191,7 +216,6 @@ func (s *Store) shareLayer(l *assembledLayer) bool {
 				mediaType := l.rec.Blob.MediaType
 				l.rec = have
 				l.rec.Blob.MediaType = mediaType
-				l.shared = true
 				return true
 			}
 		}

@@ -73,7 +73,7 @@ func TestKilledWhilePulling(t *testing.T) {
 	}
 	took := time.Since(began)
 	whole := 0
-	const kills = 24
+	const kills = 16
 	for i := range kills {
 		dir := filepath.Join(t.TempDir(), "s")
 		c := start(dir)

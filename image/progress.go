@@ -53,6 +53,15 @@ func (p *pull) watch(layers []*assembledLayer) {
 	}
 }
 
+func (p *pull) setWork(layer int, w *layerWork) {
+	if p == nil {
+		return
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.layers[layer].work = w
+}
+
 // Pulls returns all pulls under way, oldest first.
 func (s *Store) Pulls() []Progress {
 	s.mu.Lock()

@@ -156,6 +156,27 @@ func TestPullMovesTag(t *testing.T) {
 	}
 }
 
+// The failure of one layer is told at once, however long another takes.
+func TestOneLayerFails(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "images")
+	s := openStore(t, image.Config{Dir: dir})
+	img := smallImage(t, "top", imagetest.Layer{Tar: imagetest.Tar(t, imagetest.File{Name: "base"})})
+	h := &counting{next: imagetest.Handler(t, map[string]imagetest.Image{"a:1": img}, nil)}
+	h.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if isBlob(r, img.Layers[0]) {
+			<-r.Context().Done() // for ever
+			return true
+		}
+		if isBlob(r, img.Layers[1]) {
+			http.NotFound(w, r)
+			return true
+		}
+		return false
+	}
+	wantReason(t, second(s.Pull(testContext(t), serve(t, h)+"/a:1", image.Auth{})), image.ReasonNotFound)
+	assertEmpty(t, s, dir)
+}
+
 func TestPullChoosesPlatform(t *testing.T) {
 	s := newStore(t)
 	ctx := testContext(t)
