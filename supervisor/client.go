@@ -314,6 +314,3 @@ func (c *Client) Close() error {
 	}
 	return nil
 }
-
-// daemonPid is the supervisor's process ID.
-func (c *Client) daemonPid() int { return c.wire.pid }

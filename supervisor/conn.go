@@ -61,6 +61,10 @@ func dial(ctx context.Context, runDir string) (*wire, error) {
 		w.close()
 		return nil, fmt.Errorf("connect to supervisor %s: %w", path, err)
 	}
+	if g.Version != protocol.Version {
+		w.close()
+		return nil, fmt.Errorf("supervisor %s speaks protocol %d, not %d: upgrade it", path, g.Version, protocol.Version)
+	}
 	w.pid = g.Pid
 	return w, nil
 }

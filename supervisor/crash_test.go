@@ -141,14 +141,11 @@ func TestSupervisorIsKilled(t *testing.T) {
 	f.eventually("lines", func() bool { return len(f.logged("counts", "stdout")) > 100 })
 	f.eventually("pty", func() bool { return strings.Contains(f.logged("pty", "stdout"), "on") })
 	// Hold off the next supervisor until a container has died without one.
-	lock, err := os.OpenFile(f.dir+"/supervisor.lock", os.O_RDWR, 0)
-	if err != nil {
+	os.Rename(daemonLog(f.dir), f.dir+"/first.log")
+	if err := os.Mkdir(daemonLog(f.dir), 0o700); err != nil {
 		t.Fatal(err)
 	}
 	old := f.killSupervisor()
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
 	pidfd, err := unix.PidfdOpen(dies.Pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -156,7 +153,7 @@ func TestSupervisorIsKilled(t *testing.T) {
 	defer unix.Close(pidfd)
 	unix.PidfdSendSignal(pidfd, syscall.SIGTERM, nil, 0)
 	f.waitDead(pidfd)
-	lock.Close()
+	os.Remove(daemonLog(f.dir))
 	for range events { // closed when the connection broke
 	}
 	if p := f.ended("dies"); p.ExitCode != 128+15 && !kernelForgets(t) {
@@ -209,6 +206,39 @@ func kernelForgets(t *testing.T) bool {
 	info := unix.PidfdInfo{Mask: unix.PIDFD_INFO_EXIT}
 	err := unix.IoctlPidfdInfo(pidfd, &info)
 	return err != nil || info.Mask&unix.PIDFD_INFO_EXIT == 0
+}
+
+func TestEnsureWhileTheLastSupervisorEnds(t *testing.T) {
+	f := start(t)
+	dir := t.TempDir()
+	lock, err := os.OpenFile(dir+"/supervisor.lock", os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		t.Fatal(err)
+	}
+	time.AfterFunc(300*time.Millisecond, func() { lock.Close() })
+	clients := make(chan *Client)
+	for range 3 {
+		go func() {
+			c, err := Ensure(f.ctx, dir)
+			if err != nil {
+				t.Error(err)
+			}
+			clients <- c
+		}()
+	}
+	pids := map[int]bool{}
+	for range 3 {
+		if c := <-clients; c != nil {
+			pids[c.daemonPid()] = true
+			defer c.Close()
+		}
+	}
+	if len(pids) != 1 {
+		t.Errorf("supervisors: %v", pids)
+	}
 }
 
 func TestCallsUnderWayFailWhenTheConnectionBreaks(t *testing.T) {

@@ -52,25 +52,39 @@ func ensure(ctx context.Context, runDir string) (*wire, error) {
 	if err := os.MkdirAll(runDir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := spawn(runDir); err != nil {
-		return nil, err
-	}
-	const pause = 5 * time.Millisecond
-	for tries := 0; ; tries++ {
-		w, err := dial(ctx, runDir)
-		if err == nil || !nobodyListens(err) {
-			return w, err
+	ctx, cancel := context.WithTimeout(ctx, startPatience)
+	defer cancel()
+	var ended <-chan error // of the supervisor that was started
+	for {
+		if ended == nil {
+			if ended, err = spawn(runDir); err != nil {
+				return nil, err
+			}
 		}
 		select {
 		case <-ctx.Done():
-			return nil, errors.Join(context.Cause(ctx), err)
-		case <-time.After(pause):
+			return nil, fmt.Errorf("start supervisor: it does not answer; see %s: %w", daemonLog(runDir), context.Cause(ctx))
+		case err := <-ended:
+			if err != nil {
+				return nil, fmt.Errorf("start supervisor: %w; see %s", err, daemonLog(runDir))
+			}
+			// Another one holds the lock: it serves soon, or is about to end.
+			ended = nil
+		case <-time.After(startPause):
 		}
-		if tries*int(pause) > int(10*time.Second) {
-			return nil, fmt.Errorf("start supervisor: it does not answer; see %s: %w", daemonLog(runDir), err)
+		if w, err := dial(ctx, runDir); err == nil || !nobodyListens(err) {
+			return w, err
+		}
+		if ended == nil {
+			time.Sleep(startPause)
 		}
 	}
 }
+
+const (
+	startPatience = 10 * time.Second
+	startPause    = 5 * time.Millisecond
+)
 
 // nobodyListens tells whether starting a supervisor could help.
 func nobodyListens(err error) bool {
@@ -81,16 +95,16 @@ func nobodyListens(err error) bool {
 // who started it, which would be held open as long as containers run.
 func daemonLog(runDir string) string { return filepath.Join(runDir, protocol.DaemonLog) }
 
-// spawn starts a supervisor that outlives its starter. If another one starts
-// at the same time, one of them ends at once.
-func spawn(runDir string) error {
+// spawn starts a supervisor that outlives its starter. The channel tells if it
+// ends, without an error if another one runs.
+func spawn(runDir string) (<-chan error, error) {
 	path, err := Command()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	log, err := os.OpenFile(daemonLog(runDir), os.O_CREATE|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer log.Close()
 	cmd := exec.Command(path, "daemon", "--run", runDir)
@@ -98,8 +112,9 @@ func spawn(runDir string) error {
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start supervisor: %w", err)
+		return nil, fmt.Errorf("start supervisor: %w", err)
 	}
-	go cmd.Wait() // reaps it if it ends before us
-	return nil
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // reaps it if it ends before us
+	return ended, nil
 }

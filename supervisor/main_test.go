@@ -29,6 +29,9 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == "holder" {
 		os.Exit(runHolder(os.Args[2]))
 	}
+	if len(os.Args) > 1 && os.Args[1] == "writer" {
+		os.Exit(runWriter(os.Args[2], os.Args[3]))
+	}
 	self, err := os.Executable()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -71,6 +74,19 @@ func runHolder(dir string) int {
 	}
 	fmt.Println("ready")
 	select {}
+}
+
+// runWriter is a container that writes 64 KiB of lines n times.
+func runWriter(line, n string) int {
+	length, _ := strconv.Atoi(line)
+	times, _ := strconv.Atoi(n)
+	data := bytes.Repeat([]byte(strings.Repeat("x", length-1)+"\n"), 1+(64<<10)/length)[:64<<10]
+	for range times {
+		if _, err := os.Stdout.Write(data); err != nil {
+			return 1
+		}
+	}
+	return 0
 }
 
 // argv is a launch program of the tests.
@@ -250,6 +266,15 @@ func (f *fixture) finish() {
 	if log, _ := os.ReadFile(daemonLog(f.dir)); f.Failed() {
 		f.Logf("supervisor: %s", log)
 	}
+}
+
+// daemonPid is the supervisor's process ID.
+func (c *Client) daemonPid() int {
+	w, err := c.connected(context.Background())
+	if err != nil {
+		return 0
+	}
+	return w.pid
 }
 
 // run launches and starts a logged process.

@@ -81,7 +81,7 @@ func serve(runDir string, state int) error {
 	err := daemon.Run(daemon.Config{
 		RunDir: runDir,
 		Fork:   daemon.Programs{},
-		Log:    slog.New(slog.NewTextHandler(os.Stderr, nil)),
+		Log:    slog.New(slog.NewTextHandler(daemon.LogTo(os.Stderr), nil)),
 		State:  state,
 	})
 	if errors.Is(err, daemon.ErrRunning) {

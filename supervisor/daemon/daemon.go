@@ -15,6 +15,7 @@ package daemon
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -26,6 +27,23 @@ import (
 
 	"podstead/supervisor/internal/protocol"
 )
+
+// maxLog bounds the supervisor's own log.
+const maxLog = 1 << 20
+
+// boundedLog writes to a file and starts it anew when it is large: a run
+// directory is in memory.
+type boundedLog struct{ *os.File }
+
+// LogTo is where a supervisor's log goes.
+func LogTo(f *os.File) io.Writer { return boundedLog{f} }
+
+func (b boundedLog) Write(p []byte) (int, error) {
+	if st, err := b.Stat(); err == nil && st.Mode().IsRegular() && st.Size() > maxLog {
+		b.Truncate(0)
+	}
+	return b.File.Write(p)
+}
 
 // Config of a supervisor.
 type Config struct {
