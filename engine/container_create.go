@@ -237,7 +237,11 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 // containerNamespaces chooses what the container shares with its pod.
 func (e *Engine) containerNamespaces(k *creation) (spec.Namespaces, error) {
 	r := &k.sandbox
-	ns := spec.Namespaces{Network: e.netnsPath(r), IPC: e.ipcPath(r)}
+	ns := spec.Namespaces{Network: e.netnsPath(r), IPC: e.ipcPath(r), User: e.usernsPath(r)}
+	if r.userNamespace() {
+		u := r.namespaces().GetUsernsOptions()
+		ns.UIDs, ns.GIDs = spec.IDMappings(u.Uids), spec.IDMappings(u.Gids)
+	}
 	if !r.hostNetwork() {
 		ns.UTS = e.namespacePath(r.ID, sys.UTSNamespace)
 	}
@@ -292,6 +296,7 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 		Rootfs: &launch.Overlay{
 			Lower: k.lower,
 			Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
+			IDMapped: k.sandbox.userNamespace(),
 		},
 		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
 		Log:   supervisor.LogFile{Path: k.c.rec.LogPath, MaxBytes: e.cfg.LogMaxBytes, MaxFiles: e.cfg.LogMaxFiles},

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -281,4 +282,60 @@ func TestManyPods(t *testing.T) {
 	if err != nil {
 		t.Error(err)
 	}
+}
+
+// TestUserNamespace runs pods whose root is nobody on the host, with a volume
+// that belongs to them inside.
+func TestUserNamespace(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	for _, pid := range []runtimeapi.NamespaceMode{runtimeapi.NamespaceMode_CONTAINER, runtimeapi.NamespaceMode_POD} {
+		mapping := []*runtimeapi.IDMapping{{HostId: 200000, Length: 65536}}
+		options := &runtimeapi.NamespaceOption{Pid: pid, UsernsOptions: &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}}
+		pod := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = options
+			c.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.tcp_syncookies": "0"}
+		}))
+		volume := t.TempDir()
+		c := n.ready(n.begin(pod, n.script("touch /data/made /made && "+forever, func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions = options
+			c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{}
+			c.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: volume, UidMappings: mapping, GidMappings: mapping}}
+		})))
+		out := n.sh(c, "id -u; read a b c </proc/self/uid_map; echo $a $b $c; cat /proc/sys/kernel/shm_rmid_forced /proc/sys/net/ipv4/tcp_syncookies; "+
+			"stat -c '%u %g' /bin/busybox /data/made /made /etc/hosts; touch /dev/shm/x && echo shm; echo >> /etc/hosts && echo hosts")
+		want := "0\n0 200000 65536\n1\n0\n0 0\n0 0\n0 0\n0 0\nshm\nhosts\n"
+		if string(out.Stdout) != want {
+			t.Errorf("pid %v: output %q, want %q; %s", pid, out.Stdout, want, out.Stderr)
+		}
+		for _, file := range []string{filepath.Join(volume, "made"), n.containerFile(c, "upper/made")} {
+			var st unix.Stat_t
+			if err := unix.Lstat(file, &st); err != nil || st.Uid != 0 || st.Gid != 0 {
+				t.Errorf("%s: uid %d, gid %d, %v", file, st.Uid, st.Gid, err)
+			}
+		}
+		owner, err := os.Stat(fmt.Sprintf("/proc/%d", mustContainerRecord(t, n, c).Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if uid := owner.Sys().(*syscall.Stat_t).Uid; uid != 200000 {
+			t.Errorf("the process runs as %d on the host", uid)
+		}
+		n.restart()
+		if out := n.sh(c, "id -u"); string(out.Stdout) != "0\n" {
+			t.Errorf("after a restart: %q", out.Stdout)
+		}
+		if _, err := n.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+func mustContainerRecord(t *testing.T, n *node, id string) containerRecord {
+	t.Helper()
+	c, err := n.mustContainer(id)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c.record()
 }

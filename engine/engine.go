@@ -135,7 +135,10 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	}
 	e.handlers = map[string]handler.Handler{"": &handler.Builtin{
 		Supervisor: e.cfg.Supervisor,
-		Supports:   handler.Features{RecursiveReadOnlyMounts: e.host.spec.RecursiveReadOnly},
+		Supports: handler.Features{
+			RecursiveReadOnlyMounts: e.host.spec.RecursiveReadOnly,
+			UserNamespaces:          e.host.userNamespaces,
+		},
 	}}
 	if err := e.load(); err != nil {
 		return fmt.Errorf("load records: %w", err)

@@ -40,7 +40,8 @@ func TestSandboxFailsWhole(t *testing.T) {
 		"forbidden sysctl": {func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.Sysctls = map[string]string{"kernel.core_pattern": "|/bin/sh"}
 		}, "kernel.core_pattern", codes.InvalidArgument},
-		"user namespace": {func(c *runtimeapi.PodSandboxConfig) {
+		"user namespace and host pids": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_NODE
 			m := []*runtimeapi.IDMapping{{HostId: 100000, Length: 65536}}
 			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: m, Gids: m}
 		}, "userns_options", codes.InvalidArgument},

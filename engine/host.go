@@ -19,6 +19,9 @@ import (
 type host struct {
 	spec spec.Host
 	name string
+	// userNamespaces tells whether pods can have them, idmapped overlay layers
+	// included (Linux 5.19).
+	userNamespaces bool
 }
 
 func probeHost(h *cgroup.Hierarchy) (host, error) {
@@ -30,7 +33,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 	if err != nil {
 		return host{}, err
 	}
-	return host{name: name, spec: spec.Host{
+	return host{name: name, userNamespaces: hasUserNamespaces(), spec: spec.Host{
 		Capabilities:      caps,
 		RecursiveReadOnly: hasMountSetattr(),
 		AppArmor:          readsYes("/sys/module/apparmor/parameters/enabled"),
@@ -63,6 +66,22 @@ func boundingSet() ([]string, error) {
 func hasMountSetattr() bool {
 	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
 	return !errors.Is(err, unix.ENOSYS)
+}
+
+// hasUserNamespaces asks for the kernel's version, since idmapped layers of an
+// overlay can be tried with one mounted only.
+func hasUserNamespaces() bool {
+	b, err := os.ReadFile("/proc/sys/user/max_user_namespaces")
+	if n, perr := strconv.Atoi(strings.TrimSpace(string(b))); err != nil || perr != nil || n == 0 {
+		return false
+	}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err != nil {
+		return false
+	}
+	var major, minor int
+	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
+	return major > 5 || major == 5 && minor >= 19
 }
 
 func readsYes(file string) bool {

@@ -101,7 +101,7 @@ func (e *Engine) whyNotReady(rec *sandboxRecord, processes map[string]supervisor
 	if rec.BootID != e.bootID {
 		return "the machine was started anew"
 	}
-	for kind, path := range map[string]string{"network": e.netnsPath(rec), "IPC": e.ipcPath(rec)} {
+	for kind, path := range map[string]string{"network": e.netnsPath(rec), "IPC": e.ipcPath(rec), "user": e.usernsPath(rec)} {
 		if path != "" && !isNamespace(path) {
 			return "its " + kind + " namespace is gone"
 		}
@@ -294,7 +294,7 @@ func removeTree(dir string) error {
 }
 
 func removeRunDir(dir string) error {
-	for _, kind := range []string{sys.NetNamespace, sys.IPCNamespace, sys.UTSNamespace} {
+	for _, kind := range namespaceKinds {
 		if err := sys.ReleaseNamespace(filepath.Join(dir, kind)); err != nil {
 			return err
 		}

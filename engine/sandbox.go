@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/network"
 	"podstead/sys"
@@ -66,6 +67,18 @@ func (r *sandboxRecord) hostNetwork() bool {
 
 func (r *sandboxRecord) hostIPC() bool {
 	return r.namespaces().GetIpc() == runtimeapi.NamespaceMode_NODE
+}
+
+// userNamespace tells whether the pod has one of its own.
+func (r *sandboxRecord) userNamespace() bool { return spec.HasUserNamespace(r.namespaces()) }
+
+// mappedRoot are the host's ids of the pod's root: 0 without a user namespace.
+func (r *sandboxRecord) mappedRoot() (uid, gid int) {
+	if !r.userNamespace() {
+		return 0, 0
+	}
+	u := r.namespaces().GetUsernsOptions()
+	return int(u.Uids[0].HostId), int(u.Gids[0].HostId) // one mapping from 0 each: cri.Validate
 }
 
 // name is what RunPodSandbox must not be asked for twice.
@@ -151,7 +164,7 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
-	if r.Pause {
+	if r.Pause || r.userNamespace() {
 		step("end pause process", e.endPause(ctx, r))
 	}
 	if !r.hostNetwork() {
@@ -161,7 +174,7 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 		}
 		step("tear down network", e.cfg.Network.Teardown(ctx, e.networkPod(r, netns)))
 	}
-	for _, kind := range []string{sys.NetNamespace, sys.IPCNamespace, sys.UTSNamespace} {
+	for _, kind := range namespaceKinds {
 		step("release namespace", sys.ReleaseNamespace(e.namespacePath(r.ID, kind)))
 	}
 	shm := filepath.Join(e.sandboxRunDir(r.ID), "shm")
@@ -207,6 +220,12 @@ func (e *Engine) removeCgroup(ctx context.Context, path string) error {
 	}
 	return g.Remove(ctx)
 }
+
+// namespaceKinds are all that can be bound below a sandbox's run directory.
+var namespaceKinds = []string{sys.NetNamespace, sys.IPCNamespace, sys.UTSNamespace, userNamespace}
+
+// userNamespace is named as in /proc/PID/ns.
+const userNamespace = "user"
 
 // isNamespace tells whether path has a namespace bound to it.
 func isNamespace(path string) bool {

@@ -42,6 +42,10 @@ func (e *Engine) writeSandboxFiles(s *sandbox) error {
 		if err := os.WriteFile(e.sandboxFile(s.id, name), content, 0o644); err != nil {
 			return err
 		}
+		uid, gid := rec.mappedRoot()
+		if err := os.Lchown(e.sandboxFile(s.id, name), uid, gid); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -123,14 +127,29 @@ func (e *Engine) setSysctls(s *sandbox) error {
 				return fmt.Errorf("join %s: %w", f.Name(), err)
 			}
 		}
-		for key, value := range wanted {
-			err := writeSysctl(spec.SysctlPath(key), value)
-			if _, asked := rec.config().GetLinux().GetSysctls()[key]; err != nil && asked {
-				return fmt.Errorf("linux.sysctls: %s: %w", key, err)
-			}
+		if err := writeSysctls(&rec, wanted, func(key string) bool { return strings.HasPrefix(key, "net") }); err != nil {
+			return err
 		}
-		return nil
+		if err := becomeRootOf(&rec); err != nil {
+			return err
+		}
+		return writeSysctls(&rec, wanted, func(key string) bool { return !strings.HasPrefix(key, "net") })
 	})
+}
+
+// writeSysctls writes those of wanted that which takes. One that is a default
+// and cannot be set is passed over.
+func writeSysctls(rec *sandboxRecord, wanted map[string]string, which func(key string) bool) error {
+	for key, value := range wanted {
+		if !which(key) {
+			continue
+		}
+		err := writeSysctl(spec.SysctlPath(key), value)
+		if _, asked := rec.config().GetLinux().GetSysctls()[key]; err != nil && asked {
+			return fmt.Errorf("linux.sysctls: %s: %w", key, err)
+		}
+	}
+	return nil
 }
 
 func (e *Engine) ipcPath(r *sandboxRecord) string {

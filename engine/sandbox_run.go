@@ -68,7 +68,7 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 		do   func() error
 	}{
 		{"make cgroup", func() error { return e.makePodCgroup(s) }},
-		{"make namespaces", func() error { return e.makeNamespaces(s) }},
+		{"make namespaces", func() error { return e.makeNamespaces(ctx, s, h) }},
 		{"mount shared memory", func() error { return e.mountShm(s) }},
 		{"connect network", func() error { return e.connect(ctx, s) }},
 		{"write files", func() error { return e.writeSandboxFiles(s) }},
@@ -146,8 +146,11 @@ func (e *Engine) makePodCgroup(s *sandbox) error {
 
 // makeNamespaces makes what the pod does not share with the host. The UTS
 // namespace goes with the network one: the host's network has the host's name.
-func (e *Engine) makeNamespaces(s *sandbox) error {
+func (e *Engine) makeNamespaces(ctx context.Context, s *sandbox, h handler.Handler) error {
 	rec := s.record()
+	if rec.userNamespace() {
+		return e.makeUserNamespace(ctx, s, h)
+	}
 	dir := e.sandboxRunDir(s.id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
@@ -179,7 +182,9 @@ func (e *Engine) mountShm(s *sandbox) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, shmOptions)
+	uid, gid := rec.mappedRoot()
+	options := fmt.Sprintf("%s,uid=%d,gid=%d", shmOptions, uid, gid)
+	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	return os.NewSyscallError("mount", err)
 }
 
@@ -210,28 +215,32 @@ func (e *Engine) connect(ctx context.Context, s *sandbox) error {
 // containers share. Other pods have no process of ours.
 func (e *Engine) startPause(ctx context.Context, s *sandbox, h handler.Handler) error {
 	rec := s.record()
-	if !rec.Pause {
-		return nil
+	if !rec.Pause || rec.userNamespace() {
+		return nil // the user namespace's maker has stayed for it
 	}
+	_, err := e.pause(ctx, s, h, &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
+	}}})
+	return err
+}
+
+// pause runs a pause process in the pod's cgroup.
+func (e *Engine) pause(ctx context.Context, s *sandbox, h handler.Handler, sp *specs.Spec) (pid int, err error) {
+	rec := s.record()
 	g := e.cfg.Cgroups.Group(pauseCgroup(&rec))
 	if err := g.Create(); err != nil {
-		return err
+		return 0, err
 	}
+	sp.Version = specs.Version
+	sp.Process = &specs.Process{Cwd: "/", NoNewPrivileges: true}
 	p, err := h.Pause(ctx, handler.Container{
-		ID: s.id, Bundle: e.sandboxRunDir(s.id), CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
-		Spec: &specs.Spec{
-			Version: specs.Version,
-			Process: &specs.Process{Cwd: "/", NoNewPrivileges: true},
-			Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
-				{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
-			}},
-		},
+		ID: s.id, Bundle: e.sandboxRunDir(s.id), CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Spec: sp,
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
 	s.mu.Lock()
 	s.rec.PausePid = p.Pid
 	s.mu.Unlock()
-	return nil
+	return p.Pid, nil
 }

@@ -102,8 +102,8 @@ func (in *Input) mount(i int, m *runtimeapi.Mount) (specs.Mount, error) {
 	if strings.ContainsFunc(m.ContainerPath+m.HostPath, func(r rune) bool { return r == 0 }) {
 		return fail("a path has a NUL byte")
 	}
-	if len(m.UidMappings) > 0 || len(m.GidMappings) > 0 {
-		return fail("uidMappings and gidMappings (idmapped mounts) are not supported")
+	if n := len(m.UidMappings) + len(m.GidMappings); n > 0 && in.Namespaces.User == "" {
+		return fail("uidMappings and gidMappings are set, and the pod has no user namespace")
 	}
 	options := []string{"rbind"}
 	source := in.Host.MountPropagation(m.HostPath)
@@ -136,7 +136,17 @@ func (in *Input) mount(i int, m *runtimeapi.Mount) (specs.Mount, error) {
 	}
 	return specs.Mount{
 		Destination: path.Clean("/" + m.ContainerPath), Type: "bind", Source: m.HostPath, Options: options,
+		UIDMappings: IDMappings(m.UidMappings), GIDMappings: IDMappings(m.GidMappings),
 	}, nil
+}
+
+// IDMappings translates the mappings of a user namespace or a mount.
+func IDMappings(list []*runtimeapi.IDMapping) []specs.LinuxIDMapping {
+	var out []specs.LinuxIDMapping
+	for _, m := range list {
+		out = append(out, specs.LinuxIDMapping{ContainerID: m.ContainerId, HostID: m.HostId, Size: m.Length})
+	}
+	return out
 }
 
 // readonly checks the rules of recursive_read_only (KEP-3857).

@@ -42,8 +42,10 @@ type Input struct {
 // Namespaces are paths of namespaces to join; an empty one is the host's, and
 // PrivatePID asks for a pid namespace of the container's own.
 type Namespaces struct {
-	Network, IPC, UTS, PID string
-	PrivatePID             bool
+	Network, IPC, UTS, PID, User string
+	PrivatePID                   bool
+	// UIDs and GIDs are the mappings of User.
+	UIDs, GIDs []specs.LinuxIDMapping
 }
 
 // Files are the host paths of what every container of a pod gets mounted.
@@ -88,7 +90,10 @@ func Build(in Input) (s *specs.Spec, warnings []string, err error) {
 	if s.Process, err = in.process(); err != nil {
 		return nil, nil, err
 	}
-	l := &specs.Linux{CgroupsPath: in.CgroupPath, Namespaces: in.namespaces(), Seccomp: in.Seccomp}
+	l := &specs.Linux{
+		CgroupsPath: in.CgroupPath, Namespaces: in.namespaces(), Seccomp: in.Seccomp,
+		UIDMappings: in.Namespaces.UIDs, GIDMappings: in.Namespaces.GIDs,
+	}
 	s.Linux = l
 	if err := in.mounts(s); err != nil {
 		return nil, nil, err
@@ -117,6 +122,7 @@ func (in *Input) namespaces() []specs.LinuxNamespace {
 		{Type: specs.NetworkNamespace, Path: in.Namespaces.Network},
 		{Type: specs.IPCNamespace, Path: in.Namespaces.IPC},
 		{Type: specs.UTSNamespace, Path: in.Namespaces.UTS},
+		{Type: specs.UserNamespace, Path: in.Namespaces.User},
 	} {
 		if n.Path != "" {
 			ns = append(ns, n)

@@ -85,6 +85,13 @@ func TestBuildGolden(t *testing.T) {
 			in.Config.WorkingDir = "/tmp"
 			in.Config.Envs = []*runtimeapi.KeyValue{{Key: "MODE", Value: []byte("request")}, {Key: "A", Value: []byte("b=c")}}
 		}},
+		{"user-namespace", func(in *Input) {
+			in.Namespaces.User = "/run/ns/user"
+			in.Namespaces.UIDs = []specs.LinuxIDMapping{{HostID: 100000, Size: 65536}}
+			in.Namespaces.GIDs = in.Namespaces.UIDs
+			m := []*runtimeapi.IDMapping{{HostId: 100000, Length: 65536}}
+			in.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/data", HostPath: "/h/1", UidMappings: m, GidMappings: m}}
+		}},
 		{"host-namespaces-v1", func(in *Input) {
 			in.Namespaces = Namespaces{}
 			in.Host.CgroupUnified = false
@@ -146,7 +153,7 @@ func TestBuildRefuses(t *testing.T) {
 		}},
 		{"rro without ro", "without readonly", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", RecursiveReadOnly: true})},
 		{"rro propagation", "with propagation", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
-		{"idmap", "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
+		{"idmap without user namespace", "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
 		{"mount option", "mount_options", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", MountOptions: []string{"suid"}})},
 		{"rro kernel", "RROUnsupported", func(in *Input) {
 			in.Host.RecursiveReadOnly = false
@@ -341,7 +348,7 @@ func TestChecks(t *testing.T) {
 	meta := &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}
 	for name, c := range map[string]*runtimeapi.PodSandboxConfig{
 		"config.hostname":            {Metadata: meta, Hostname: "a\nb"},
-		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{}}}}},
+		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, UsernsOptions: &runtimeapi.UserNamespace{}}}}},
 		"selinux_options":            {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}}}},
 		"systemd driver":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "a-b.slice:c:d"}},
 		"below the root":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/"}},

@@ -4,6 +4,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -48,10 +49,20 @@ func checkNamespaces(o *runtimeapi.NamespaceOption) error {
 	if m := o.GetIpc(); m != pod && m != node {
 		return invalid("%s.ipc: %v is not POD or NODE", field, m)
 	}
-	if u := o.GetUsernsOptions(); u != nil && u.Mode != node {
-		return invalid("%s.userns_options: user namespaces are not supported yet", field)
+	if !HasUserNamespace(o) {
+		return nil
+	}
+	for name, m := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc(), "pid": o.GetPid()} {
+		if m == node {
+			return invalid("%s.%s: NODE together with a user namespace (userns_options) is not supported", field, name)
+		}
 	}
 	return nil
+}
+
+// HasUserNamespace tells whether a pod has a user namespace of its own.
+func HasUserNamespace(o *runtimeapi.NamespaceOption) bool {
+	return o.GetUsernsOptions() != nil && o.UsernsOptions.Mode == runtimeapi.NamespaceMode_POD
 }
 
 // checkCgroup refuses a parent that is no path, or is the root, whose other
@@ -91,6 +102,11 @@ func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandbo
 	sc := c.GetLinux().GetSecurityContext()
 	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
 		return err
+	}
+	own := sc.GetNamespaceOptions().GetUsernsOptions()
+	pods := sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	if own != nil && !proto.Equal(own, pods) {
+		return invalid("linux.security_context.namespace_options.userns_options: differ from the pod sandbox's")
 	}
 	if sc.GetSelinuxOptions() != nil {
 		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
