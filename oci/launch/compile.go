@@ -27,13 +27,14 @@ type compiler struct {
 	at        map[specs.LinuxNamespaceType]int  // index in linux.namespaces
 	root      reg                               // the container's root mount
 	pts       reg                               // its devpts, 0 if there is none of its own
+	seed      reg                               // mount namespace to start from, none if the forker's
 	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
 	cwdFailed reg                               // 1 if root may not enter the working directory
 	chosen    reg                               // which of the candidates is to be executed
 	scratch   ref                               // for results that are only tested
 }
 
-func newCompiler(spec *specs.Spec, proc *specs.Process, id string) (*compiler, error) {
+func newCompiler(spec *specs.Spec, proc *specs.Process, opt Options) (*compiler, error) {
 	if proc == nil {
 		return nil, fmt.Errorf("process: is missing")
 	}
@@ -41,12 +42,13 @@ func newCompiler(spec *specs.Spec, proc *specs.Process, id string) (*compiler, e
 		return nil, fmt.Errorf("linux: is missing")
 	}
 	c := &compiler{
-		assembler: newAssembler(id),
+		assembler: newAssembler(opt.ID),
+		opt:       opt,
 		spec:      spec, proc: proc,
 		join: map[specs.LinuxNamespaceType]reg{},
 		has:  map[specs.LinuxNamespaceType]bool{},
 		at:   map[specs.LinuxNamespaceType]int{},
-		root: none, pts: none, proc1: none,
+		root: none, pts: none, proc1: none, seed: none,
 	}
 	c.scratch = c.space(statxSize)
 	return c, c.checkProcess()
@@ -58,7 +60,6 @@ const none reg = noReg
 // container compiles a container's first process. The order is the heart of
 // the matter; each step says what it needs of those before.
 func (c *compiler) container(opt Options) (*Program, error) {
-	c.opt = opt
 	if err := c.checkSupported(); err != nil {
 		return nil, err
 	}
@@ -203,9 +204,15 @@ func (c *compiler) namespaces() error {
 	if err := c.idMaps(); err != nil {
 		return err
 	}
+	if p := c.opt.MountNamespace; p != "" && !c.has[specs.UserNamespace] && !c.stopsAt(PointCreated) {
+		c.seed = c.addSlot(slot{kind: slotFile, path: p, flags: unix.O_RDONLY, label: "open the mount namespace to start from"})
+	}
 	// The cgroup namespace shows the cgroup that its maker is in: it is made
 	// when the child has joined its own.
 	c.p.clone = c.new &^ unix.CLONE_NEWCGROUP
+	if c.seed != none {
+		c.p.clone &^= unix.CLONE_NEWNS
+	}
 	if c.forksTwice() {
 		c.p.clone = 0
 	}
@@ -249,6 +256,10 @@ func (c *compiler) enterNamespaces() {
 		if r, ok := c.join[t]; ok {
 			c.do("join "+string(t)+" namespace", cSetns, r, namespaceFlag[t])
 		}
+	}
+	if c.seed != none {
+		c.do("join the mount namespace to start from", cSetns, c.seed, unix.CLONE_NEWNS)
+		c.do("make a mount namespace", cUnshare, unix.CLONE_NEWNS)
 	}
 	if c.forksTwice() {
 		c.do("clone into new namespaces", cFork, c.new&^unix.CLONE_NEWCGROUP)

@@ -116,7 +116,7 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 	if len(args) == 0 {
 		args = []string{path}
 	}
-	c, err := newCompiler(spec, &specs.Process{Args: args, Env: hook.Env, Cwd: "/"}, opt.ID)
+	c, err := newCompiler(spec, &specs.Process{Args: args, Env: hook.Env, Cwd: "/"}, Options{ID: opt.ID})
 	if err != nil {
 		return nil, err
 	}

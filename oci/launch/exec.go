@@ -17,7 +17,6 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if opt.Pid <= 0 {
 		return nil, fmt.Errorf("launch %s: no process to join", opt.ID)
 	}
-	c.opt.Filter = opt.Filter
 	var flags uint64
 	for _, ns := range c.spec.Linux.Namespaces {
 		f, ok := namespaceFlag[ns.Type]

@@ -34,6 +34,12 @@ type Options struct {
 	// says that it has reached one of the points for it; without, those hooks
 	// that must run while the child prepares itself are refused.
 	Hooks bool
+	// MountNamespace is the path of a mount namespace with few mounts, such as
+	// that of NewSeed, that the container's starts as a copy of; empty means
+	// that of the forker. It is not used with a user namespace, in which the
+	// kernel allows a new proc and sysfs only where the host's are in sight, nor
+	// with hooks that want to see the host's files.
+	MountNamespace string
 	// Filter is Spec.Linux.Seccomp already compiled; nil means that Compile
 	// does it. Compiling takes longer than all the rest, and most containers
 	// have the same profile.
@@ -56,7 +62,7 @@ type Overlay struct {
 // error names the field of the specification, e.g. "process.rlimits[2].type".
 // A property that is not supported is an error, never ignored.
 func Compile(spec *specs.Spec, opt Options) (*Program, error) {
-	c, err := newCompiler(spec, spec.Process, opt.ID)
+	c, err := newCompiler(spec, spec.Process, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -77,7 +83,7 @@ type ExecOptions struct {
 // CompileExec translates a process that joins a running container. spec is the
 // container's own specification (seccomp, masked defaults), proc the process.
 func CompileExec(spec *specs.Spec, proc *specs.Process, opt ExecOptions) (*Program, error) {
-	c, err := newCompiler(spec, proc, opt.ID)
+	c, err := newCompiler(spec, proc, Options{ID: opt.ID, Filter: opt.Filter})
 	if err != nil {
 		return nil, err
 	}
@@ -88,7 +94,7 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opt ExecOptions) (*Progr
 // namespace: it reaps orphans, ends at SIGTERM, and does nothing else. Of the
 // specification only the namespaces and names are looked at.
 func CompilePause(spec *specs.Spec, opt Options) (*Program, error) {
-	c, err := newCompiler(spec, pauseProcess(), opt.ID)
+	c, err := newCompiler(spec, pauseProcess(), opt)
 	if err != nil {
 		return nil, err
 	}

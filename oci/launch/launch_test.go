@@ -39,7 +39,7 @@ func rootfs(t testing.TB) string {
 	if err := os.WriteFile(filepath.Join(dir, "bin/busybox"), b, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range []string{"sh", "cat", "id", "ls", "true", "sleep", "mount", "hostname", "stat", "grep", "echo", "touch", "readlink", "tty", "stty", "ps", "wc"} {
+	for _, name := range []string{"sh", "cat", "id", "ls", "true", "cut", "sleep", "mount", "hostname", "stat", "grep", "echo", "touch", "readlink", "tty", "stty", "ps", "wc"} {
 		if err := os.Symlink("busybox", filepath.Join(dir, "bin", name)); err != nil {
 			t.Fatal(err)
 		}
