@@ -30,9 +30,14 @@ type builtin struct {
 	host   *shared.Host
 
 	// hostMu is held while the host's side is looked at or put in order.
-	hostMu  sync.Mutex
-	joined  bool // the subnet is registered on the host
-	hostErr error
+	hostMu    sync.Mutex
+	joined    bool // the subnet is registered on the host
+	tableMade bool // the table, if it is there, is of this subnet and version
+	hostErr   error
+
+	// tableMu is held for reading between the removal of a lease's ports from
+	// the table and that of the lease, so that no table made anew has them.
+	tableMu sync.RWMutex
 
 	// mu guards who has what.
 	mu     sync.Mutex
@@ -57,9 +62,9 @@ func newBuiltin(cfg Config, all *leases) (*builtin, error) {
 		return nil, err
 	}
 	b := &builtin{cfg: cfg, log: cfg.Log, leases: all, bootID: boot, host: host, ports: portOwners{}}
-	remembered, err := b.readSubnet()
+	remembered, err := b.rememberedSubnet()
 	if err != nil {
-		b.log.Error("remembered subnet is unreadable", "error", err)
+		return nil, err
 	}
 	subnet := remembered
 	if cfg.Subnet.IsValid() && cfg.Subnet.Masked() != remembered {
@@ -77,6 +82,26 @@ func newBuiltin(cfg Config, all *leases) (*builtin, error) {
 		}
 	}
 	return b, nil
+}
+
+// rememberedSubnet reads it from its file. Without one, for it was lost, but with
+// leases, it is the bridge's. If that is gone, too, no pod is connected any more.
+func (b *builtin) rememberedSubnet() (netip.Prefix, error) {
+	subnet, err := b.readSubnet()
+	if err != nil {
+		b.log.Error("remembered subnet is unreadable", "error", err)
+	}
+	if subnet.IsValid() || len(b.own()) == 0 {
+		return subnet, nil
+	}
+	if subnet, err = bridge.Subnet(b.cfg.Name); err != nil || ipam.Check(subnet) == nil {
+		return subnet, err
+	}
+	for _, l := range b.own() {
+		b.leases.setAside(b.leases.path(l.PodID), errors.New("its subnet is not known"))
+		b.leases.remove(l.PodID)
+	}
+	return netip.Prefix{}, nil
 }
 
 // use makes the parts that depend on the subnet, and gives the leases what they
@@ -155,11 +180,11 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 	if err != nil {
 		return nil, err
 	}
-	undo.Add("free address and host ports", func(context.Context) error { b.free(l); return nil })
 	if err := b.leases.put(l); err != nil {
+		b.free(l)
 		return nil, err
 	}
-	undo.Add("remove lease", func(context.Context) error { return b.leases.remove(l.PodID) })
+	undo.Add("disconnect", func(ctx context.Context) error { return b.teardown(ctx, l) })
 	if err := b.bridge.Attach(b.port(l), pod.Netns); err != nil {
 		return nil, err
 	}
@@ -250,6 +275,8 @@ func (b *builtin) free(l *lease) {
 
 // teardown disconnects a pod. The caller holds the pod's lock.
 func (b *builtin) teardown(_ context.Context, l *lease) error {
+	b.tableMu.RLock()
+	defer b.tableMu.RUnlock()
 	if l.BootID == b.bootID {
 		if err := b.removePorts(l); err != nil {
 			return err

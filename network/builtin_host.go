@@ -45,19 +45,28 @@ func (b *builtin) prepareLocked() error {
 		b.log.Info("bridge created", "bridge", b.cfg.Name, "subnet", b.subnet.String())
 		b.warnForward()
 	}
-	exists, err := b.table.Exists()
-	if err != nil || exists {
-		return err
+	if b.tableMade {
+		if exists, err := b.table.Exists(); err != nil || exists {
+			return err
+		}
 	}
 	return b.replaceTable()
 }
 
+// replaceTable makes the table of this subnet and version, with the ports of all
+// leases.
 func (b *builtin) replaceTable() error {
+	b.tableMu.Lock()
+	defer b.tableMu.Unlock()
 	var ports []nat.Port
 	for _, l := range b.live() {
 		ports = append(ports, natPorts(l.Ports, l.IPs[0])...)
 	}
-	return b.table.Replace(ports)
+	if err := b.table.Replace(ports); err != nil {
+		return err
+	}
+	b.tableMade = true
+	return nil
 }
 
 // join agrees on a subnet with the other instances of the host.
@@ -84,6 +93,7 @@ func (b *builtin) join() error {
 			return err
 		}
 	}
+	b.tableMade = false
 	if subnet != b.subnet {
 		if err := b.use(subnet); err != nil {
 			return err

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -61,6 +62,46 @@ func TestFirstPacketArrives(t *testing.T) {
 				t.Errorf("pod %d sent %d packets: one question and one packet were enough", i, sent)
 			}
 		})
+	}
+}
+
+// The cluster's subnet for the node counts as long as no pod is connected.
+func TestPodSubnets(t *testing.T) {
+	newLab(t)
+	cfg := newConfig(t, "podtest0")
+	n := newNetwork(t, cfg)
+	set := func(subnets ...string) error {
+		var all []netip.Prefix
+		for _, s := range subnets {
+			all = append(all, netip.MustParsePrefix(s))
+		}
+		return n.SetPodSubnets(all)
+	}
+	must(t, set("fd00::/64", "10.60.0.0/24"))
+	a := testPod(t, "a")
+	if ip := setup(t, n, a); ip.String() != "10.60.0.2" {
+		t.Errorf("got %s", ip)
+	}
+	must(t, set("10.61.0.0/24"))
+	if ip := setup(t, n, testPod(t, "b")); ip.String() != "10.60.0.3" {
+		t.Errorf("got %s", ip)
+	}
+	must(t, n.Reconcile(context.Background(), nil))
+	must(t, set("10.61.0.0/24"))
+	if ip := setup(t, n, testPod(t, "c")); ip.String() != "10.61.0.2" {
+		t.Errorf("got %s", ip)
+	}
+	addrs, err := netlink.AddrList(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "podtest0"}}, netlink.FAMILY_V4)
+	must(t, err)
+	if len(addrs) != 1 || addrs[0].IPNet.String() != "10.61.0.1/24" {
+		t.Errorf("addresses of the bridge: %v", addrs)
+	}
+	if rules := nft(t, "list", "table", "inet", "podtest0"); strings.Contains(rules, "10.60.") {
+		t.Errorf("rules of the old subnet:\n%s", rules)
+	}
+	must(t, n.Reconcile(context.Background(), nil))
+	if set("10.62.0.0/32") == nil {
+		t.Error("a subnet with no room was taken")
 	}
 }
 

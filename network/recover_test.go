@@ -181,6 +181,34 @@ func TestReconcileAfterACrash(t *testing.T) {
 	*n.leases = leases{dir: n.leases.dir, log: n.leases.log, byPod: map[string]*lease{}}
 }
 
+func TestSubnetFileIsLost(t *testing.T) {
+	newLab(t)
+	cfg := newConfig(t, "podtest0")
+	cfg.Subnet = netip.MustParsePrefix("10.9.0.0/24")
+	n := newNetwork(t, cfg)
+	pod := testPod(t, "a")
+	ip := setup(t, n, pod)
+	cfg.Subnet = netip.Prefix{}
+	must(t, os.WriteFile(n.builtin.subnetFile(), []byte("{"), 0o600))
+	again := restart(t, cfg)
+	if got := setup(t, again, pod); got != ip {
+		t.Errorf("address changed from %s to %s", ip, got)
+	}
+	teardown(t, again, pod)
+	setup(t, again, pod)
+	// The bridge is gone, too: as after a reboot.
+	must(t, os.WriteFile(n.builtin.subnetFile(), []byte("{"), 0o600))
+	link, err := netlink.LinkByName("podtest0")
+	must(t, err)
+	must(t, netlink.LinkDel(link))
+	last := restart(t, cfg)
+	must(t, last.Reconcile(bg, []string{pod.ID}))
+	must(t, last.Teardown(bg, pod))
+	setup(t, last, testPod(t, "b"))
+	must(t, last.Reconcile(bg, nil))
+	must(t, n.leases.remove(pod.ID))
+}
+
 // After a reboot a pod gets its address again if nobody has it.
 func TestAddressOutlivesAReboot(t *testing.T) {
 	newLab(t)

@@ -235,6 +235,25 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 	return taken, nil
 }
 
+// Subnet reads from the kernel the subnet of the bridge called name; the zero
+// Prefix if there is no such bridge.
+func Subnet(name string) (netip.Prefix, error) {
+	b, err := Open(name, netip.Prefix{})
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	defer b.Close()
+	link, err := b.find()
+	if err != nil || link == nil {
+		return netip.Prefix{}, err
+	}
+	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
+	if err != nil || len(addrs) == 0 {
+		return netip.Prefix{}, err
+	}
+	return toPrefix(addrs[0].IPNet).Masked(), nil
+}
+
 // MAC is the hardware address that goes with an IPv4 address: locally
 // administered, and the same whenever the address is given out again, so that
 // no neighbour cache is ever wrong about it.
