@@ -141,6 +141,9 @@ func (e *Engine) networkPod(r *sandboxRecord, netns string) network.Pod {
 		ID: r.ID, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
 		Netns: netns, Annotations: r.config().GetAnnotations(), CgroupParent: r.CgroupParent,
 	}
+	if d := r.config().GetDnsConfig(); d != nil {
+		pod.DNS = network.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
+	}
 	for _, p := range r.config().GetPortMappings() {
 		if p.HostPort == 0 {
 			continue

@@ -4,9 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"maps"
+	"net/netip"
 	"slices"
+	"strings"
 
+	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
 )
 
 // criVersion is what the kubelet compares Version's answer with.
@@ -67,11 +72,24 @@ func (e *Engine) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest
 	}}, nil
 }
 
-// UpdateRuntimeConfig takes note of the pod CIDR, which the network of this
-// node does not use: it has a subnet of its own or a CNI configuration.
+// UpdateRuntimeConfig hands the node's pod CIDRs, separated by commas, to the
+// network, which takes them if it is free to.
 func (e *Engine) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
-		e.log.Info("the pod CIDR that a client gives is not used", "cidr", cidr)
+	var subnets []netip.Prefix
+	for _, cidr := range strings.Split(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(), ",") {
+		if cidr = strings.TrimSpace(cidr); cidr == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return nil, cri.Errorf(codes.InvalidArgument, "pod CIDR: %v", err)
+		}
+		subnets = append(subnets, p)
+	}
+	if len(subnets) > 0 {
+		if err := e.cfg.Network.SetPodSubnets(subnets); err != nil {
+			return nil, cri.Errorf(codes.InvalidArgument, "pod CIDR: %v", err)
+		}
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }
