@@ -12,9 +12,11 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"os/signal"
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"podstead/test/host"
 	"podstead/test/peer"
@@ -57,6 +59,8 @@ func main() {
 
 // Run is called inside the private host.
 func (o options) Run() int {
+	// A reader that goes (bench | head) must not keep it from cleaning up.
+	signal.Ignore(unix.SIGPIPE)
 	if err := o.bench(context.Background()); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		return 1
