@@ -112,13 +112,3 @@ func (c *cgroups) remove(ctx context.Context, uid string) error {
 	}
 	return nil
 }
-
-// dissolve removes the upper groups of a node that has no pods (any more).
-func (c *cgroups) dissolve(ctx context.Context) {
-	if c.off() {
-		return
-	}
-	if err := c.hierarchy.Group(c.path()).Remove(ctx); err != nil {
-		c.log.Warn("kubepods tree not removed", "error", err)
-	}
-}

@@ -1,0 +1,150 @@
+package status
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
+)
+
+var now = time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
+
+func input(policy corev1.RestartPolicy, containers ...observe.Container) Input {
+	always := corev1.ContainerRestartPolicyAlways
+	in := Input{
+		Pod: &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "ns"},
+			Spec: corev1.PodSpec{RestartPolicy: policy,
+				InitContainers: []corev1.Container{{Name: "i"}, {Name: "s", RestartPolicy: &always}},
+				Containers:     []corev1.Container{{Name: "a", Image: "img"}}},
+		},
+		Seen:    observe.Pod{Sandboxes: []observe.Sandbox{{ID: "s1", Ready: true, IPs: []string{"10.0.0.2"}}}, Containers: containers},
+		Probes:  map[string]plan.Probe{},
+		Runtime: "fake", HostIPs: []string{"1.2.3.4"}, StartTime: now, Now: now,
+	}
+	for _, c := range containers {
+		if c.State == observe.Running {
+			in.Probes[c.ID] = plan.Probe{Started: true, Ready: true}
+		}
+	}
+	return in
+}
+
+func run(name string) observe.Container {
+	return observe.Container{ID: name + "1", Name: name, State: observe.Running, Started: now}
+}
+
+func end(name string, code int32) observe.Container {
+	return observe.Container{ID: name + "1", Name: name, State: observe.Exited, ExitCode: code, Finished: now}
+}
+
+// short describes a status in a line: phase, the containers i, s, a, and the
+// conditions that are true.
+func short(s corev1.PodStatus) string {
+	out := []string{string(s.Phase)}
+	for _, cs := range append(s.InitContainerStatuses, s.ContainerStatuses...) {
+		text := cs.Name + ":"
+		switch {
+		case cs.State.Waiting != nil:
+			text += cs.State.Waiting.Reason
+		case cs.State.Running != nil:
+			text += "running"
+		case cs.State.Terminated != nil:
+			text += fmt.Sprintf("%s(%d)", cs.State.Terminated.Reason, cs.State.Terminated.ExitCode)
+		}
+		if last := cs.LastTerminationState.Terminated; last != nil {
+			text += fmt.Sprintf("<%d", last.ExitCode)
+		}
+		if cs.Ready {
+			text += "+"
+		}
+		out = append(out, text)
+	}
+	var yes []string
+	for _, c := range s.Conditions {
+		if c.Status == corev1.ConditionTrue && c.Type != corev1.PodScheduled {
+			yes = append(yes, strings.TrimPrefix(string(c.Type), "Pod"))
+		}
+	}
+	return strings.Join(out, " ") + " [" + strings.Join(yes, " ") + "]"
+}
+
+func TestMake(t *testing.T) {
+	always, never := corev1.RestartPolicyAlways, corev1.RestartPolicyNever
+	change := func(in Input, f func(*Input)) Input { f(&in); return in }
+	for _, c := range []struct {
+		what string
+		in   Input
+		want string
+	}{
+		{"nothing yet", change(input(always), func(i *Input) { i.Seen.Sandboxes = nil }),
+			"Pending i:PodInitializing s:PodInitializing a:PodInitializing []"},
+		{"init runs", input(always, run("i")),
+			"Pending i:running s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
+		{"init done", input(always, end("i", 0)),
+			"Pending i:Completed(0)+ s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
+		{"init failed, Never", input(never, end("i", 2)),
+			"Failed i:Error(2) s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
+		{"sidecar up", input(always, end("i", 0), run("s")),
+			"Pending i:Completed(0)+ s:running+ a:PodInitializing [ReadyToStartContainers Initialized]"},
+		{"all up", input(always, end("i", 0), run("s"), run("a")),
+			"Running i:Completed(0)+ s:running+ a:running+ [ReadyToStartContainers Initialized Ready ContainersReady]"},
+		{"probe not passed", change(input(always, end("i", 0), run("s"), run("a")), func(i *Input) { i.Probes["a1"] = plan.Probe{Started: true} }),
+			"Running i:Completed(0)+ s:running+ a:running [ReadyToStartContainers Initialized]"},
+		{"image cannot be pulled", change(input(always, end("i", 0), run("s")), func(i *Input) {
+			i.Waits = map[string]plan.Wait{"a": {Reason: "ImagePullBackOff"}}
+		}), "Pending i:Completed(0)+ s:running+ a:ImagePullBackOff [ReadyToStartContainers Initialized]"},
+		{"a failure shows while the next try runs", change(input(always, end("i", 0), run("s")), func(i *Input) {
+			i.Failures = map[string]plan.Failure{"a": {Reason: "CreateContainerError"}}
+		}), "Pending i:Completed(0)+ s:running+ a:CreateContainerError [ReadyToStartContainers Initialized]"},
+		{"crash loop", change(input(always, end("i", 0), run("s"), end("a", 7)), func(i *Input) {
+			i.Waits = map[string]plan.Wait{"a": {Reason: "CrashLoopBackOff"}}
+		}), "Running i:Completed(0)+ s:running+ a:CrashLoopBackOff<7 [ReadyToStartContainers Initialized]"},
+		{"being restarted", input(always, end("i", 0), run("s"), end("a", 7)),
+			"Running i:Completed(0)+ s:running+ a:Error(7) [ReadyToStartContainers Initialized]"},
+		{"restarted", input(always, end("i", 0), run("s"), observe.Container{ID: "a2", Name: "a", Restarts: 1, State: observe.Running}, end("a", 7)),
+			"Running i:Completed(0)+ s:running+ a:running<7+ [ReadyToStartContainers Initialized Ready ContainersReady]"},
+		{"succeeded", input(never, end("i", 0), end("s", 0), end("a", 0)),
+			"Succeeded i:Completed(0)+ s:Completed(0) a:Completed(0) [ReadyToStartContainers Initialized]"},
+		{"failed", input(never, end("i", 0), end("s", 0), end("a", 1)),
+			"Failed i:Completed(0)+ s:Completed(0) a:Error(1) [ReadyToStartContainers]"},
+		{"lost", input(never, end("i", 0), end("s", 0), observe.Container{ID: "a1", Name: "a", State: observe.Unknown}),
+			"Failed i:Completed(0)+ s:Completed(0) a:ContainerStatusUnknown(137) [ReadyToStartContainers]"},
+		{"deadline", change(input(always, end("i", 0), run("s"), end("a", 143)), func(i *Input) { i.Failed = &Failed{Reason: "DeadlineExceeded"} }),
+			"Failed i:Completed(0)+ s:running+ a:Error(143) [ReadyToStartContainers Initialized]"},
+	} {
+		got := short(Make(c.in))
+		if got != c.want {
+			t.Errorf("%s:\n\t%s, want\n\t%s", c.what, got, c.want)
+		}
+	}
+}
+
+func TestConditionsSayWhyAndSinceWhen(t *testing.T) {
+	in := input(corev1.RestartPolicyAlways, end("i", 0), run("s"), run("a"))
+	in.Probes["a1"] = plan.Probe{}
+	first := Make(in)
+	in.Prev, in.Now = &first, now.Add(time.Minute)
+	in.Probes["a1"] = plan.Probe{Started: true, Ready: true}
+	second := Make(in)
+	for i, c := range second.Conditions {
+		changed := c.Status != first.Conditions[i].Status
+		if moved := !c.LastTransitionTime.Equal(&first.Conditions[i].LastTransitionTime); moved != changed {
+			t.Errorf("%s changed %t, its time %t", c.Type, changed, moved)
+		}
+	}
+	for _, c := range first.Conditions {
+		if c.Type == corev1.ContainersReady && (c.Reason != "ContainersNotReady" || c.Message != "containers with unready status: [a]") {
+			t.Errorf("%+v", c)
+		}
+	}
+	if first.PodIP != "10.0.0.2" || first.HostIP != "1.2.3.4" || first.ContainerStatuses[0].ContainerID != "fake://a1" {
+		t.Errorf("%s %s %s", first.PodIP, first.HostIP, first.ContainerStatuses[0].ContainerID)
+	}
+}

@@ -1,0 +1,341 @@
+package volume
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/env"
+	"podstead/test/host"
+)
+
+func TestMain(m *testing.M) { host.Main(m) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func read(t testing.TB, path string) string {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	must(t, err)
+	return string(data)
+}
+
+func TestAtomicWriter(t *testing.T) {
+	dir := t.TempDir()
+	f := func(pairs ...string) map[string]file {
+		m := map[string]file{}
+		for i := 0; i < len(pairs); i += 2 {
+			m[pairs[i]] = file{data: []byte(pairs[i+1])}
+		}
+		return m
+	}
+	show := func() string {
+		var parts []string
+		entries, err := os.ReadDir(dir)
+		must(t, err)
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), "..") {
+				continue
+			}
+			must(t, filepath.WalkDir(filepath.Join(dir, "..data"), func(string, os.DirEntry, error) error { return nil }))
+			st, err := os.Stat(filepath.Join(dir, e.Name()))
+			must(t, err)
+			if st.IsDir() {
+				parts = append(parts, e.Name()+"/")
+			} else {
+				parts = append(parts, e.Name()+"="+read(t, filepath.Join(dir, e.Name())))
+			}
+		}
+		return strings.Join(parts, " ")
+	}
+	versions := func() (n int) {
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			if e.IsDir() {
+				n++
+			}
+		}
+		return n
+	}
+	for _, c := range []struct {
+		files map[string]file
+		want  string
+	}{
+		{f("a", "1", "b", "2"), "a=1 b=2"},
+		{f("a", "1", "b", "2"), "a=1 b=2"},
+		{f("a", "3", "sub/x", "4"), "a=3 sub/"},
+		{f("sub/y", "5"), "sub/"},
+		{f("sub", "a file now"), "sub=a file now"},
+		{f(), ""},
+	} {
+		must(t, write(dir, c.files, 0o644, nil))
+		if got := show(); got != c.want {
+			t.Errorf("the volume shows %q, want %q", got, c.want)
+		}
+		if versions() != 1 {
+			t.Errorf("%d versions are left", versions())
+		}
+	}
+	must(t, write(dir, f("a", "1"), 0o644, nil))
+	before, _ := os.Readlink(filepath.Join(dir, "..data"))
+	must(t, write(dir, f("a", "1"), 0o644, nil))
+	if after, _ := os.Readlink(filepath.Join(dir, "..data")); after != before {
+		t.Error("nothing changed, and yet there is a new version")
+	}
+	// What a crash left behind does not matter.
+	must(t, os.Symlink("nowhere", filepath.Join(dir, tempLink)))
+	must(t, os.Mkdir(filepath.Join(dir, "..v_left"), 0o700))
+	must(t, write(dir, f("a", "2"), 0o600, nil))
+	if show() != "a=2" || versions() != 1 {
+		t.Errorf("after a crash: %q, %d versions", show(), versions())
+	}
+	st, err := os.Stat(filepath.Join(dir, "a"))
+	must(t, err)
+	if st.Mode().Perm() != 0o600 {
+		t.Errorf("mode %o", st.Mode().Perm())
+	}
+}
+
+// objects has one ConfigMap and one Secret, of which tests change the content.
+type objects struct {
+	conf map[string]string
+	sec  map[string][]byte
+}
+
+func (o *objects) ConfigMap(ns, name string) *corev1.ConfigMap {
+	if o.conf == nil || name != "conf" {
+		return nil
+	}
+	return &corev1.ConfigMap{Data: o.conf}
+}
+
+func (o *objects) Secret(ns, name string) *corev1.Secret {
+	if o.sec == nil || name != "sec" {
+		return nil
+	}
+	return &corev1.Secret{Data: o.sec}
+}
+
+func newPod(t testing.TB, volumes ...corev1.Volume) Pod {
+	dir := filepath.Join(t.TempDir(), "pod")
+	t.Cleanup(func() {
+		if err := Remove(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return Pod{Dir: dir, Spec: &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "web", Namespace: "ns", Labels: map[string]string{"a": "b"}},
+		Spec:       corev1.PodSpec{Volumes: volumes, SecurityContext: &corev1.PodSecurityContext{}},
+	}}
+}
+
+func vol(name string, src corev1.VolumeSource) corev1.Volume {
+	return corev1.Volume{Name: name, VolumeSource: src}
+}
+
+func ptr[T any](v T) *T { return &v }
+
+func configMap(name string) corev1.VolumeSource {
+	return corev1.VolumeSource{ConfigMap: &corev1.ConfigMapVolumeSource{
+		LocalObjectReference: corev1.LocalObjectReference{Name: name}, DefaultMode: ptr(int32(0o644))}}
+}
+
+func TestVolumesOfObjects(t *testing.T) {
+	host.Require(t)
+	p := newPod(t,
+		vol("c", configMap("conf")),
+		vol("s", corev1.VolumeSource{Secret: &corev1.SecretVolumeSource{SecretName: "sec", DefaultMode: ptr(int32(0o400)),
+			Items: []corev1.KeyToPath{{Key: "k", Path: "deep/er/key", Mode: ptr(int32(0o440))}}}}),
+		vol("p", corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{DefaultMode: ptr(int32(0o644)), Sources: []corev1.VolumeProjection{
+			{ConfigMap: &corev1.ConfigMapProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "conf"}}},
+			{Secret: &corev1.SecretProjection{LocalObjectReference: corev1.LocalObjectReference{Name: "none"}, Optional: ptr(true)}},
+			{DownwardAPI: &corev1.DownwardAPIProjection{Items: []corev1.DownwardAPIVolumeFile{
+				{Path: "labels", FieldRef: &corev1.ObjectFieldSelector{FieldPath: "metadata.labels"}}}}},
+		}}}))
+	objs := &objects{conf: map[string]string{"x": "1"}}
+	err := p.Setup(objs, env.Facts{})
+	var waits *NotReady
+	if !errors.As(err, &waits) || waits.Volume != "s" || !strings.Contains(err.Error(), `secret "sec" not found`) {
+		t.Fatalf("without the secret: %v", err)
+	}
+	objs.sec = map[string][]byte{"k": []byte("v")}
+	must(t, p.Setup(objs, env.Facts{}))
+	at := func(i int, name string) string { return filepath.Join(p.path(&p.Spec.Spec.Volumes[i]), name) }
+	for path, want := range map[string]string{at(0, "x"): "1", at(1, "deep/er/key"): "v", at(2, "x"): "1", at(2, "labels"): `a="b"`} {
+		if got := read(t, path); got != want {
+			t.Errorf("%s has %q, want %q", path, got, want)
+		}
+	}
+	if st, _ := os.Stat(at(1, "deep/er/key")); st.Mode().Perm() != 0o440 {
+		t.Errorf("mode of the item %o", st.Mode().Perm())
+	}
+	if !isMount(at(1, "")) || isMount(at(0, "")) {
+		t.Error("secrets are to be in memory, ConfigMaps on disk")
+	}
+	objs.conf["x"], objs.sec = "2", nil
+	must(t, p.Setup(objs, env.Facts{})) // what containers see of the secret stays
+	if got := read(t, at(0, "x")) + read(t, at(1, "deep/er/key")); got != "2v" {
+		t.Errorf("after the change: %q", got)
+	}
+}
+
+func TestEmptyDir(t *testing.T) {
+	host.Require(t)
+	p := newPod(t,
+		vol("disk", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}),
+		vol("mem", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, SizeLimit: ptr(resource.MustParse("64Ki"))}}))
+	p.Spec.Spec.SecurityContext.FSGroup = ptr(int64(4321))
+	must(t, p.Setup(&objects{}, env.Facts{}))
+	for i := range 2 {
+		st, err := os.Stat(p.path(&p.Spec.Spec.Volumes[i]))
+		must(t, err)
+		if st.Sys().(*syscall.Stat_t).Gid != 4321 || st.Mode()&os.ModeSetgid == 0 || st.Mode().Perm() != 0o777 {
+			t.Errorf("volume %d: %v, group %d", i, st.Mode(), st.Sys().(*syscall.Stat_t).Gid)
+		}
+	}
+	mem := p.path(&p.Spec.Spec.Volumes[1])
+	err := os.WriteFile(filepath.Join(mem, "big"), make([]byte, 100<<10), 0o600)
+	if !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("100 KiB into 64 KiB: %v", err)
+	}
+	keep := filepath.Join(p.path(&p.Spec.Spec.Volumes[0]), "keep")
+	must(t, os.WriteFile(keep, []byte("x"), 0o600))
+	must(t, p.Setup(&objects{}, env.Facts{}))
+	if read(t, keep) != "x" {
+		t.Error("a second Setup lost the content")
+	}
+}
+
+func TestHostPathTypes(t *testing.T) {
+	dir := t.TempDir()
+	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
+	for _, c := range []struct {
+		path string
+		kind corev1.HostPathType
+		want string
+	}{
+		{"/nowhere/at/all", corev1.HostPathUnset, ""},
+		{dir, corev1.HostPathDirectory, ""},
+		{dir, corev1.HostPathFile, "is not a file"},
+		{dir + "/f", corev1.HostPathFile, ""},
+		{dir + "/f", corev1.HostPathDirectory, "is not a directory"},
+		{dir + "/f", corev1.HostPathDirectoryOrCreate, "is not a directory"},
+		{dir + "/new/dir", corev1.HostPathDirectoryOrCreate, ""},
+		{dir + "/newfile", corev1.HostPathFileOrCreate, ""},
+		{dir + "/none", corev1.HostPathDirectory, "no such file"},
+		{dir + "/none", corev1.HostPathSocket, "no such file"},
+		{"/dev/null", corev1.HostPathCharDev, ""},
+		{"/dev/null", corev1.HostPathBlockDev, "is not a block device"},
+		{dir, corev1.HostPathSocket, "is not a socket"},
+	} {
+		err := checkHostPath(&corev1.HostPathVolumeSource{Path: c.path, Type: &c.kind})
+		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%s as %q: %v, want %q", c.path, c.kind, err, c.want)
+		}
+	}
+}
+
+func mountOf(p Pod, sub string) ([]*runtimeapi.Mount, error) {
+	return p.Mounts(&corev1.Container{Name: "app", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPath: sub}}}, nil, false)
+}
+
+func TestSubPath(t *testing.T) {
+	host.Require(t)
+	p := newPod(t, vol("v", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}))
+	must(t, p.Setup(&objects{}, env.Facts{}))
+	root := p.path(&p.Spec.Spec.Volumes[0])
+	outside := filepath.Join(t.TempDir(), "outside")
+	must(t, os.MkdirAll(outside, 0o755))
+	must(t, os.WriteFile(filepath.Join(outside, "secret"), []byte("of the host"), 0o644))
+	must(t, os.MkdirAll(filepath.Join(root, "dir"), 0o755))
+	must(t, os.WriteFile(filepath.Join(root, "dir", "f"), []byte("mine"), 0o644))
+	must(t, os.Symlink("dir", filepath.Join(root, "inside")))
+	must(t, os.Symlink(outside, filepath.Join(root, "absolute")))
+	must(t, os.Symlink("../../../../../../../../../../etc", filepath.Join(root, "dots")))
+	must(t, os.Symlink("/proc/self/root", filepath.Join(root, "magic")))
+	for _, sub := range []string{"dir", "inside", "new/made/dir", "dir/f"} {
+		mounts, err := mountOf(p, sub)
+		if err != nil {
+			t.Errorf("%s: %v", sub, err)
+			continue
+		}
+		// A second instance of the container mounts it again.
+		if mounts, err = mountOf(p, sub); err != nil {
+			t.Errorf("%s again: %v", sub, err)
+			continue
+		}
+		if strings.HasSuffix(sub, "f") && read(t, mounts[0].HostPath) != "mine" {
+			t.Errorf("%s is something else", sub)
+		}
+		// Names may be swapped now; the mount stays what it was.
+		must(t, os.Rename(filepath.Join(root, "dir"), filepath.Join(root, "away")))
+		must(t, os.Symlink(outside, filepath.Join(root, "dir")))
+		if _, err := os.Stat(filepath.Join(mounts[0].HostPath, "secret")); err == nil {
+			t.Errorf("%s: the swap shows the host", sub)
+		}
+		must(t, os.Remove(filepath.Join(root, "dir")))
+		must(t, os.Rename(filepath.Join(root, "away"), filepath.Join(root, "dir")))
+	}
+	for _, sub := range []string{"absolute", "absolute/secret", "absolute/new", "dots", "dots/passwd", "magic", "magic/etc"} {
+		if mounts, err := mountOf(p, sub); err == nil {
+			t.Errorf("%s escaped to %s", sub, mounts[0].HostPath)
+		}
+	}
+	if entries, _ := os.ReadDir(outside); len(entries) != 1 {
+		t.Errorf("something was made outside: %v", entries)
+	}
+}
+
+func TestRemoveDoesNotCrossMounts(t *testing.T) {
+	host.Require(t)
+	base := t.TempDir()
+	foreign := filepath.Join(base, "foreign")
+	must(t, os.MkdirAll(foreign, 0o755))
+	must(t, os.WriteFile(filepath.Join(foreign, "data"), []byte("precious"), 0o644))
+	dir := filepath.Join(base, "pod")
+	inside := filepath.Join(dir, "volumes", "kubernetes.io~empty-dir", "v", "mnt")
+	must(t, os.MkdirAll(inside, 0o755))
+	must(t, unix.Mount(foreign, inside, "", unix.MS_BIND, ""))
+	err := Remove(dir)
+	if err == nil || !strings.Contains(err.Error(), inside) {
+		t.Errorf("the mount is not named: %v", err)
+	}
+	if got := read(t, filepath.Join(foreign, "data")); got != "precious" {
+		t.Errorf("data is %q", got)
+	}
+	must(t, unix.Unmount(inside, 0))
+	must(t, Remove(dir))
+	must(t, Remove(dir))
+	if _, err := os.Lstat(dir); err == nil {
+		t.Error("still there")
+	}
+}
+
+func TestRemoveManyFiles(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "pod")
+	for i := range 1500 {
+		sub := filepath.Join(dir, fmt.Sprintf("d%d", i%7))
+		must(t, os.MkdirAll(sub, 0o755))
+		must(t, os.WriteFile(filepath.Join(sub, fmt.Sprint(i)), nil, 0o400))
+	}
+	must(t, os.Symlink("/etc", filepath.Join(dir, "link")))
+	must(t, Remove(dir))
+	if _, err := os.Stat("/etc/passwd"); err != nil {
+		t.Error(err)
+	}
+}
