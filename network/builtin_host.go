@@ -246,6 +246,8 @@ func (b *builtin) ready() error {
 	b.hostMu.Lock()
 	defer b.hostMu.Unlock()
 	if b.hostErr != nil {
+		// Nobody connects pods on a node that is not ready: try again here.
+		b.hostErr = b.prepareLocked()
 		return b.hostErr
 	}
 	table := b.table

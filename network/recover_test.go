@@ -181,6 +181,22 @@ func TestReconcileAfterACrash(t *testing.T) {
 	*n.leases = leases{dir: n.leases.dir, log: n.leases.log, byPod: map[string]*lease{}}
 }
 
+// What kept pods from being connected is told, and forgotten once it is over.
+func TestReadyAgain(t *testing.T) {
+	newLab(t)
+	n := newNetwork(t, newConfig(t, "podtest0"))
+	must(t, n.Ready())
+	must(t, run("ip", "link", "add", "podtest0", "type", "veth", "peer", "name", "podtest0p"))
+	_, err := n.Setup(bg, testPod(t, "a"))
+	for _, err := range []error{err, n.Ready()} {
+		if err == nil || !strings.Contains(err.Error(), "link podtest0 is there already and is no bridge but a veth") {
+			t.Errorf("got %v", err)
+		}
+	}
+	must(t, run("ip", "link", "del", "podtest0"))
+	must(t, n.Ready())
+}
+
 func TestSubnetFileIsLost(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
