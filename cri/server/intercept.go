@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"path"
 	"runtime/debug"
-	"strings"
 	"time"
 
 	"google.golang.org/grpc"
@@ -53,15 +52,15 @@ func (s *Server) around(ctx context.Context, fullMethod string, req any, call fu
 	start := time.Now()
 	err, stack := guard(call)
 	err = withCode(err)
-	attrs := append(subject(req), slog.Duration("took", time.Since(start)))
+	attrs := append([]slog.Attr{slog.String("call", path.Base(fullMethod))}, subject(req)...)
+	attrs = append(attrs, slog.Duration("took", time.Since(start)))
 	if err != nil {
 		attrs = append(attrs, slog.String("code", status.Code(err).String()), slog.String("error", status.Convert(err).Message()))
 	}
 	if stack != "" {
 		attrs = append(attrs, slog.String("stack", stack))
 	}
-	method := path.Base(fullMethod)
-	s.log.LogAttrs(ctx, level(method, err), method, attrs...)
+	s.log.LogAttrs(ctx, level(err), "CRI call", attrs...)
 	return err
 }
 
@@ -128,24 +127,18 @@ func seconds(n int64) time.Duration {
 	return time.Duration(max(0, min(n, most))) * time.Second
 }
 
-// level shows changes and what went wrong; questions, which a kubelet asks all
-// the time, are for debugging.
-func level(method string, err error) slog.Level {
+// level shows what went wrong. A call that succeeded is for debugging: the
+// runtime itself tells what it changed, and a kubelet asks questions all the
+// time, also about what is gone.
+func level(err error) slog.Level {
 	switch status.Code(err) {
-	case codes.OK, codes.Canceled:
-	case codes.NotFound, codes.Unimplemented:
+	case codes.OK, codes.Canceled, codes.NotFound, codes.Unimplemented:
 		return slog.LevelDebug
 	case codes.Internal:
 		return slog.LevelError
 	default:
 		return slog.LevelWarn
 	}
-	for _, change := range []string{"Run", "Stop", "Remove", "Create", "Start", "Update", "Pull", "Exec", "Attach", "PortForward"} {
-		if strings.HasPrefix(method, change) && method != "ExecSync" {
-			return slog.LevelInfo
-		}
-	}
-	return slog.LevelDebug
 }
 
 // subject names what a request is about. It takes these fields alone, and never
@@ -154,10 +147,10 @@ func subject(req any) []slog.Attr {
 	var attrs []slog.Attr
 	if r, ok := req.(*runtimeapi.RunPodSandboxRequest); ok {
 		m := r.GetConfig().GetMetadata()
-		attrs = append(attrs, slog.String("pod", m.GetNamespace()+"/"+m.GetName()), slog.String("uid", m.GetUid()))
+		attrs = append(attrs, slog.String("name", m.GetName()), slog.String("namespace", m.GetNamespace()), slog.String("uid", m.GetUid()))
 	}
 	if r, ok := req.(interface{ GetPodSandboxId() string }); ok {
-		attrs = append(attrs, slog.String("sandbox", r.GetPodSandboxId()))
+		attrs = append(attrs, slog.String("pod", r.GetPodSandboxId()))
 	}
 	if r, ok := req.(*runtimeapi.CreateContainerRequest); ok {
 		attrs = append(attrs, slog.String("name", r.GetConfig().GetMetadata().GetName()), slog.String("image", r.GetConfig().GetImage().GetImage()))
