@@ -82,7 +82,10 @@ func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimea
 		return fail(err)
 	}
 	name := "image-" + strconv.Itoa(i)
-	err = e.changeContainer(k.c, func(r *containerRecord) { r.ImageMounts = append(r.ImageMounts, name) })
+	err = e.changeContainer(k.c, func(r *containerRecord) {
+		r.ImageMounts = append(r.ImageMounts, name)
+		r.config().Mounts[i].Image.ImageRef = imageRef(img) // for the status
+	})
 	if err != nil {
 		return fail(err)
 	}

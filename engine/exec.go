@@ -61,6 +61,7 @@ func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool,
 		}
 		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
+	e.exits.launched(x.id)
 	if x.console == nil {
 		return x, nil
 	}

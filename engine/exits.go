@@ -17,19 +17,46 @@ import (
 // value is ready.
 type exits struct {
 	mu      sync.Mutex
-	waiting map[string]chan supervisor.Process
+	waiting map[string]*waiter
+}
+
+type waiter struct {
+	exit chan supervisor.Process
+	runs bool // it was launched: who does not know it has lost it
 }
 
 // expect must be called before the process is launched; forget ends it.
 func (x *exits) expect(id string) <-chan supervisor.Process {
-	ch := make(chan supervisor.Process, 1)
+	w := &waiter{exit: make(chan supervisor.Process, 1)}
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if x.waiting == nil {
-		x.waiting = map[string]chan supervisor.Process{}
+		x.waiting = map[string]*waiter{}
 	}
-	x.waiting[id] = ch
-	return ch
+	x.waiting[id] = w
+	return w.exit
+}
+
+// launched says that an expected process runs.
+func (x *exits) launched(id string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if w, ok := x.waiting[id]; ok {
+		w.runs = true
+	}
+}
+
+// running lists the expected processes that run.
+func (x *exits) running() []string {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	var ids []string
+	for id, w := range x.waiting {
+		if w.runs {
+			ids = append(ids, id)
+		}
+	}
+	return ids
 }
 
 func (x *exits) forget(id string) {
@@ -42,10 +69,10 @@ func (x *exits) forget(id string) {
 func (x *exits) deliver(p supervisor.Process) bool {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	ch, ok := x.waiting[p.ID]
+	w, ok := x.waiting[p.ID]
 	if ok {
 		delete(x.waiting, p.ID)
-		ch <- p // has room: each ID is delivered once
+		w.exit <- p // has room: each ID is delivered once
 	}
 	return ok
 }
@@ -85,13 +112,7 @@ func (e *Engine) resubscribe() <-chan supervisor.Event {
 		}
 		events, err := e.cfg.Supervisor.Events(e.life)
 		if err == nil {
-			var all []supervisor.Process
-			if all, err = e.cfg.Supervisor.List(e.life); err == nil {
-				for _, p := range all {
-					if p.State == supervisor.Exited {
-						e.processExited(p)
-					}
-				}
+			if err = e.catchUp(); err == nil {
 				return events
 			}
 		}
@@ -99,6 +120,63 @@ func (e *Engine) resubscribe() <-chan supervisor.Event {
 			e.log.Error("the supervisor's events ended; trying again", "error", err)
 		}
 	}
+}
+
+// catchUp handles what happened while no events came: processes that ended, and
+// those that a new supervisor does not know, because its predecessor took what
+// waited for its start along, or nobody held their descriptors.
+func (e *Engine) catchUp() error {
+	// What is launched from here on cannot be missing in the list.
+	execs := e.exits.running()
+	var containers []*container
+	for _, c := range e.allContainers() {
+		if p := c.record().Phase; p == containerCreated || p == containerRunning {
+			containers = append(containers, c)
+		}
+	}
+	var paused []*sandbox
+	for _, s := range e.allSandboxes() {
+		if rec := s.record(); rec.Phase == sandboxReady && rec.Pause {
+			paused = append(paused, s)
+		}
+	}
+	list, err := e.cfg.Supervisor.List(e.life)
+	if err != nil {
+		return err
+	}
+	known := map[string]bool{}
+	for _, p := range list {
+		known[p.ID] = true
+		if p.State == supervisor.Exited {
+			e.processExited(p)
+		}
+	}
+	for _, id := range execs {
+		if !known[id] {
+			e.exits.deliver(supervisor.Process{ID: id, State: supervisor.Exited, ExitCode: -1, ExitedAt: time.Now()})
+		}
+	}
+	for _, c := range containers {
+		if !known[c.id] {
+			e.worker.Go(func() { e.containerLost(c) })
+		}
+	}
+	for _, s := range paused {
+		if !known[s.id] {
+			e.worker.Go(func() { e.pauseExited(s) })
+		}
+	}
+	return nil
+}
+
+// containerLost ends a container that the supervisor does not know: it cannot
+// be watched any more.
+func (e *Engine) containerLost(c *container) {
+	e.log.Warn("the supervisor does not know a container", "container", c.id)
+	if err := e.killGroup(c.record().Cgroup); err != nil {
+		e.log.Error("kill a container that nobody watches", "container", c.id, "error", err)
+	}
+	e.recordExit(c, exit{at: time.Now(), code: exitUnknown, reason: reasonUnknown, message: lostProcess})
 }
 
 // processExited handles one exit. It is told of some twice.

@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -54,6 +56,8 @@ type node struct {
 	net    *network.Network
 	logs   string // directory of pods' logs
 	n      atomic.Int64
+
+	supervisorDir string
 }
 
 const testImage = "test.local/busybox:1"
@@ -132,26 +136,36 @@ func (l *testLog) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
+// startSupervisor starts one as cmd/podstead does: it is started anew if it
+// dies, and ended with the test.
 func (n *node) startSupervisor(bin, dir string) {
 	n.t.Helper()
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	n.t.Setenv(supervisor.CommandEnv, bin)
+	c, err := supervisor.Ensure(context.Background(), dir)
+	if err != nil {
 		n.t.Fatal(err)
 	}
-	cmd := exec.Command(bin, "daemon", "--run", dir)
-	cmd.Stderr = os.Stderr
-	if err := cmd.Start(); err != nil {
-		n.t.Fatal(err)
-	}
+	n.client = c
 	n.t.Cleanup(func() {
-		cmd.Process.Kill()
-		cmd.Wait()
+		c.Close()
+		n.killSupervisor(dir)
 	})
-	eventually(n.t, "the supervisor answers", func() bool {
-		c, err := supervisor.Connect(context.Background(), dir)
-		n.client = c
-		return err == nil
-	})
-	n.t.Cleanup(func() { n.client.Close() })
+	n.supervisorDir = dir
+}
+
+// killSupervisor kills the supervisor of a directory.
+func (n *node) killSupervisor(dir string) {
+	n.t.Helper()
+	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, file := range lines {
+		b, _ := os.ReadFile(file)
+		if strings.HasSuffix(string(b), "\x00"+dir+"\x00") && strings.Contains(string(b), "podstead-supervisor") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			if p, err := os.FindProcess(pid); err == nil {
+				p.Kill()
+			}
+		}
+	}
 }
 
 func (n *node) load(img imagetest.Image, name string) {

@@ -130,11 +130,7 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, processes
 	case rec.BootID != e.bootID:
 		e.recordExit(c, exit{at: time.Now(), code: exitUnknown, reason: reasonUnknown, message: "the machine was started anew while the container existed"})
 	default:
-		log.Warn("the supervisor does not know a container")
-		if err := e.killGroup(rec.Cgroup); err != nil {
-			log.Error("kill a container that nobody watches", "error", err)
-		}
-		e.recordExit(c, exit{at: time.Now(), code: exitUnknown, reason: reasonUnknown, message: lostProcess})
+		e.containerLost(c)
 	}
 }
 

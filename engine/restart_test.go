@@ -188,3 +188,48 @@ func TestHalfMade(t *testing.T) {
 		t.Errorf("processes: %v, %v", all, err)
 	}
 }
+
+// TestSupervisorDies kills the supervisor: containers go on, another one takes
+// them over, and exits, logs and execs are as before.
+func TestSupervisorDies(t *testing.T) {
+	n := newNode(t)
+	ctx := context.Background()
+	pod := n.run(n.pod())
+	c := n.ready(n.begin(pod, n.script("trap 'echo bye; exit 6' TERM; "+strings.TrimPrefix(forever, "trap 'exit 0' TERM; "))))
+	waiting := n.create(pod, n.script("true"))
+	slow := make(chan error, 1)
+	go func() {
+		_, err := n.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sleep", "1"}})
+		slow <- err
+	}()
+	n.killSupervisor(n.supervisorDir)
+	select {
+	case <-slow: // however it ended: it must
+	case <-time.After(patience):
+		t.Error("an exec does not return")
+	}
+	if st := n.exited(waiting); st.Reason != "Unknown" && st.Reason != "Error" {
+		t.Errorf("a container that waited for its start: %v", st)
+	}
+	eventually(t, "exec works again", func() bool {
+		out, err := n.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"echo", "back"}, Timeout: 30})
+		return err == nil && string(out.Stdout) == "back\n"
+	})
+	if st := n.status(c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		t.Errorf("status %v", st)
+	}
+	if _, err := n.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c, Timeout: 30}); err != nil {
+		t.Fatal(err)
+	}
+	st := n.exited(c)
+	if st.ExitCode != 6 && st.Reason != "Unknown" {
+		t.Errorf("status %v, want exit code 6, or an honest Unknown", st)
+	}
+	if log, err := os.ReadFile(st.LogPath); err != nil || !strings.Contains(string(log), " F bye\n") {
+		t.Errorf("log %q, %v", log, err)
+	}
+	next := n.exited(n.begin(pod, n.script("exit 8")))
+	if next.ExitCode != 8 {
+		t.Errorf("a later container: %v", next)
+	}
+}
