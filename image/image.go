@@ -32,7 +32,7 @@ type Config struct {
 	Log      *slog.Logger
 
 	// ParallelLayers is how many layers are fetched and unpacked at a time, by
-	// all pulls together; 4 if zero.
+	// all pulls together; 3 if zero.
 	ParallelLayers int
 	// StallTimeout ends a connection that brings no byte for so long; it is
 	// tried again from where it stopped. One minute if zero.

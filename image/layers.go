@@ -161,7 +161,7 @@ func (s *Store) runLayer(ctx context.Context, w *layerWork, a *assembly) error {
 	r := b.open(ctx)
 	var diffID digest.Digest
 	if w.verifyOnly {
-		diffID, err = layer.DiffID(ctx, r, s.limits)
+		diffID, err = s.unpacker.DiffID(ctx, r)
 	} else {
 		diffID, err = s.unpack(ctx, w, r)
 	}
@@ -199,7 +199,7 @@ func (s *Store) unpack(ctx context.Context, w *layerWork, r io.Reader) (digest.D
 	if err := os.Mkdir(fs, 0o755); err != nil {
 		return "", err
 	}
-	res, err := layer.Unpack(ctx, r, fs, s.limits, func(n int64) { w.unpacked.Add(n) })
+	res, err := s.unpacker.Unpack(ctx, r, fs, func(n int64) { w.unpacked.Add(n) })
 	if err != nil {
 		return "", err
 	}

@@ -46,7 +46,7 @@ func (s *Store) Load(ctx context.Context, r io.Reader) (images []Image, err erro
 	defer func() {
 		err = errors.Join(err, layer.RemoveAll(context.WithoutCancel(ctx), dir))
 	}()
-	ar, err := readArchive(ctx, r, dir, s.limits)
+	ar, err := readArchive(ctx, r, dir, s.unpacker)
 	if err != nil {
 		return nil, fmt.Errorf("load archive: %w", err)
 	}
@@ -96,15 +96,16 @@ type archiveFile struct {
 	digest string
 }
 
-func readArchive(ctx context.Context, r io.Reader, dir string, limits layer.Limits) (*archive, error) {
-	z, err := layer.NewReader(r, limits.ZstdWindow)
+func readArchive(ctx context.Context, r io.Reader, dir string, u *layer.Unpacker) (*archive, error) {
+	z, err := u.NewReader(r)
 	if err != nil {
 		return nil, err
 	}
 	defer z.Close()
 	ar := &archive{map[string]archiveFile{}, map[string]string{}, map[string]archiveFile{}}
 	t := tar.NewReader(z)
-	left := limits.Bytes
+	most := u.Limits().Bytes
+	left := most
 	buf := make([]byte, 256<<10)
 	for n := 0; ; n++ {
 		if err := ctx.Err(); err != nil {
@@ -127,7 +128,7 @@ func readArchive(ctx context.Context, r io.Reader, dir string, limits layer.Limi
 		switch hdr.Typeflag {
 		case tar.TypeReg:
 			if left -= hdr.Size; left < 0 {
-				return nil, fmt.Errorf("more than %d bytes", limits.Bytes)
+				return nil, fmt.Errorf("more than %d bytes", most)
 			}
 			f, err := stageFile(ctx, t, dir+"/"+strconv.Itoa(n), buf)
 			if err != nil {

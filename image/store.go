@@ -23,10 +23,10 @@ import (
 // Store holds images. Safe for concurrent use; one process at a time may have a
 // directory open (a lock file sees to that).
 type Store struct {
-	cfg    Config
-	log    *slog.Logger
-	limits layer.Limits
-	lock   *os.File
+	cfg      Config
+	log      *slog.Logger
+	unpacker *layer.Unpacker
+	lock     *os.File
 
 	ctx    context.Context // ends with Close: all work under way hangs on it
 	cancel context.CancelFunc
@@ -64,23 +64,18 @@ func Open(cfg Config) (*Store, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	if cfg.ParallelLayers <= 0 {
-		cfg.ParallelLayers = 4
+		cfg.ParallelLayers = 3
 	}
 	if cfg.StallTimeout <= 0 {
 		cfg.StallTimeout = time.Minute
 	}
 	s := &Store{
-		cfg: cfg, log: cfg.Log, limits: layer.DefaultLimits,
-		slots:  make(chan struct{}, cfg.ParallelLayers),
-		images: map[string]*entry{}, names: map[string]string{}, holds: map[string]*hold{},
+		cfg: cfg, log: cfg.Log,
+		unpacker: layer.NewUnpacker(layer.Limits{Entries: cfg.MaxEntries, Bytes: cfg.MaxBytes}),
+		slots:    make(chan struct{}, cfg.ParallelLayers),
+		images:   map[string]*entry{}, names: map[string]string{}, holds: map[string]*hold{},
 		pins: map[string]int{}, blobs: map[string]*blob{}, layers: map[string]*layerWork{}, pulls: map[string]*pull{},
 		lost: map[string]bool{},
-	}
-	if cfg.MaxEntries > 0 {
-		s.limits.Entries = cfg.MaxEntries
-	}
-	if cfg.MaxBytes > 0 {
-		s.limits.Bytes = cfg.MaxBytes
 	}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {

@@ -17,34 +17,47 @@ import (
 // NewReader returns the uncompressed bytes of a gzip, zstd or plain stream,
 // told apart by their first bytes, as media types are often wrong. Errors of r
 // come back as they are; those of the compression are a *FormatError.
-func NewReader(r io.Reader, zstdWindow uint64) (io.ReadCloser, error) {
+func (u *Unpacker) NewReader(r io.Reader) (io.ReadCloser, error) {
 	src := &source{r: r}
 	br := bufio.NewReaderSize(src, 64<<10)
 	head, err := br.Peek(4)
 	if err != nil && err != io.EOF {
 		return nil, err
 	}
-	var z io.ReadCloser
-	kind := "gzip"
+	var z io.Reader
+	kind, done := "gzip", func() {}
 	switch {
 	case len(head) >= 2 && head[0] == 0x1f && head[1] == 0x8b:
 		z, err = gzip.NewReader(br)
 	case isZstd(head):
 		kind = "zstd"
 		var d *zstd.Decoder
-		d, err = zstd.NewReader(br, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
-			zstd.WithDecoderMaxWindow(zstdWindow), zstd.WithDecoderMaxMemory(1<<62))
-		if err == nil {
-			z = d.IOReadCloser()
+		if d, err = u.zstdDecoder(br); err == nil {
+			z = d
+			done = func() {
+				if d.Reset(nil) == nil {
+					u.zstd.Put(d)
+				}
+			}
 		}
 	default:
 		return io.NopCloser(br), nil
 	}
-	f := &decompressor{z: z, kind: kind, src: src}
+	f := &decompressor{z: z, kind: kind, src: src, done: done}
 	if err != nil {
 		return nil, f.blame(err)
 	}
 	return f, nil
+}
+
+func (u *Unpacker) zstdDecoder(r io.Reader) (*zstd.Decoder, error) {
+	if d, ok := u.zstd.Get().(*zstd.Decoder); ok {
+		return d, d.Reset(r)
+	}
+	// One frame at a time in the caller's goroutine, its memory bounded by the
+	// window and not by the size that a frame says it has.
+	return zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true),
+		zstd.WithDecoderMaxWindow(u.limits.ZstdWindow), zstd.WithDecoderMaxMemory(1<<62))
 }
 
 func isZstd(head []byte) bool {
@@ -71,9 +84,10 @@ func (s *source) Read(p []byte) (int, error) {
 }
 
 type decompressor struct {
-	z    io.ReadCloser
+	z    io.Reader
 	kind string
 	src  *source
+	done func()
 }
 
 func (d *decompressor) Read(p []byte) (int, error) {
@@ -84,7 +98,11 @@ func (d *decompressor) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (d *decompressor) Close() error { return d.z.Close() }
+func (d *decompressor) Close() error {
+	d.done()
+	d.done = func() {}
+	return nil
+}
 
 // blame tells a source that broke off from a stream that is wrong.
 func (d *decompressor) blame(err error) error {
@@ -200,20 +218,20 @@ func (p *pipeline) sum() digest.Digest { return digest.NewDigest(digest.SHA256, 
 
 // DiffID reads a whole layer blob and returns the digest of its uncompressed
 // bytes, at most limits.Bytes of them plus the archive's own overhead.
-func DiffID(ctx context.Context, r io.Reader, limits Limits) (digest.Digest, error) {
-	z, err := NewReader(r, limits.ZstdWindow)
+func (u *Unpacker) DiffID(ctx context.Context, r io.Reader) (digest.Digest, error) {
+	z, err := u.NewReader(r)
 	if err != nil {
 		return "", err
 	}
 	defer z.Close()
 	h := sha256.New()
-	limit := streamLimit(limits)
+	limit := streamLimit(u.limits)
 	n, err := io.Copy(h, io.LimitReader(ctxReader{ctx, z}, limit+1))
 	if err != nil {
 		return "", err
 	}
 	if n > limit {
-		return "", &FormatError{Err: fmt.Errorf("more than %d bytes", limits.Bytes)}
+		return "", &FormatError{Err: fmt.Errorf("more than %d bytes", u.limits.Bytes)}
 	}
 	return digest.NewDigest(digest.SHA256, h), nil
 }

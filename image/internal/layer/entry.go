@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-func (u *unpacker) directory(parent *dir, name string, hdr *tar.Header) error {
+func (u *unpacking) directory(parent *dir, name string, hdr *tar.Header) error {
 	base := path.Base(name)
 	opaque, made := false, true
 	err := unix.Mkdirat(parent.fd, base, 0o700)
@@ -64,19 +64,19 @@ func (u *unpacker) directory(parent *dir, name string, hdr *tar.Header) error {
 
 // explicit takes a directory, made as somebody's parent, for mentioned after
 // all: its attributes are now known.
-func (u *unpacker) explicit(name string) {
+func (u *unpacking) explicit(name string) {
 	if i, ok := u.implicit[name]; ok {
 		u.res.Implicit[i] = ""
 		delete(u.implicit, name)
 	}
 }
 
-func (u *unpacker) dirAttributes(d *dir, hdr *tar.Header) error {
+func (u *unpacking) dirAttributes(d *dir, hdr *tar.Header) error {
 	d.mtime, d.dirty = fileTime(hdr.ModTime), true
 	return u.fdAttributes(d.fd, hdr)
 }
 
-func (u *unpacker) file(parent *dir, name string, hdr *tar.Header, content io.Reader) error {
+func (u *unpacking) file(parent *dir, name string, hdr *tar.Header, content io.Reader) error {
 	if hdr.Size > u.limits.Bytes-u.bytes {
 		return badEntry("more than %d bytes in the layer", u.limits.Bytes)
 	}
@@ -100,7 +100,7 @@ func (u *unpacker) file(parent *dir, name string, hdr *tar.Header, content io.Re
 }
 
 // content copies a file. Holes of a sparse file stay holes.
-func (u *unpacker) content(fd int, hdr *tar.Header, content io.Reader) error {
+func (u *unpacking) content(fd int, hdr *tar.Header, content io.Reader) error {
 	sparse := isSparse(hdr)
 	var size int64
 	for {
@@ -162,7 +162,7 @@ func allZero(b []byte) bool {
 
 // fdAttributes sets owner, mode and extended attributes, in this order: a
 // chown clears set-id bits and file capabilities.
-func (u *unpacker) fdAttributes(fd int, hdr *tar.Header) error {
+func (u *unpacking) fdAttributes(fd int, hdr *tar.Header) error {
 	// Always, for an earlier entry may have set another owner; new files are
 	// root's already.
 	if hdr.Uid != 0 || hdr.Gid != 0 || hdr.Typeflag == tar.TypeDir {
@@ -179,7 +179,7 @@ func (u *unpacker) fdAttributes(fd int, hdr *tar.Header) error {
 }
 
 // pathAttributes sets extended attributes and times of what cannot be opened.
-func (u *unpacker) pathAttributes(dirfd int, base string, hdr *tar.Header) error {
+func (u *unpacking) pathAttributes(dirfd int, base string, hdr *tar.Header) error {
 	err := u.xattrs(hdr, func(name string, value []byte) error {
 		return unix.Lsetxattr(fdPath(dirfd)+"/"+base, name, value, 0)
 	})
@@ -195,7 +195,7 @@ func (u *unpacker) pathAttributes(dirfd int, base string, hdr *tar.Header) error
 
 const paxXattr = "SCHILY.xattr."
 
-func (u *unpacker) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
+func (u *unpacking) xattrs(hdr *tar.Header, set func(string, []byte) error) error {
 	var names []string
 	for k := range hdr.PAXRecords {
 		if strings.HasPrefix(k, paxXattr) {
@@ -233,7 +233,7 @@ func foreignXattr(name string) bool {
 		name == "security.selinux" || name == "security.ima" || name == "security.evm"
 }
 
-func (u *unpacker) drop(name string) {
+func (u *unpacking) drop(name string) {
 	if u.res.Dropped == nil {
 		u.res.Dropped = map[string]int{}
 	}

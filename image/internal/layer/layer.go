@@ -15,20 +15,43 @@ package layer
 import (
 	"errors"
 	"fmt"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 )
 
-// Limits bound what one layer may take.
+// Limits bound what one layer may take. Zero values are defaults, far above what
+// is seen in practice: the largest public images have some hundred thousand
+// files and tens of gigabytes per layer.
 type Limits struct {
-	Entries    int64  // tar entries, made parents included
-	Bytes      int64  // sum of the files' logical sizes
-	ZstdWindow uint64 // largest zstd window, which is memory
+	Entries    int64  // tar entries, made parents included; 2,000,000
+	Bytes      int64  // sum of the files' logical sizes; 256 GiB
+	ZstdWindow uint64 // largest zstd window, which is memory; 32 MiB
 }
 
-// DefaultLimits are far above what is seen in practice: the largest public
-// images have some hundred thousand files and tens of gigabytes per layer.
-var DefaultLimits = Limits{Entries: 2_000_000, Bytes: 256 << 30, ZstdWindow: 32 << 20}
+// Unpacker unpacks layers. It is safe for concurrent use, and keeps zstd
+// decoders with their windows for the next layer until memory is collected.
+type Unpacker struct {
+	limits Limits
+	zstd   sync.Pool // of *zstd.Decoder
+}
+
+// NewUnpacker returns an Unpacker with these limits.
+func NewUnpacker(l Limits) *Unpacker {
+	if l.Entries <= 0 {
+		l.Entries = 2_000_000
+	}
+	if l.Bytes <= 0 {
+		l.Bytes = 256 << 30
+	}
+	if l.ZstdWindow == 0 {
+		l.ZstdWindow = 32 << 20
+	}
+	return &Unpacker{limits: l}
+}
+
+// Limits are those in force.
+func (u *Unpacker) Limits() Limits { return u.limits }
 
 const (
 	maxName        = 4096    // PATH_MAX

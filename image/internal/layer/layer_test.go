@@ -46,7 +46,7 @@ func unpack(t testing.TB, stream []byte, limits layer.Limits) (string, layer.Res
 		t.Fatal(err)
 	}
 	fds := openFiles(t)
-	res, err := layer.Unpack(context.Background(), bytes.NewReader(stream), dir, limits, nil)
+	res, err := layer.NewUnpacker(limits).Unpack(context.Background(), bytes.NewReader(stream), dir, nil)
 	if n := openFiles(t); n != fds {
 		t.Errorf("%d descriptors are open, before it were %d", n, fds)
 	}
@@ -370,7 +370,7 @@ func TestBrokenSource(t *testing.T) {
 		stream := imagetest.Compress(t, imagetest.Tar(t, file{Name: "a", Data: bytes.Repeat([]byte("x"), 9000)}), c)
 		broken := errors.New("cable was cut")
 		r := io.MultiReader(bytes.NewReader(stream[:len(stream)/2]), errReader{broken})
-		_, err := layer.Unpack(context.Background(), r, t.TempDir(), small, nil)
+		_, err := layer.NewUnpacker(small).Unpack(context.Background(), r, t.TempDir(), nil)
 		var format *layer.FormatError
 		if !errors.Is(err, broken) || errors.As(err, &format) {
 			t.Errorf("%q: error is %v", c, err)

@@ -23,8 +23,8 @@ import (
 // archive says, like other runtimes do: containers reach them only as far as
 // their device cgroup lets them, and the store's own root is closed to others.
 // A hard link must lead to a file of the same layer.
-func Unpack(ctx context.Context, r io.Reader, dir string, limits Limits, progress func(int64)) (Result, error) {
-	z, err := NewReader(r, limits.ZstdWindow)
+func (u *Unpacker) Unpack(ctx context.Context, r io.Reader, dir string, progress func(int64)) (Result, error) {
+	z, err := u.NewReader(r)
 	if err != nil {
 		return Result{}, err
 	}
@@ -37,24 +37,25 @@ func Unpack(ctx context.Context, r io.Reader, dir string, limits Limits, progres
 	p := newPipeline(z)
 	defer z.Close() // after the pipeline's end
 	defer p.Close()
-	u := &unpacker{ctx: ctx, limits: limits, progress: progress,
+	w := &unpacking{ctx: ctx, limits: u.limits, progress: progress,
 		buf: make([]byte, 256<<10), implicit: map[string]int{}}
-	u.dirs = newDirs(root, u.madeImplicit)
+	w.dirs = newDirs(root, w.madeImplicit)
 	if err := unix.Fchmod(root, 0o755); err != nil {
 		return Result{}, err
 	}
-	err = u.all(p)
-	if flushErr := u.dirs.flush(); err == nil {
+	err = w.all(p)
+	if flushErr := w.dirs.flush(); err == nil {
 		err = flushErr
 	}
 	if err == nil {
-		u.res.DiffID = p.sum()
-		u.res.Implicit = slices.DeleteFunc(u.res.Implicit, func(s string) bool { return s == "" })
+		w.res.DiffID = p.sum()
+		w.res.Implicit = slices.DeleteFunc(w.res.Implicit, func(s string) bool { return s == "" })
 	}
-	return u.res, err
+	return w.res, err
 }
 
-type unpacker struct {
+// unpacking is the state of one Unpack.
+type unpacking struct {
 	ctx      context.Context
 	limits   Limits
 	progress func(int64)
@@ -68,7 +69,7 @@ type unpacker struct {
 	implicitBytes int
 }
 
-func (u *unpacker) all(stream io.Reader) error {
+func (u *unpacking) all(stream io.Reader) error {
 	u.count(0) // the root itself
 	t := tar.NewReader(stream)
 	for {
@@ -90,7 +91,7 @@ func (u *unpacker) all(stream io.Reader) error {
 }
 
 // drain reads what follows the archive's end, as the diff ID covers it.
-func (u *unpacker) drain(stream io.Reader) error {
+func (u *unpacking) drain(stream io.Reader) error {
 	var n int64
 	for {
 		m, err := stream.Read(u.buf)
@@ -120,7 +121,7 @@ func tarError(entry string, err error) error {
 
 // entry makes one entry. What goes wrong in the kernel about names and kinds
 // is the archive's fault, except for lack of space and the like.
-func (u *unpacker) entry(hdr *tar.Header, content io.Reader) error {
+func (u *unpacking) entry(hdr *tar.Header, content io.Reader) error {
 	if hdr.Typeflag == tar.TypeXGlobalHeader {
 		return nil
 	}
@@ -144,7 +145,7 @@ func badEntry(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", errBadEntry, fmt.Sprintf(format, args...))
 }
 
-func (u *unpacker) checked(hdr *tar.Header, content io.Reader) error {
+func (u *unpacking) checked(hdr *tar.Header, content io.Reader) error {
 	if u.entries++; u.entries > u.limits.Entries {
 		return fmt.Errorf("%w (%d)", errTooMany, u.limits.Entries)
 	}
@@ -212,13 +213,13 @@ func hasDotDot(name string) bool {
 }
 
 // count accounts for one inode with that many bytes of content.
-func (u *unpacker) count(bytes int64) {
+func (u *unpacking) count(bytes int64) {
 	const block = 4096
 	u.res.Inodes++
 	u.res.Bytes += uint64(bytes+block-1) / block * block
 }
 
-func (u *unpacker) madeImplicit(name string) error {
+func (u *unpacking) madeImplicit(name string) error {
 	if u.entries++; u.entries > u.limits.Entries {
 		return fmt.Errorf("%w (%d)", errTooMany, u.limits.Entries)
 	}
@@ -233,7 +234,7 @@ func (u *unpacker) madeImplicit(name string) error {
 }
 
 // whiteout handles the names with which a layer hides those below it.
-func (u *unpacker) whiteout(parent *dir, name, base string) error {
+func (u *unpacking) whiteout(parent *dir, name, base string) error {
 	if base == ".wh..wh..opq" {
 		if path.Dir(name) == "." {
 			u.res.OpaqueRoot = true
@@ -271,7 +272,7 @@ func (u *unpacker) whiteout(parent *dir, name, base string) error {
 
 // clear removes what stands at parent/base for something else to take its
 // place, and tells whether it was a whiteout.
-func (u *unpacker) clear(parent *dir, base string) (wasWhiteout bool, err error) {
+func (u *unpacking) clear(parent *dir, base string) (wasWhiteout bool, err error) {
 	var st unix.Stat_t
 	if err := unix.Fstatat(parent.fd, base, &st, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return false, err
@@ -294,7 +295,7 @@ func (u *unpacker) clear(parent *dir, base string) (wasWhiteout bool, err error)
 
 // replace does make, and does it again after removing what is in its way. The
 // parent is opened anew, as clear may have let go of it.
-func (u *unpacker) replace(parent *dir, name string, make func(fd int, base string) error) (*dir, error) {
+func (u *unpacking) replace(parent *dir, name string, make func(fd int, base string) error) (*dir, error) {
 	base := path.Base(name)
 	err := make(parent.fd, base)
 	if !errors.Is(err, unix.EEXIST) {
@@ -310,7 +311,7 @@ func (u *unpacker) replace(parent *dir, name string, make func(fd int, base stri
 	return parent, make(parent.fd, base)
 }
 
-func (u *unpacker) symlink(parent *dir, name string, hdr *tar.Header) error {
+func (u *unpacking) symlink(parent *dir, name string, hdr *tar.Header) error {
 	parent, err := u.replace(parent, name, func(fd int, base string) error {
 		return unix.Symlinkat(hdr.Linkname, fd, base)
 	})
@@ -327,7 +328,7 @@ func (u *unpacker) symlink(parent *dir, name string, hdr *tar.Header) error {
 	return u.pathAttributes(parent.fd, base, hdr)
 }
 
-func (u *unpacker) node(parent *dir, name string, hdr *tar.Header) error {
+func (u *unpacking) node(parent *dir, name string, hdr *tar.Header) error {
 	mode := uint32(hdr.Mode) & 0o7777
 	dev := 0
 	switch hdr.Typeflag {
@@ -365,7 +366,7 @@ func (u *unpacker) node(parent *dir, name string, hdr *tar.Header) error {
 // hardlink gives a second name to a file of this layer. The entry's own
 // attributes are those of the file, which has them already: they must not be
 // applied again, for the name may be that of a symbolic link (CVE-2021-32760).
-func (u *unpacker) hardlink(parent *dir, name string, hdr *tar.Header) error {
+func (u *unpacking) hardlink(parent *dir, name string, hdr *tar.Header) error {
 	target := cleanName(hdr.Linkname)
 	if target == "." || target == name {
 		return badEntry("hard link to %.200q", hdr.Linkname)
