@@ -39,6 +39,7 @@ import (
 	"podstead/engine/internal/store"
 	"podstead/image"
 	"podstead/network"
+	"podstead/oci/launch"
 	"podstead/supervisor"
 )
 
@@ -72,6 +73,7 @@ type Engine struct {
 	host     host
 	bootID   string
 	handlers map[string]handler.Handler // by RuntimeClass handler; "" is the default
+	seed     *os.File                   // mount namespace that containers start from, see launch.NewSeed
 
 	sandboxRecords   *store.Dir[sandboxRecord]
 	containerRecords *store.Dir[containerRecord]
@@ -133,8 +135,12 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if e.bootID, err = readBootID(); err != nil {
 		return err
 	}
+	if e.seed, err = launch.NewSeed(); err != nil {
+		e.log.Warn("containers start from all of the host's mounts", "error", err)
+	}
 	e.handlers = map[string]handler.Handler{"": &handler.Builtin{
 		Supervisor: e.cfg.Supervisor,
+		Seed:       e.seed,
 		Supports: handler.Features{
 			RecursiveReadOnlyMounts: e.host.spec.RecursiveReadOnly,
 			UserNamespaces:          e.host.userNamespaces,
@@ -165,6 +171,9 @@ func (e *Engine) Close() error {
 	}
 	e.events.close()
 	e.worker.Wait()
+	if e.seed != nil {
+		err = errors.Join(err, e.seed.Close())
+	}
 	return err
 }
 

@@ -68,6 +68,9 @@ type Exec struct {
 type Builtin struct {
 	Supervisor *supervisor.Client
 	Supports   Features
+	// Seed is the mount namespace that those of containers start from, see
+	// launch.NewSeed; nil means the supervisor's.
+	Seed *os.File
 
 	mu      sync.Mutex
 	filters map[*specs.LinuxSeccomp]*seccomp.Filter
@@ -114,7 +117,7 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 	if err != nil {
 		return supervisor.Process{}, err
 	}
-	o := options(c)
+	o := b.options(c)
 	o.Filter = filter
 	p, err := launch.Compile(c.Spec, o)
 	if err != nil {
@@ -132,7 +135,7 @@ func (b *Builtin) Start(ctx context.Context, id string) (supervisor.Process, err
 
 // Pause implements Handler.
 func (b *Builtin) Pause(ctx context.Context, c Container) (supervisor.Process, error) {
-	p, err := launch.CompilePause(c.Spec, options(c))
+	p, err := launch.CompilePause(c.Spec, b.options(c))
 	if err != nil {
 		return supervisor.Process{}, err
 	}
@@ -180,9 +183,13 @@ func (b *Builtin) launch(ctx context.Context, l supervisor.Launch, check func() 
 	return b.Supervisor.Launch(ctx, l)
 }
 
-func options(c Container) launch.Options {
-	return launch.Options{
+func (b *Builtin) options(c Container) launch.Options {
+	o := launch.Options{
 		ID: c.ID, Bundle: c.Bundle, Rootfs: c.Rootfs,
 		CgroupJoin: c.CgroupJoin, CgroupDir: c.CgroupDir,
 	}
+	if b.Seed != nil {
+		o.MountNamespace = fmt.Sprintf("/proc/self/fd/%d", b.Seed.Fd())
+	}
+	return o
 }

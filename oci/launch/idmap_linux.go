@@ -60,7 +60,7 @@ func (l layer) set(ctx int, key string) error {
 		return unix.FsconfigSetString(ctx, key, l.path)
 	}
 	err := unix.FsconfigSetFd(ctx, key, l.fd)
-	if errors.Is(err, unix.EINVAL) {
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EBADF) {
 		err = unix.FsconfigSetString(ctx, key, fmt.Sprintf("/proc/self/fd/%d", l.fd))
 	}
 	return err
