@@ -86,6 +86,7 @@ type Agent struct {
 	files   []source.File
 	wanted  *source.Set
 	workers map[string]*worker // by pod UID
+	warned  map[string]bool    // of fields without effect
 	wg      sync.WaitGroup     // of workers and followers
 }
 

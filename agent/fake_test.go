@@ -90,18 +90,28 @@ func newFake(t testing.TB) *fakeRuntime {
 func (f *fakeRuntime) enter(ctx context.Context, verb, name string, timeout int64) error {
 	f.mu.Lock()
 	f.calls = append(f.calls, call{verb, name, time.Now(), timeout})
-	slow, fail := f.slow, f.fail
-	f.mu.Unlock()
-	if slow != nil {
-		pause(ctx, slow(verb, name))
+	took := time.Duration(0)
+	if f.slow != nil {
+		took = f.slow(verb, name)
 	}
+	f.mu.Unlock()
+	pause(ctx, took)
 	if err := ctx.Err(); err != nil {
 		return cri.Errorf(codes.Canceled, "%v", err)
 	}
-	if fail != nil {
-		return fail(verb, name)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fail != nil {
+		return f.fail(verb, name)
 	}
 	return nil
+}
+
+// script changes how the runtime behaves from now on.
+func (f *fakeRuntime) script(change func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	change()
 }
 
 // made returns when a verb was called for a name.
@@ -295,13 +305,13 @@ func selects(selector, labels map[string]string) bool {
 }
 
 func (f *fakeRuntime) ListPodSandbox(ctx context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.fail != nil {
 		if err := f.fail("ListPodSandbox", ""); err != nil {
 			return nil, err
 		}
 	}
-	f.mu.Lock()
-	defer f.mu.Unlock()
 	out := &runtimeapi.ListPodSandboxResponse{}
 	for _, s := range f.sandboxes {
 		if !selects(r.GetFilter().GetLabelSelector(), s.config.Labels) {
@@ -452,13 +462,16 @@ func (f *fakeRuntime) ContainerStatus(ctx context.Context, r *runtimeapi.Contain
 func (f *fakeRuntime) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (*runtimeapi.ExecSyncResponse, error) {
 	f.mu.Lock()
 	c := f.containers[r.ContainerId]
+	dead := c == nil || c.state != runtimeapi.ContainerState_CONTAINER_RUNNING
 	f.mu.Unlock()
-	if c == nil || c.state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+	if dead {
 		return nil, cri.Errorf(codes.NotFound, "container is not running")
 	}
 	if err := f.enter(ctx, "ExecSync", c.name(), r.Timeout); err != nil {
 		return nil, err
 	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	code, err := int32(0), error(nil)
 	if f.exec != nil {
 		code, err = f.exec(c.name(), r.Cmd)

@@ -101,11 +101,22 @@ func (a *Agent) merge() {
 			}
 		}
 	}
+	a.warn()
+}
+
+// warn tells of each field that has no effect, once per definition.
+func (a *Agent) warn() {
+	now := map[string]bool{}
 	for key, warnings := range a.wanted.Warnings {
-		for _, w := range warnings {
-			a.cfg.Log.Debug("manifest", "pod", key, "warning", w)
+		for _, text := range warnings {
+			id := key + " " + text
+			now[id] = true
+			if !a.warned[id] {
+				a.node.event(a.wanted.Pods[key], "", corev1.EventTypeWarning, "FieldWithoutEffect", "%s", text)
+			}
 		}
 	}
+	a.warned = now
 }
 
 // reconcile gives every wanted pod a worker and ends the pods of the others.

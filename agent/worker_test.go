@@ -352,7 +352,7 @@ spec:
 		if !after.Status.StartTime.Equal(before.Status.StartTime) {
 			t.Errorf("start time changed")
 		}
-		b.rt.exec = func(string, []string) (int32, error) { return 1, nil }
+		b.rt.script(func() { b.rt.exec = func(string, []string) (int32, error) { return 1, nil } })
 		b.after(20 * time.Second)
 		if b.ready("web") {
 			t.Error("probes do not go on")
@@ -397,10 +397,10 @@ func TestRebootBringsPodsBack(t *testing.T) {
 	simulate(t, func(b *bench) {
 		b.apply(web)
 		b.apply(strings.NewReplacer("name: web", "name: once", "spec:", "spec:\n  restartPolicy: Never").Replace(web))
-		b.rt.life = func(string, uint32) life { return life{runs: time.Second} }
+		b.rt.script(func() { b.rt.life = func(string, uint32) life { return life{runs: time.Second} } })
 		b.apply(strings.NewReplacer("name: web", "name: done", "spec:", "spec:\n  restartPolicy: Never").Replace(web))
 		b.after(time.Minute)
-		b.rt.life = nil
+		b.rt.script(func() { b.rt.life = nil })
 		b.stop()
 		b.rt.reboot()
 		b.boot()
@@ -496,9 +496,7 @@ func TestPullBackoff(t *testing.T) {
 		if got := gaps(b.rt.made("PullImage", "far:1")); !slices.Equal(got[:5], []int{10, 20, 40, 80, 160}) {
 			t.Errorf("seconds between pulls: %v", got)
 		}
-		b.rt.mu.Lock()
-		b.rt.fail = nil
-		b.rt.mu.Unlock()
+		b.rt.script(func() { b.rt.fail = nil })
 		b.after(6 * time.Minute)
 		if !b.ready("web") {
 			t.Error("not running after the registry came back")
@@ -526,9 +524,9 @@ spec:
     livenessProbe: {exec: {command: [check]}, periodSeconds: 10, terminationGracePeriodSeconds: 3}
 `)
 		b.after(time.Minute)
-		healthy = false
+		b.rt.script(func() { healthy = false })
 		b.after(31 * time.Second)
-		healthy = true
+		b.rt.script(func() { healthy = true })
 		if c := b.container("web", 0); c.RestartCount != 1 {
 			t.Errorf("restarts: %d", c.RestartCount)
 		}
