@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
+
 	"podstead/image/internal/layer"
 )
 
@@ -47,7 +49,8 @@ func (s *Store) forget(e *entry) ([]string, error) {
 	return e.files(), nil
 }
 
-// Untag removes one name; the image goes with its last name.
+// Untag removes one name; the image goes with its last name. The digests of a
+// repository go with its last tag.
 func (s *Store) Untag(ctx context.Context, ref string) error {
 	n, err := parseName(ref)
 	if err != nil {
@@ -62,6 +65,10 @@ func (s *Store) Untag(ctx context.Context, ref string) error {
 		}
 		r := e.record.clone()
 		r.Tags, r.Digests = without(r.Tags, n.String()), without(r.Digests, n.String())
+		_, isTag := n.(reference.Tagged)
+		if isTag && !slices.ContainsFunc(r.Tags, func(t string) bool { return strings.HasPrefix(t, n.Name()+":") }) {
+			r.Digests = slices.DeleteFunc(r.Digests, func(d string) bool { return strings.HasPrefix(d, n.Name()+"@") })
+		}
 		if len(r.Tags)+len(r.Digests) == 0 {
 			return s.forget(e)
 		}

@@ -205,6 +205,27 @@ func assertEmpty(t testing.TB, s *image.Store, dir string) {
 	}
 }
 
+func TestUntag(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "images")
+	s := openStore(t, image.Config{Dir: dir})
+	ctx := testContext(t)
+	img := smallImage(t, "a")
+	load(t, s, imagetest.ArchiveBytes(t, img, "a:1", "a:2", "example.org/b:1"))
+	for _, step := range []struct {
+		name string
+		left int // names
+	}{{"none:1", 5}, {"a:1", 4}, {"a:1", 4}, {"a:2", 2}, {"example.org/b:1", 0}} {
+		if err := s.Untag(ctx, step.name); err != nil {
+			t.Fatal(err)
+		}
+		got, err := s.Get(img.ID())
+		if n := len(got.RepoTags) + len(got.RepoDigests); n != step.left || (err == nil) != (step.left > 0) {
+			t.Errorf("after %s: %v %v %v", step.name, got.RepoTags, got.RepoDigests, err)
+		}
+	}
+	assertEmpty(t, s, dir)
+}
+
 func TestSaveAndLoadAgain(t *testing.T) {
 	s := newStore(t)
 	ctx := testContext(t)
