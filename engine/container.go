@@ -104,12 +104,16 @@ type container struct {
 	// exit waits in early.
 	startUnderWay bool
 	early         *supervisor.Process
+	// startTold says that a caller knows of the start. Until then asking again
+	// is a retry and no mistake.
+	startTold bool
 }
 
 func newContainer(rec containerRecord) *container {
 	c := &container{
 		id: rec.ID, sandboxID: rec.SandboxID, turn: newTurn(),
 		exited: make(chan struct{}), rec: rec,
+		startTold: rec.Phase == containerExited,
 	}
 	if rec.Phase == containerExited {
 		close(c.exited)

@@ -33,6 +33,11 @@ func (e *Engine) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	if err != nil {
 		return nil, err
 	}
+	if ctx.Err() == nil {
+		c.mu.Lock()
+		c.startTold = true
+		c.mu.Unlock()
+	}
 	return &runtimeapi.StartContainerResponse{}, nil
 }
 
@@ -41,7 +46,12 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 		return err
 	}
 	defer c.turn.give()
-	rec := c.record()
+	c.mu.Lock()
+	rec, told := c.rec, c.startTold
+	c.mu.Unlock()
+	if !told && !rec.StartedAt.IsZero() {
+		return nil // a retry: it was started, and whoever asked had left
+	}
 	if rec.Phase != containerCreated {
 		return cri.Errorf(codes.FailedPrecondition, "it is %s, not created", rec.Phase)
 	}

@@ -288,7 +288,8 @@ func (e *Engine) recordExit(c *container, x exit) {
 func (e *Engine) pauseExited(s *sandbox) {
 	changed := false
 	err := e.changeSandbox(s, func(r *sandboxRecord) {
-		if changed = r.Phase == sandboxReady; changed {
+		// Without a shared pid namespace it was there to make others, and done.
+		if changed = r.Phase == sandboxReady && r.Pause; changed {
 			r.Phase, r.Message = sandboxStopping, "the pause process ended, and with it the pod's pid namespace"
 		}
 	})

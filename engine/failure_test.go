@@ -209,6 +209,12 @@ func TestRetryGetsTheResult(t *testing.T) {
 	eventually(t, "the abandoned start goes on", func() bool {
 		return n.status(c.ContainerId).State == runtimeapi.ContainerState_CONTAINER_RUNNING
 	})
+	if _, err := n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); err != nil {
+		t.Errorf("the retry: %v", err)
+	}
+	if _, err := n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c.ContainerId}); cri.Code(err) != codes.FailedPrecondition {
+		t.Errorf("once more: %v", err)
+	}
 }
 
 // TestOneStuckContainer blocks one container in a stop that takes for ever;

@@ -185,23 +185,26 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 	if len(errs) == 0 {
 		step("remove run directory", os.RemoveAll(e.sandboxRunDir(r.ID)))
 	}
-	if r.OwnCgroup && !e.sharesCgroup(r) {
-		step("remove cgroup", e.removeCgroup(ctx, r.CgroupParent))
+	if r.OwnCgroup {
+		step("remove cgroup", e.removePodCgroup(ctx, r))
 	}
 	return errors.Join(errs...)
 }
 
-// sharesCgroup tells whether another sandbox has the same cgroup, or one below
-// it.
-func (e *Engine) sharesCgroup(r *sandboxRecord) bool {
+// removePodCgroup removes the pod's group unless another sandbox has the same,
+// which then owns it, or one below it.
+func (e *Engine) removePodCgroup(ctx context.Context, r *sandboxRecord) error {
 	for _, s := range e.allSandboxes() {
 		other := s.record()
-		if s.id != r.ID && other.Phase != sandboxStopped &&
-			strings.HasPrefix(other.CgroupParent+"/", r.CgroupParent+"/") {
-			return true
+		switch {
+		case s.id == r.ID || other.Phase == sandboxStopped:
+		case other.CgroupParent == r.CgroupParent:
+			return e.changeSandbox(s, func(r *sandboxRecord) { r.OwnCgroup = true })
+		case strings.HasPrefix(other.CgroupParent, r.CgroupParent+"/"):
+			return nil
 		}
 	}
-	return false
+	return e.removeCgroup(ctx, r.CgroupParent)
 }
 
 // endPause kills the pause process, and with it whatever is left in the pid
