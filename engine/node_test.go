@@ -57,7 +57,7 @@ type node struct {
 	logs   string // directory of pods' logs
 	n      atomic.Int64
 
-	supervisorDir string
+	supervisorDir, networkState, networkRun string
 }
 
 const testImage = "test.local/busybox:1"
@@ -96,8 +96,9 @@ func newNode(t testing.TB) *node {
 	}
 	t.Cleanup(func() { n.images.Close() })
 	n.load(imagetest.Busybox(t), testImage)
+	n.networkState, n.networkRun = filepath.Join(state, "network"), filepath.Join(run, "network")
 	n.net, err = network.New(network.Config{
-		Name: "ptest0", StateDir: filepath.Join(state, "network"), RunDir: filepath.Join(run, "network"),
+		Name: "ptest0", StateDir: n.networkState, RunDir: n.networkRun,
 		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Log: n.cfg.Log,
 	})
 	if err != nil {
