@@ -1,10 +1,16 @@
 package supervisor
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"testing"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/oci/launch"
 )
 
 // BenchmarkPump moves output from a process's write to its log file, the
@@ -46,4 +52,48 @@ func BenchmarkPump(b *testing.B) {
 			}
 		})
 	}
+}
+
+// BenchmarkExec runs true in a container, from the request to its exit event.
+func BenchmarkExec(b *testing.B) {
+	_, dir, c := startReal(b)
+	ctx := context.Background()
+	p := launchReal(b, ctx, c, "a", dir+"/a.log", "exec sleep 1000", true)
+	program, err := launch.CompileExec(containerSpec(b, ""), &specs.Process{Args: []string{"/bin/true"}, Cwd: "/"}, launch.ExecOptions{ID: "a/1", Pid: p.Pid})
+	if err != nil {
+		b.Fatal(err)
+	}
+	events, err := c.Events(ctx)
+	if err != nil {
+		b.Fatal(err)
+	}
+	before, spent := memory(b, c.daemonPid()), cpuTime(b, c.daemonPid())
+	for b.Loop() {
+		launchProgram(b, ctx, c, Launch{ID: "a/1", Program: program, Start: true})
+		if e := <-events; e.Process.ExitCode != 0 {
+			b.Fatalf("%+v", e)
+		}
+		if err := c.Forget(ctx, "a/1"); err != nil {
+			b.Fatal(err)
+		}
+	}
+	spent = cpuTime(b, c.daemonPid()) - spent
+	b.ReportMetric(float64(spent.Nanoseconds())/float64(b.N), "supervisor-ns/op")
+	b.Logf("%d times: KiB private/PSS %v, before %v", b.N, memory(b, c.daemonPid()), before)
+	endReal(b, ctx, c, "a", 9)
+}
+
+// cpuTime is what a process has used.
+func cpuTime(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	var user, system int
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	fmt.Sscan(string(fields[14-3]), &user)
+	fmt.Sscan(string(fields[15-3]), &system)
+	const tick = 10 * time.Millisecond
+	return time.Duration(user+system) * tick
 }

@@ -164,7 +164,8 @@ func (c *Client) askProcess(ctx context.Context, op protocol.Op, id string) (Pro
 
 // Signal sends a signal to the process (not to its children). A process that
 // has exited is os.ErrProcessDone, an unknown one os.ErrNotExist; so it is for
-// all calls.
+// all calls. SIGKILL to a process whose Launch is under way makes that fail
+// with os.ErrProcessDone as soon as it can be ended, and leaves nothing of it.
 func (c *Client) Signal(ctx context.Context, id string, signal int) error {
 	_, err := c.ask(ctx, protocol.Signal, &protocol.SignalRequest{ID: id, Signal: signal}, nil)
 	return err

@@ -3,6 +3,7 @@ package supervisor
 import (
 	"context"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -10,11 +11,13 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstead/oci/launch"
+	"podstead/supervisor/internal/protocol"
 	"podstead/sys"
 )
 
@@ -27,6 +30,13 @@ func startReal(t testing.TB) (ctx context.Context, dir string, c *Client) {
 		t.Skip("containers need root")
 	}
 	ctx, dir = testContext(t), t.TempDir()
+	startDaemon(t, dir)
+	return ctx, dir, connectReal(t, ctx, dir)
+}
+
+// startDaemon starts the real program, which must end by itself.
+func startDaemon(t testing.TB, dir string) {
+	t.Helper()
 	cmd := exec.Command(program(t), "daemon", "--run", dir)
 	cmd.Env = realEnv()
 	cmd.Stderr = os.Stderr
@@ -39,15 +49,20 @@ func startReal(t testing.TB) (ctx context.Context, dir string, c *Client) {
 		}
 		cmd.Wait()
 	})
+}
+
+func connectReal(t testing.TB, ctx context.Context, dir string) *Client {
+	t.Helper()
 	for {
 		c, err := Connect(ctx, dir)
 		if err == nil {
 			t.Cleanup(func() { c.Close() })
-			return ctx, dir, c
+			return c
 		}
 		if ctx.Err() != nil {
 			t.Fatal(err)
 		}
+		time.Sleep(time.Millisecond)
 	}
 }
 
@@ -198,6 +213,82 @@ func TestFailedStartIsNamed(t *testing.T) {
 	}
 }
 
+func TestContainersOutliveTheirSupervisor(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	f := &fixture{T: t, ctx: ctx, dir: dir, Client: c}
+	const n = 5
+	for i := range n {
+		id := fmt.Sprintf("c%d", i)
+		launchReal(t, ctx, c, id, f.log(id), "i=0; while [ $i -lt 2000 ]; do i=$((i+1)); echo $i; done; echo end; exec sleep 1000", i > 0)
+	}
+	f.eventually("lines", func() bool { return f.logged("c1", "stdout") != "" })
+	f.killSupervisor()
+	startDaemon(t, dir)
+	f.Client = connectReal(t, ctx, dir)
+	if p := endReal(t, ctx, f.Client, "c0", 0); !p.StartedAt.IsZero() { // it waited for its start
+		t.Errorf("%+v", p)
+	}
+	for i := 1; i < n; i++ {
+		id := fmt.Sprintf("c%d", i)
+		f.eventually("the end of the log", func() bool { return strings.HasSuffix(f.logged(id, "stdout"), "\n2000\nend\n") })
+		p := endReal(t, ctx, f.Client, id, unix.SIGKILL)
+		if p.ExitCode != 137 && !kernelForgets(t) {
+			t.Errorf("%+v", p)
+		}
+	}
+	f.Client.Close()
+	gone(t, dir)
+}
+
+// TestBadClients shows that nobody but its owner reaches the supervisor, and
+// that nonsense does not harm it.
+func TestBadClients(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	launchReal(t, ctx, c, "a", dir+"/a.log", "exec sleep 1000", true)
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 300 {
+		fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := connect(fd, dir); err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			b := make([]byte, random.IntN(100))
+			for i := range b {
+				b[i] = byte(random.Uint32())
+			}
+			if len(b) > 2 {
+				b[0], b[1] = byte(random.IntN(int(protocol.Store))), 0 // a request
+			}
+			unix.Sendmsg(fd, b, unix.UnixRights(0, 1)[:random.IntN(2)*unix.CmsgSpace(8)], nil, unix.MSG_NOSIGNAL)
+		}
+		unix.Close(fd)
+	}
+	if p, err := c.Get(ctx, "a"); err != nil || p.State != Running {
+		t.Errorf("%+v, %v", p, err)
+	}
+	other := exec.Command("/proc/self/exe", "connect", dir)
+	for d := dir; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+		os.Chmod(d, 0o755)
+	}
+	os.Chmod(dir+"/supervisor.sock", 0o666)
+	other.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+	if out, err := other.CombinedOutput(); err != nil || string(out) != "refused\n" {
+		t.Errorf("another user: %s, %v", out, err)
+	}
+	ps, err := c.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range ps {
+		endReal(t, ctx, c, p.ID, 9)
+	}
+}
+
 // TestChurnLeaksNothing launches many containers and looks at the
 // supervisor's descriptors.
 func TestChurnLeaksNothing(t *testing.T) {
@@ -260,7 +351,7 @@ func TestMemory(t *testing.T) {
 }
 
 // memory returns a process's private memory and its PSS in KiB.
-func memory(t *testing.T, pid int) (kib [2]int) {
+func memory(t testing.TB, pid int) (kib [2]int) {
 	t.Helper()
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
 	if err != nil {

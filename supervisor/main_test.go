@@ -3,6 +3,7 @@ package supervisor
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -28,6 +29,14 @@ func TestMain(m *testing.M) {
 	}
 	if len(os.Args) > 1 && os.Args[1] == "holder" {
 		os.Exit(runHolder(os.Args[2]))
+	}
+	if len(os.Args) > 1 && os.Args[1] == "connect" {
+		if _, err := Connect(context.Background(), os.Args[2]); errors.Is(err, ErrDisconnected) {
+			fmt.Println("refused")
+		} else {
+			fmt.Println("not refused:", err)
+		}
+		os.Exit(0)
 	}
 	if len(os.Args) > 1 && os.Args[1] == "writer" {
 		os.Exit(runWriter(os.Args[2], os.Args[3]))
@@ -116,6 +125,14 @@ func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*daemo
 	args := strings.Split(string(program), "\x00")
 	if args[0] == "fail" {
 		return nil, fmt.Errorf("step 3: %s: %w", args[1], syscall.ENOSPC)
+	}
+	if args[0] == "wait" {
+		f, err := os.Open(args[1])
+		if err != nil {
+			return nil, err
+		}
+		f.Close()
+		args = args[2:]
 	}
 	r, w, err := os.Pipe()
 	if err != nil {

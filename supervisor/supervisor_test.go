@@ -85,6 +85,34 @@ func TestLaunchErrors(t *testing.T) {
 	}
 }
 
+func TestKillDuringTheLaunch(t *testing.T) {
+	f := start(t)
+	fifo := f.dir + "/fifo" // the launch waits for it
+	syscall.Mkfifo(fifo, 0o600)
+	launched := make(chan error)
+	for range 2 { // the second call joins the first
+		go func() {
+			_, _, err := f.launch(f.ctx, Launch{ID: "a", Start: true}, argv("wait", fifo, "/bin/sleep", "1000"), false)
+			launched <- err
+		}()
+	}
+	f.eventually("launch under way", func() bool { return f.Signal(f.ctx, "a", 9) == nil })
+	f.run("b", sh("true")) // others are not held up
+	w, err := os.OpenFile(fifo, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	for range 2 {
+		if err := <-launched; !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("the launch ends with %v", err)
+		}
+	}
+	if _, err := f.Get(f.ctx, "a"); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("it is left: %v", err)
+	}
+}
+
 func TestLargeProgram(t *testing.T) {
 	f := start(t)
 	f.run("a", argv("/bin/sh", "-c", "echo ok", strings.Repeat("x", 100_000)))

@@ -9,6 +9,14 @@
 // engine: SIGINT and SIGTERM stop the engine, and run exits with its code,
 // while containers go on. Killed, it leaves the engine running, and the next
 // run takes over.
+//
+// As a systemd unit, run is the main process. The unit needs KillMode=process,
+// so that a stop or a restart leaves the supervisor and the containers alone,
+// Delegate=yes, and Restart=always.
+//
+// The daemon also knows these signals: SIGHUP upgrades it to what its file is
+// now; SIGTERM and SIGINT stop the engine, and the daemon ends when the last
+// container has.
 package main
 
 import (

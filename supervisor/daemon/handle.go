@@ -145,9 +145,9 @@ func (d *daemon) serveControl(r *request) error {
 		if err := r.decode(&req); err != nil {
 			return err
 		}
-		p, err := d.process(req.ID)
-		if err != nil {
-			return err
+		p := d.procs[req.ID]
+		if p == nil {
+			return fmt.Errorf("process %s: %w", req.ID, errNotExist)
 		}
 		return p.signal(req.Signal)
 	}

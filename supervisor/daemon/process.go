@@ -51,6 +51,7 @@ type process struct {
 	starting  bool
 	startErr  error
 	discarded bool // forget it once it is dead: its launch failed
+	cancelled bool // SIGKILL came while its launch was under way
 	// launching and startWaiters are called when the launch or the start ends.
 	launching    []func(error)
 	startWaiters []func(error)
@@ -65,8 +66,16 @@ func (d *daemon) process(id string) (*process, error) {
 	return p, nil
 }
 
-// signal sends a signal to a live process.
+// signal sends a signal to a live process. SIGKILL also ends a launch that is
+// under way, as soon as it can be ended.
 func (p *process) signal(n int) error {
+	if p.State == "" {
+		if n != int(unix.SIGKILL) {
+			return fmt.Errorf("process %s: %w", p.ID, errNotExist)
+		}
+		p.cancelled = true
+		return nil
+	}
 	if p.exitSeen || p.pidfd == nil {
 		return fmt.Errorf("signal %s: %w", p.ID, errGone)
 	}

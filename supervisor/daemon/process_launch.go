@@ -244,6 +244,10 @@ func (d *daemon) launched(c *conn, seq uint32, p *process, req *protocol.LaunchR
 		d.sweep()
 		return
 	}
+	if p.cancelled {
+		d.discard(p, fmt.Errorf("launch %s: killed meanwhile: %w", p.ID, errGone))
+		return
+	}
 	d.writeRecord(p)
 	if !req.Start {
 		d.launchEnded(p, nil)
@@ -255,13 +259,17 @@ func (d *daemon) launched(c *conn, seq uint32, p *process, req *protocol.LaunchR
 			d.launchEnded(p, nil)
 			return
 		}
-		// It is dead or about to be, and nothing of it shall stay.
-		p.discarded = true
-		p.startErr = err
-		if p.pidfd != nil {
-			unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
-		}
+		d.discard(p, err)
 	})
+}
+
+// discard kills a process and forgets it when it is dead; its launch has
+// failed with err.
+func (d *daemon) discard(p *process, err error) {
+	p.discarded, p.startErr = true, err
+	if p.pidfd != nil {
+		unix.PidfdSendSignal(int(p.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	}
 }
 
 func (d *daemon) launchEnded(p *process, err error) {

@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"podstead/supervisor/internal/protocol"
-	"podstead/sys"
 )
 
 // Records are what a supervisor finds of the one before it if that was killed:
@@ -50,7 +49,12 @@ func (d *daemon) writeState(path string, s protocol.Coded) {
 	body := protocol.Encode(s)
 	sum := crc32.ChecksumIEEE(body)
 	record := append([]byte{byte(sum), byte(sum >> 8), byte(sum >> 16), byte(sum >> 24), stateVersion}, body...)
-	if err := sys.WriteFileAtomic(path, record, 0o600, false); err != nil {
+	// Only the loop writes records: one temporary name will do.
+	err := os.WriteFile(path+".tmp", record, 0o600)
+	if err == nil {
+		err = os.Rename(path+".tmp", path)
+	}
+	if err != nil {
 		d.log.Error("write record", "err", err)
 	}
 }
