@@ -111,3 +111,17 @@ func BenchmarkCompile(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkForkExec is what the others are to be compared with: a bare process
+// by Go's own vfork and execve.
+func BenchmarkForkExec(b *testing.B) {
+	for b.Loop() {
+		p, err := os.StartProcess(busybox, []string{"true"}, &os.ProcAttr{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if _, err := p.Wait(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

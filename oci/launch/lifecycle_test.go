@@ -446,3 +446,75 @@ func TestStartAtOnce(t *testing.T) {
 		}
 	}
 }
+
+// TestSmallMemory runs a container with less memory than a Go process needs.
+func TestSmallMemory(t *testing.T) {
+	needRoot(t)
+	name := "podstead-test-memory-" + strconv.Itoa(os.Getpid())
+	var opt Options
+	var limit string
+	switch {
+	case exists("/sys/fs/cgroup/memory/tasks"):
+		dir := filepath.Join("/sys/fs/cgroup/memory", name)
+		opt.CgroupJoin, limit = []string{filepath.Join(dir, "tasks")}, filepath.Join(dir, "memory.limit_in_bytes")
+	case exists("/sys/fs/cgroup/cgroup.controllers"):
+		if err := os.WriteFile("/sys/fs/cgroup/cgroup.subtree_control", []byte("+memory"), 0); err != nil {
+			t.Skip("no memory controller: ", err)
+		}
+		opt.CgroupDir = filepath.Join("/sys/fs/cgroup", name)
+		limit = filepath.Join(opt.CgroupDir, "memory.max")
+	default:
+		t.Skip("no memory controller")
+	}
+	if err := os.Mkdir(filepath.Dir(limit), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Rmdir(filepath.Dir(limit)) })
+	if err := os.WriteFile(limit, []byte("1048576"), 0); err != nil {
+		t.Fatal(err)
+	}
+	spec := testSpec(rootfs(t), "")
+	spec.Process.Args = []string{"echo", "small"}
+	expectOutput(t, spec, opt, "small\n")
+	for range 3 {
+		if out, status := run(t, spec, opt); out != "small\n" {
+			t.Errorf("status %v, output %q", status, out)
+		}
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
+}
+
+// TestParkedIsUndumpable: nobody inside may trace a child or look into its
+// descriptors until it has become the container's own (CVE-2016-9962). A file
+// of /proc that belongs to root in spite of the user is the sign.
+func TestParkedIsUndumpable(t *testing.T) {
+	needRoot(t)
+	spec := testSpec(rootfs(t), "exec sleep 1000")
+	spec.Process.User = specs.User{UID: 1000, GID: 1000}
+	pid := start(t, mustCompile(t, spec))
+	proc := *spec.Process
+	x, err := CompileExec(spec, &proc, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []*Program{mustCompile(t, spec), x} {
+		c := forkOnly(t, p)
+		var st unix.Stat_t
+		if err := unix.Stat(procFile(c.Pid, "environ"), &st); err != nil {
+			t.Fatal(err)
+		}
+		if st.Uid != 0 {
+			t.Errorf("/proc/%d/environ belongs to user %d", c.Pid, st.Uid)
+		}
+		if exe, err := os.ReadDir(procFile(c.Pid, "fd")); err != nil || len(exe) > 4 {
+			t.Errorf("descriptors of a parked child: %v %v", exe, err)
+		}
+		c.Abandon()
+		unix.Wait4(c.Pid, nil, 0, nil)
+		c.Pidfd.Close()
+	}
+}
