@@ -29,7 +29,7 @@ func TestMain(m *testing.M) {
 // box is a bundle and a runtime to run it with: ours, or runc where it is
 // installed, so that the suite itself is checked by a reference.
 type box struct {
-	*testing.T
+	testing.TB
 	runtime string
 	ours    bool
 	root    string // --root
@@ -67,7 +67,7 @@ func newBox(t *testing.T, peer string) *box {
 		t.Skip("needs root")
 	}
 	dir := t.TempDir()
-	b := &box{T: t, runtime: peer, ours: peer == "", root: dir + "/root", bundle: dir + "/bundle"}
+	b := &box{TB: t, runtime: peer, ours: peer == "", root: dir + "/root", bundle: dir + "/bundle"}
 	if b.ours {
 		exe, err := os.Executable()
 		if err != nil {
@@ -87,7 +87,7 @@ func newBox(t *testing.T, peer string) *box {
 	return b
 }
 
-func makeRootfs(t *testing.T, dir string) {
+func makeRootfs(t testing.TB, dir string) {
 	t.Helper()
 	busybox, err := os.ReadFile("/bin/busybox")
 	if err != nil {

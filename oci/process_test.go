@@ -507,7 +507,7 @@ func TestJoinedNamespaces(t *testing.T) {
 	onBoth(t, func(b *box) {
 		b.up()
 		first := b.state().Pid
-		second := newBox(b.T, map[bool]string{true: "", false: b.runtime}[b.ours])
+		second := newBox(b.TB.(*testing.T), map[bool]string{true: "", false: b.runtime}[b.ours])
 		second.id += "-2"
 		second.spec.Linux.CgroupsPath += "-2"
 		for i, n := range second.spec.Linux.Namespaces {
