@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -337,6 +338,11 @@ func (f *fakeRuntime) CreateContainer(ctx context.Context, r *runtimeapi.CreateC
 	s := f.sandboxes[r.PodSandboxId]
 	if s == nil || !s.ready {
 		return nil, cri.Errorf(codes.FailedPrecondition, "sandbox %s is not ready", r.PodSandboxId)
+	}
+	for _, m := range r.Config.Mounts {
+		if _, err := os.Stat(m.HostPath); err != nil {
+			f.t.Errorf("create %s before its mount %s is there: %v", name, m.ContainerPath, err)
+		}
 	}
 	f.seq++
 	c := &fakeContainer{config: r.Config, id: fmt.Sprintf("c%d", f.seq), sandbox: r.PodSandboxId, created: time.Now(),

@@ -260,6 +260,9 @@ func (w *worker) redefine(b box) {
 		}
 	}
 	w.stale = true
+	if changed {
+		w.prepared = false // there may be new volumes: nothing starts before them
+	}
 }
 
 func hashes(pod *corev1.Pod) plan.Hashes {
@@ -394,6 +397,9 @@ func (w *worker) describe(now time.Time) {
 func (w *worker) save() {
 	if w.last.Gone {
 		return
+	}
+	if r := w.busy[""]; r != nil && r.step.Kind == plan.Teardown {
+		return // its directory is being removed
 	}
 	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}}
 	for name := range w.hashes.Containers {

@@ -453,6 +453,30 @@ spec:
 	})
 }
 
+func TestEditAddsContainerAndVolume(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.apply(web)
+		b.after(time.Minute)
+		b.apply(web + `  - {name: new, image: "app:1", volumeMounts: [{name: v, mountPath: /v}, {name: v, mountPath: /c, readOnly: true}]}
+  volumes: [{name: v, configMap: {name: conf}}]
+`)
+		b.after(time.Second)
+		if len(b.rt.running("new")) != 0 || len(b.rt.running("app")) != 1 {
+			t.Error("the new container does not wait for its volume, or the old one does not go on")
+		}
+		b.apply("{apiVersion: v1, kind: ConfigMap, metadata: {name: conf}, data: {a: b}}")
+		b.after(time.Second)
+		if !b.ready("web") || b.container("web", 0).RestartCount != 0 {
+			t.Errorf("%+v", b.pod("web").Status.ContainerStatuses)
+		}
+		b.apply(web)
+		b.after(time.Second)
+		if len(b.rt.running("new")) != 0 || !b.ready("web") || b.container("web", 0).RestartCount != 0 {
+			t.Errorf("the removed container: %v", b.rt.running("new"))
+		}
+	})
+}
+
 func TestMissingObjectIsWaitedFor(t *testing.T) {
 	simulate(t, func(b *bench) {
 		b.apply(`
