@@ -16,6 +16,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"podstead/ctl"
 )
 
 // version is set by the linker in releases.
@@ -54,6 +56,8 @@ func rootCommand() *cobra.Command {
 		Version:       version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
+		// Flags of ctl that its verbs have, too, belong to what they follow.
+		TraverseChildren: true,
 	}
 	f := root.PersistentFlags()
 	f.StringVar(&opt.stateDir, "state", defaultStateDir, "`DIR` of what outlives a reboot: images, pods, leases")
@@ -64,6 +68,7 @@ func rootCommand() *cobra.Command {
 		upCommand(&opt), downCommand(&opt),
 		getCommand(&opt), describeCommand(&opt), logsCommand(&opt), execCommand(&opt), deleteCommand(&opt),
 		imageCommand(&opt),
+		ctl.Command(func() string { return "unix://" + opt.criSocket() }),
 	)
 	return root
 }

@@ -69,6 +69,10 @@ func TestPodstead(t *testing.T) {
 		}
 	})
 	walk(t, newClient(t, n.Endpoint()))
+	// Our own command line stands in for crictl.
+	t.Run("ctl", func(t *testing.T) {
+		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: n.Endpoint()})
+	})
 }
 
 // TestContainerd checks the walk itself.
@@ -103,4 +107,7 @@ func TestContainerd(t *testing.T) {
 		t.Fatal(err)
 	}
 	walk(t, newClient(t, c.Endpoint))
+	t.Run("ctl", func(t *testing.T) {
+		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: c.Endpoint})
+	})
 }

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,14 +23,15 @@ import (
 // patience bounds waits for what should come soon.
 const patience = 60 * time.Second
 
-// client is crictl with an endpoint.
+// client is crictl, or what stands in for it, with an endpoint.
 type client struct {
 	path, endpoint string
-	webSocket      bool // the runtime speaks the version of it that crictl does
+	prefix         []string // arguments before crictl's own
+	webSocket      bool     // the runtime speaks the version of it that crictl does
 }
 
 func (c client) command(t *testing.T, args ...string) *exec.Cmd {
-	args = append([]string{"--runtime-endpoint", c.endpoint, "--image-endpoint", c.endpoint, "--timeout", "60s"}, args...)
+	args = append(append(slices.Clip(c.prefix), "--runtime-endpoint", c.endpoint, "--image-endpoint", c.endpoint, "--timeout", "60s"), args...)
 	cmd := exec.CommandContext(t.Context(), c.path, args...)
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
