@@ -89,6 +89,8 @@ func (x *execution) wait(ctx context.Context) (int, error) {
 		return p.ExitCode, nil
 	case <-ctx.Done():
 		return 0, ctx.Err()
+	case <-x.e.life.Done():
+		return 0, cri.Errorf(codes.Unavailable, "the engine is stopping")
 	}
 }
 
@@ -111,13 +113,11 @@ func (x *execution) close() error {
 	if x.console != nil {
 		x.console.Close()
 	}
-	if x.process.State != supervisor.Exited {
-		x.kill()
-		if _, err := x.wait(ctx); err != nil {
-			return fmt.Errorf("process %d of an exec has been killed and has not ended: %w", x.process.Pid, err)
-		}
+	if x.process.State == supervisor.Exited {
+		return x.e.cfg.Supervisor.Forget(ctx, x.id)
 	}
-	return x.e.cfg.Supervisor.Forget(ctx, x.id)
+	x.kill()
+	return x.e.forgetProcess(ctx, x.id)
 }
 
 // killRounds bounds the hunt for processes that fork while they are hunted.
@@ -141,7 +141,7 @@ func (x *execution) kill() {
 		}
 	}
 	// The first one is ours until it is forgotten: its pid cannot be another's.
-	x.e.cfg.Supervisor.Signal(x.e.life, x.id, int(unix.SIGKILL))
+	x.e.cfg.Supervisor.Signal(context.WithoutCancel(x.e.life), x.id, int(unix.SIGKILL))
 }
 
 // family returns those of pids that descend from root or are in its session,

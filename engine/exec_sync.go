@@ -60,8 +60,11 @@ func (e *Engine) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if errors.Is(err, context.DeadlineExceeded) && req.Timeout > 0 {
 		return nil, cri.Errorf(codes.DeadlineExceeded, "command in container %s took longer than %d seconds", c.id, req.Timeout)
 	}
-	if err != nil {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return nil, status.FromContextError(err).Err()
+	}
+	if err != nil {
+		return nil, err
 	}
 	return &runtimeapi.ExecSyncResponse{Stdout: stdout.end(), Stderr: stderr.end(), ExitCode: int32(code)}, nil
 }

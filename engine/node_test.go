@@ -32,8 +32,12 @@ func TestMain(m *testing.M) { testhost.Main(m) }
 // patience bounds every wait; it costs nothing when all is well.
 const patience = 60 * time.Second
 
-// supervisorBinary builds the real supervisor, once.
+// supervisorBinary builds the real supervisor, once, unless there is one: in a
+// VM without a Go toolchain.
 var supervisorBinary = sync.OnceValues(func() (string, error) {
+	if bin := os.Getenv(supervisor.CommandEnv); bin != "" {
+		return bin, nil
+	}
 	dir, err := os.MkdirTemp("/run", "podstead-supervisor-*")
 	if err != nil {
 		return "", err

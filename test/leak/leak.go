@@ -136,7 +136,8 @@ func (p Snapshot) interfaces() {
 var inode = regexp.MustCompile(`\[[0-9]+\]$`)
 
 // descriptors counts open files by what they are. Go's own poller is passed
-// over: it is made when it is first needed.
+// over: it is made when it is first needed. So are loaded filters of devices,
+// which package cgroup keeps, a few at most.
 func (p Snapshot) descriptors() {
 	dir, err := os.Open("/proc/self/fd")
 	if err != nil {
@@ -146,7 +147,7 @@ func (p Snapshot) descriptors() {
 	names, _ := dir.Readdirnames(-1)
 	for _, name := range names {
 		target, err := os.Readlink("/proc/self/fd/" + name)
-		if err != nil || strings.Contains(target, "[event") || strings.HasSuffix(target, "/fd") {
+		if err != nil || strings.Contains(target, "[event") || strings.HasSuffix(target, "bpf-prog") || strings.HasSuffix(target, "/fd") {
 			continue
 		}
 		p.add("descriptor", inode.ReplaceAllString(target, ""))
