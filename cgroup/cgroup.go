@@ -212,6 +212,18 @@ func (g *Group) dirs() []string {
 	return dirs
 }
 
+// everywhere is dirs and where other programs may have made the group, too:
+// runc makes it in a systemd hierarchy that no systemd uses.
+func (g *Group) everywhere() []string {
+	dirs := g.dirs()
+	for _, m := range g.h.v1 {
+		if !g.h.joins(m) {
+			dirs = append(dirs, m.dir+g.path)
+		}
+	}
+	return dirs
+}
+
 // joins tells whether groups are made in a v1 hierarchy. systemd's own counts
 // only where it runs: it would otherwise take our processes for its services'.
 func (h *Hierarchy) joins(m v1Mount) bool {

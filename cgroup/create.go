@@ -185,7 +185,7 @@ func (g *Group) Remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	var errs []error
-	for _, dir := range g.dirs() {
+	for _, dir := range g.everywhere() {
 		if err := removeTree(ctx, dir); err != nil {
 			errs = append(errs, err)
 		}

@@ -180,7 +180,7 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	log.Info("serving", "agent", n.agentSocket(), "runtime", n.runtimeEndpoint, "manifests", n.manifests)
-	return node.Run(ctx)
+	return errors.Join(node.Run(ctx), n.tidyCgroups(ctx, cgroups))
 }
 
 func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
@@ -218,8 +218,18 @@ func (n *nodeOptions) tidy(ctx context.Context, rt cri.Sandboxes, pods *network.
 	if err != nil || len(list.Items) > 0 {
 		return err
 	}
-	err = pods.Destroy(ctx)
-	return errors.Join(err, cgroups.Group(n.cgroupRoot()).Remove(ctx))
+	return errors.Join(pods.Destroy(ctx), n.tidyCgroups(ctx, cgroups))
+}
+
+// tidyCgroups removes the instance's cgroups if no process is in them.
+func (n *nodeOptions) tidyCgroups(ctx context.Context, cgroups *cgroup.Hierarchy) error {
+	root := cgroups.Group(n.cgroupRoot())
+	if procs, err := root.Procs(); err != nil || len(procs) > 0 {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	return root.Remove(ctx)
 }
 
 // stopTimeout bounds the orderly end of each part.

@@ -3,6 +3,8 @@ package e2e
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -69,6 +71,7 @@ func newNode(t *testing.T) *node {
 	t.Cleanup(func() { os.RemoveAll(run) })
 	n := &node{T: t, state: t.TempDir(), run: run, manifests: t.TempDir()}
 	leak.Check(t, leak.Scope{Dirs: []string{"/run/netns"}})
+	checkCgroups(t, run)
 	n.log, err = os.Create(filepath.Join(n.state, "node.log"))
 	if err != nil {
 		t.Fatal(err)
@@ -81,6 +84,18 @@ func newNode(t *testing.T) *node {
 		}
 	})
 	return n
+}
+
+// checkCgroups demands that an instance takes its cgroups along. They are named
+// after the run directory (cmd/podstead, options.instance).
+func checkCgroups(t *testing.T, run string) {
+	sum := sha256.Sum256([]byte(run))
+	t.Cleanup(func() {
+		left, _ := filepath.Glob("/sys/fs/cgroup/*/ps" + hex.EncodeToString(sum[:4]))
+		if len(left) > 0 && !t.Failed() {
+			t.Errorf("leaked: cgroups %v", left)
+		}
+	})
 }
 
 func tail(b []byte, n int) []byte { return b[max(0, len(b)-n):] }

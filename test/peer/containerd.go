@@ -17,6 +17,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"podstead/test/host"
@@ -24,6 +25,9 @@ import (
 
 // ErrNotInstalled says that a peer is not on this machine.
 var ErrNotInstalled = errors.New("not installed")
+
+// bridge is the name of the peer's bridge.
+const bridge = "peer0"
 
 // Containerd is a running containerd with runc and the CNI bridge plugin.
 type Containerd struct {
@@ -101,7 +105,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
 `, c.dir+"/root", c.run+"/state", c.run+"/containerd.sock", c.run+"/containerd.ttrpc.sock",
 		sandboxImage, plugins, c.dir+"/cni", c.CertsDir())
 	const network = `{"cniVersion": "0.4.0", "name": "peer", "plugins": [
-  {"type": "bridge", "bridge": "peer0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+  {"type": "bridge", "bridge": "` + bridge + `", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
   {"type": "portmap", "capabilities": {"portMappings": true}}]}
 `
@@ -213,5 +217,17 @@ func (c *Containerd) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	return errors.Join(host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
+	return errors.Join(removeBridge(), host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
+}
+
+// removeBridge removes what the CNI plugin made with the first pod.
+func removeBridge() error {
+	link, err := netlink.LinkByName(bridge)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(link)
 }
