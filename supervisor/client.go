@@ -14,10 +14,11 @@ import (
 
 // Client talks to the supervisor of a run directory. Safe for concurrent use.
 //
-// When its connection breaks, calls under way fail with ErrDisconnected and
-// event channels are closed. A Client of Ensure then starts the next
-// supervisor, if that died, and returns to it the descriptors that it holds
-// for this case; calls meanwhile wait. A Client of Connect stays broken.
+// When its connection breaks, event channels are closed, and a Launch, a Signal
+// or an Attach under way fails with ErrDisconnected: it may have been done. A
+// Client of Ensure then starts the next supervisor, if that died, and returns
+// to it the descriptors that it holds for this case; all other calls wait for
+// it. A Client of Connect stays broken: every call fails.
 type Client struct {
 	runDir  string
 	revives bool          // holds descriptors, and reconnects
@@ -26,7 +27,7 @@ type Client struct {
 
 	mu        sync.Mutex
 	wire      *wire         // nil while there is none
-	ready     chan struct{} // closed when there is one again
+	changed   chan struct{} // closed when there is another one
 	processes map[string]kept
 	stored    map[string][]*os.File
 	closed    bool
@@ -56,6 +57,7 @@ func Ensure(ctx context.Context, runDir string) (*Client, error) {
 		cancel:    cancel,
 		revived:   make(chan struct{}),
 		wire:      w,
+		changed:   make(chan struct{}),
 		processes: map[string]kept{},
 		stored:    map[string][]*os.File{},
 	}
@@ -69,28 +71,36 @@ func Ensure(ctx context.Context, runDir string) (*Client, error) {
 	return c, nil
 }
 
-// ask makes a simple request.
+// ask makes a simple request, and makes it again to the next supervisor if the
+// connection broke meanwhile and it does no harm to ask twice.
 func (c *Client) ask(ctx context.Context, op protocol.Op, body, answer protocol.Coded, files ...*os.File) ([]*os.File, error) {
-	w, err := c.connected(ctx)
-	if err != nil {
-		return nil, err
+	once := op == protocol.Launch || op == protocol.Signal
+	for {
+		w, err := c.connected(ctx)
+		if err != nil {
+			return nil, err
+		}
+		got, err := w.ask(ctx, op, body, files, answer)
+		again := errors.Is(err, errUnsent) || errors.Is(err, ErrDisconnected) && !once
+		if !again || !c.revives {
+			return got, err
+		}
 	}
-	return w.ask(ctx, op, body, files, answer)
 }
 
 func (c *Client) connected(ctx context.Context) (*wire, error) {
 	for {
 		c.mu.Lock()
-		w, ready, closed := c.wire, c.ready, c.closed
+		w, changed, closed := c.wire, c.changed, c.closed
 		c.mu.Unlock()
 		switch {
 		case closed:
 			return nil, os.ErrClosed
-		case w != nil:
+		case w != nil && (!c.revives || !w.broken()):
 			return w, nil
 		}
 		select {
-		case <-ready:
+		case <-changed:
 		case <-ctx.Done():
 			return nil, context.Cause(ctx)
 		case <-c.revived:

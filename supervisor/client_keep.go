@@ -76,7 +76,7 @@ func (c *Client) revive(ctx context.Context, w *wire) {
 			return
 		}
 		c.mu.Lock()
-		c.wire, c.ready = nil, make(chan struct{})
+		c.wire = nil
 		c.mu.Unlock()
 		var err error
 		for w, err = c.reconnect(ctx); err != nil; w, err = c.reconnect(ctx) {
@@ -88,7 +88,8 @@ func (c *Client) revive(ctx context.Context, w *wire) {
 		}
 		c.mu.Lock()
 		c.wire = w
-		close(c.ready)
+		close(c.changed)
+		c.changed = make(chan struct{})
 		c.mu.Unlock()
 	}
 }

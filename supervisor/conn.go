@@ -19,6 +19,9 @@ import (
 // the supervisor broke. What they asked for may have been done.
 var ErrDisconnected = errors.New("connection to the supervisor broke")
 
+// errUnsent is ErrDisconnected of a request that was certainly not made.
+var errUnsent = fmt.Errorf("request was not sent: %w", ErrDisconnected)
+
 // wire is one connection, with many calls under way.
 type wire struct {
 	sock *os.File
@@ -100,6 +103,7 @@ func (w *wire) receive() {
 	calls := w.calls
 	w.calls = nil
 	w.mu.Unlock()
+	w.sock.Close()
 	close(w.done)
 	for _, c := range calls {
 		c.notify()
@@ -146,7 +150,7 @@ func (w *wire) begin(op protocol.Op, body protocol.Coded, files []*os.File) (*ca
 	w.mu.Lock()
 	if w.ended {
 		w.mu.Unlock()
-		return nil, ErrDisconnected
+		return nil, errUnsent
 	}
 	w.seq++
 	c.seq, p.Seq = w.seq, w.seq
@@ -164,7 +168,7 @@ func (w *wire) begin(op protocol.Op, body protocol.Coded, files []*os.File) (*ca
 	if err != nil {
 		c.end()
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
-			err = ErrDisconnected
+			err = errUnsent
 		}
 		return nil, err
 	}
@@ -255,6 +259,16 @@ func open(p *protocol.Packet, answer protocol.Coded) ([]*os.File, error) {
 		files[i] = os.NewFile(uintptr(fd), "from supervisor")
 	}
 	return files, nil
+}
+
+// broken tells whether the connection has ended.
+func (w *wire) broken() bool {
+	select {
+	case <-w.done:
+		return true
+	default:
+		return false
+	}
 }
 
 func (w *wire) close() {
