@@ -9,7 +9,7 @@ import (
 
 // namespaceFlags are the clone flags that a program may ask for.
 const namespaceFlags = unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC |
-	unix.CLONE_NEWUTS | unix.CLONE_NEWUSER | unix.CLONE_NEWCGROUP
+	unix.CLONE_NEWUTS | unix.CLONE_NEWUSER | unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME
 
 // callID is an index into calls. The order is part of the encoding, which only
 // ever lives between an engine and the supervisor of the same version.

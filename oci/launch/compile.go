@@ -74,6 +74,7 @@ func (c *compiler) container(opt Options) (*Program, error) {
 		return nil, err
 	}
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
+	c.timeNamespace()
 	c.enterNamespaces()
 	c.attachRoot()
 	for i := range mounts {
@@ -110,7 +111,6 @@ func (c *compiler) checkSupported() error {
 		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{len(l.NetDevices) > 0, "linux.netDevices"},
-		{len(l.TimeOffsets) > 0, "linux.timeOffsets"},
 	}
 	for _, u := range unsupported {
 		if u.set {
@@ -162,9 +162,6 @@ func (c *compiler) checkProcess() error {
 			}
 		}
 	}
-	if c.proc.ExecCPUAffinity != nil {
-		return fmt.Errorf("process.execCPUAffinity: not supported")
-	}
 	return nil
 }
 
@@ -207,9 +204,7 @@ func (c *compiler) namespaces() error {
 	if p := c.opt.MountNamespace; p != "" && !c.has[specs.UserNamespace] && !c.stopsAt(PointCreated) {
 		c.seed = c.addSlot(slot{kind: slotFile, path: p, flags: unix.O_RDONLY, label: "open the mount namespace to start from"})
 	}
-	// The cgroup namespace shows the cgroup that its maker is in: it is made
-	// when the child has joined its own.
-	c.p.clone = c.new &^ unix.CLONE_NEWCGROUP
+	c.p.clone = c.new &^ notByClone
 	if c.seed != none {
 		c.p.clone &^= unix.CLONE_NEWNS
 	}
@@ -219,6 +214,11 @@ func (c *compiler) namespaces() error {
 	return nil
 }
 
+// notByClone are made by the child: the cgroup namespace shows the cgroup that
+// its maker is in, so it must have joined that, and the clocks of a time
+// namespace are set from outside of it.
+const notByClone = unix.CLONE_NEWCGROUP | unix.CLONE_NEWTIME
+
 var namespaceFlag = map[specs.LinuxNamespaceType]uint64{
 	specs.MountNamespace:   unix.CLONE_NEWNS,
 	specs.PIDNamespace:     unix.CLONE_NEWPID,
@@ -227,6 +227,7 @@ var namespaceFlag = map[specs.LinuxNamespaceType]uint64{
 	specs.UTSNamespace:     unix.CLONE_NEWUTS,
 	specs.UserNamespace:    unix.CLONE_NEWUSER,
 	specs.CgroupNamespace:  unix.CLONE_NEWCGROUP,
+	specs.TimeNamespace:    unix.CLONE_NEWTIME,
 }
 
 // forksTwice tells whether namespaces must be made after others were joined:
@@ -247,7 +248,8 @@ func (c *compiler) forksTwice() bool {
 // joinOrder is the order of joining; the user namespace is last because it
 // takes the privilege over those that it does not own.
 var joinOrder = []specs.LinuxNamespaceType{
-	specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace, specs.UserNamespace,
+	specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
+	specs.TimeNamespace, specs.UserNamespace,
 }
 
 // enterNamespaces joins, and makes those that clone did not.
@@ -262,7 +264,7 @@ func (c *compiler) enterNamespaces() {
 		c.do("make a mount namespace", cUnshare, unix.CLONE_NEWNS)
 	}
 	if c.forksTwice() {
-		c.do("clone into new namespaces", cFork, c.new&^unix.CLONE_NEWCGROUP)
+		c.do("clone into new namespaces", cFork, c.new&^notByClone)
 		if c.new&unix.CLONE_NEWUSER != 0 {
 			c.do("wait for the id maps", cWaitMaps)
 		}

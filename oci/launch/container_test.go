@@ -241,12 +241,20 @@ func TestRefused(t *testing.T) {
 		"linux.devices[0].path":               func(s *specs.Spec) { s.Linux.Devices = []specs.LinuxDevice{{Path: "x", Type: "c"}} },
 		`linux.sysctl["kernel.core_pattern"]`: func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.core_pattern": "|/x"} },
 		`linux.sysctl["net.ipv4/../../x"]`:    func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"net.ipv4/../../x": "1"} },
-		"linux.intelRdt":                      func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"linux.mountLabel":                    func(s *specs.Spec) { s.Linux.MountLabel = "x" },
-		"linux.rootfsPropagation":             func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
-		"linux.seccomp.defaultAction":         func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} },
-		"hooks.startContainer":                func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{}}} },
-		"hostname: needs":                     func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[4:] },
+		"linux.timeOffsets:":                  func(s *specs.Spec) { s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {}} },
+		`linux.timeOffsets["x"]`: func(s *specs.Spec) {
+			s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+			s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"x": {}}
+		},
+		"linux.memoryPolicy.nodes": func(s *specs.Spec) {
+			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "3-1"}
+		},
+		"linux.intelRdt":              func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.mountLabel":            func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"linux.rootfsPropagation":     func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
+		"linux.seccomp.defaultAction": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} },
+		"hooks.startContainer":        func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{}}} },
+		"hostname: needs":             func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[4:] },
 	} {
 		spec := testSpec("/rootfs", "true")
 		spec.Process.Capabilities = &specs.LinuxCapabilities{}
@@ -435,5 +443,43 @@ func TestOverlay(t *testing.T) {
 	err := expectError(t, testSpec("", "true"), Options{Rootfs: o}, "/no/such/layer")
 	if !errors.Is(err, unix.ENOENT) {
 		t.Error(err)
+	}
+}
+
+// TestScheduling sets what decides where and when a process runs.
+func TestScheduling(t *testing.T) {
+	needRoot(t)
+	root := rootfs(t)
+	spec := testSpec(root, "exec sleep 1000")
+	spec.Process.Scheduler = &specs.Scheduler{Policy: specs.SchedBatch, Nice: 3}
+	spec.Process.IOPriority = &specs.LinuxIOPriority{Class: specs.IOPRIO_CLASS_BE, Priority: 6}
+	spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0"}
+	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+	spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000}}
+	pid := start(t, mustCompile(t, spec))
+	attr, err := unix.SchedGetAttr(pid, 0)
+	if err != nil || attr.Policy != unix.SCHED_BATCH || attr.Nice != 3 {
+		t.Errorf("scheduler %+v, %v", attr, err)
+	}
+	prio, _, _ := unix.Syscall(unix.SYS_IOPRIO_GET, 1, uintptr(pid), 0)
+	if prio != 2<<13|6 {
+		t.Errorf("I/O priority %#x", prio)
+	}
+	proc := *spec.Process
+	proc.Args = []string{"sh", "-c", "cut -d. -f1 /proc/uptime; grep Cpus_allowed_list /proc/self/status; grep bind /proc/1/numa_maps | head -n 1 | wc -l"}
+	proc.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0-1", Final: "0"}
+	x, err := CompileExec(spec, &proc, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, _, err := execute(t, x)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var uptime int
+	var rest string
+	fmt.Sscan(out, &uptime, &rest)
+	if uptime < 1000000 || !strings.Contains(out, "Cpus_allowed_list:\t0\n") {
+		t.Errorf("output %q", out)
 	}
 }

@@ -34,7 +34,13 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if c.has[specs.PIDNamespace] {
 		c.p.pidns = int(c.addSlot(slot{kind: slotFile, path: dir + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace"}))
 	}
+	if a := c.proc.ExecCPUAffinity; a != nil {
+		c.affinity("initial", a.Initial)
+	}
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
+	if a := c.proc.ExecCPUAffinity; a != nil {
+		c.affinity("final", a.Final)
+	}
 	if f := flags & execFlags; f != 0 {
 		c.do("join the container's namespaces", cSetns, target, f)
 	}

@@ -8,7 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// scheduler sets process.scheduler, process.ioPriority and linux.memoryPolicy.
+// scheduler sets process.scheduler and process.ioPriority, and linux.memoryPolicy.
 func (c *compiler) scheduler() {
 	if s := c.proc.Scheduler; s != nil {
 		attr, err := schedAttr(s)
@@ -26,9 +26,7 @@ func (c *compiler) scheduler() {
 		}
 		c.do("set I/O priority", cIoprioSet, class<<13|p.Priority)
 	}
-	if c.spec.Linux.MemoryPolicy != nil {
-		c.fail(fmt.Errorf("linux.memoryPolicy: not supported"))
-	}
+	c.memoryPolicy()
 }
 
 var ioClasses = map[specs.IOPriorityClass]int{
