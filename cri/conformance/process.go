@@ -7,6 +7,7 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -129,6 +130,30 @@ var processTests = []test{
 		wantError(t, "create", err)
 	}},
 	{"bind mounts", bindMounts},
+	{"recursively read-only mounts", recursiveReadOnly},
+	{"image volumes", imageVolumes},
+	{"strict groups", func(t *testing.T, s *suite) {
+		c := s.pod(t).sh(t, "id -G; sleep 1000", func(config *runtimeapi.ContainerConfig) {
+			security := config.Linux.SecurityContext
+			security.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
+			security.SupplementalGroups = []int64{5000}
+			security.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
+		})
+		c.says(t, "1000 5000\n") // and not 2000, which is in the image's /etc/group
+		if user := c.status(t).GetUser().GetLinux(); user.GetUid() != 1000 || user.GetGid() != 1000 {
+			t.Errorf("status has the user %v", user)
+		}
+	}},
+	{"user namespace", func(t *testing.T, s *suite) {
+		mapping := []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
+		})
+		c := p.sh(t, "echo $(cat /proc/self/uid_map /proc/self/gid_map); touch /x; stat -c %u:%g /x /bin/busybox; hostname")
+		if got := c.output(t); got != "0 1048576 65536 0 1048576 65536\n0:0\n0:0\nconformance-host\n" {
+			t.Errorf("output is %q", got)
+		}
+	}},
 	{"mount of something missing", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "true")
@@ -223,4 +248,53 @@ func bindMounts(t *testing.T, s *suite) {
 	if mounts := c.status(t).GetMounts(); len(mounts) != 3 {
 		t.Errorf("status has mounts %v, want three", mounts)
 	}
+}
+
+// recursiveReadOnly needs to be root in the runtime's mount namespace.
+func recursiveReadOnly(t *testing.T, s *suite) {
+	dir := t.TempDir()
+	below := filepath.Join(dir, "below")
+	if err := os.Mkdir(below, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("tmpfs", below, "tmpfs", 0, ""); err != nil {
+		t.Skipf("cannot mount a file system for the test: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(below, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	c := s.pod(t).sh(t, "touch /ro/below/a 2>/dev/null && echo one; touch /rro/below/b 2>/dev/null && echo two; true", func(config *runtimeapi.ContainerConfig) {
+		config.Mounts = []*runtimeapi.Mount{
+			{HostPath: dir, ContainerPath: "/ro", Readonly: true},
+			{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
+		}
+	})
+	if got := c.output(t); got != "one\n" {
+		t.Errorf("it could write below: %q", got)
+	}
+}
+
+func imageVolumes(t *testing.T, s *suite) {
+	p := s.pod(t)
+	volume := func(subPath string) *runtimeapi.Mount {
+		return &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: s.Image}, ImageSubPath: subPath, ContainerPath: "/volume", Readonly: true}
+	}
+	for subPath, file := range map[string]string{"": "/volume/bin/busybox", "bin": "/volume/busybox"} {
+		c := p.sh(t, "exec 2>&1; test -x "+file+" && echo there; touch /volume/x", func(config *runtimeapi.ContainerConfig) {
+			config.Mounts = []*runtimeapi.Mount{volume(subPath)}
+		})
+		c.exited(t)
+		if got := c.log(t); !strings.HasPrefix(got, "there\n") || !strings.Contains(strings.ToLower(got), "read-only") {
+			t.Errorf("with sub-path %q: %q", subPath, got)
+		}
+	}
+	config := p.script("missing", "true")
+	config.Mounts = []*runtimeapi.Mount{volume("no/such/path")}
+	r, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
+	if err == nil {
+		_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.GetContainerId()})
+	}
+	wantError(t, "a sub-path that is not in the image", err)
 }

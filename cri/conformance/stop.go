@@ -39,6 +39,16 @@ var stopTests = []test{
 			t.Errorf("exit code is %d", got)
 		}
 	}},
+	{"by the signal that was asked for", func(t *testing.T, s *suite) {
+		c := s.pod(t).sh(t, "trap 'exit 4' USR1; echo ready; while :; do sleep 0.1; done", func(config *runtimeapi.ContainerConfig) {
+			config.StopSignal = runtimeapi.Signal_SIGNAL_SIGUSR1
+		})
+		c.says(t, "ready\n")
+		c.stop(t, 60)
+		if status := c.status(t); status.GetExitCode() != 4 || status.GetStopSignal() != runtimeapi.Signal_SIGNAL_SIGUSR1 {
+			t.Errorf("exit code is %d, stop signal %s", status.GetExitCode(), status.GetStopSignal())
+		}
+	}},
 	{"a shorter timeout wins", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, ignoring)
 		c.says(t, "ready\n")
