@@ -88,6 +88,19 @@ func TestOOMIsTold(t *testing.T) {
 	}
 }
 
+// TestPressure reads stalls where the kernel counts them.
+func TestPressure(t *testing.T) {
+	n := newNode(t)
+	if !n.host.spec.CgroupUnified {
+		t.Skip("needs cgroup v2")
+	}
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever)))
+	st, err := n.ContainerStats(context.Background(), &runtimeapi.ContainerStatsRequest{ContainerId: c})
+	if err != nil || st.Stats.Cpu.Psi == nil || st.Stats.Memory.Psi == nil || st.Stats.Io.GetPsi() == nil {
+		t.Errorf("stats %v, %v", st, err)
+	}
+}
+
 // TestImageVolume mounts an image, and a part of it, in a container.
 func TestImageVolume(t *testing.T) {
 	n := newNode(t)

@@ -69,7 +69,8 @@ func (e *Engine) containerStats(c *container) (*runtimeapi.ContainerStats, error
 		Labels: maps.Clone(rec.config().GetLabels()), Annotations: maps.Clone(rec.config().GetAnnotations()),
 	}}
 	st.WritableLayer = c.usage.disk(e.containerFile(c.id, "upper"), filepath.Join(e.cfg.StateDir, "containers"))
-	s, err := e.cfg.Cgroups.Group(rec.Cgroup).Stats()
+	g := e.cfg.Cgroups.Group(rec.Cgroup)
+	s, err := g.Stats()
 	if err != nil {
 		if rec.Phase == containerRunning {
 			return nil, err
@@ -77,6 +78,7 @@ func (e *Engine) containerStats(c *container) (*runtimeapi.ContainerStats, error
 		return st, nil // nothing runs any more: only the disk is used
 	}
 	st.Cpu, st.Memory, st.Swap = c.usage.cpu(s), memoryUsage(s), swapUsage(s)
+	st.Io = pressures(g, st.Cpu, st.Memory)
 	return st, nil
 }
 
@@ -112,9 +114,11 @@ func (e *Engine) sandboxStats(s *sandbox) *runtimeapi.PodSandboxStats {
 	l := &runtimeapi.LinuxPodSandboxStats{
 		Containers: e.runningStats(func(r *containerRecord) bool { return r.SandboxID == s.id }),
 	}
-	if g, err := e.cfg.Cgroups.Group(rec.CgroupParent).Stats(); err == nil {
-		l.Cpu, l.Memory = s.usage.cpu(g), memoryUsage(g)
-		l.Process = &runtimeapi.ProcessUsage{Timestamp: g.Time.UnixNano(), ProcessCount: value(g.Pids)}
+	g := e.cfg.Cgroups.Group(rec.CgroupParent)
+	if st, err := g.Stats(); err == nil {
+		l.Cpu, l.Memory = s.usage.cpu(st), memoryUsage(st)
+		l.Process = &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: value(st.Pids)}
+		l.Io = pressures(g, l.Cpu, l.Memory)
 	}
 	if netns := e.netnsPath(&rec); netns != "" {
 		l.Network, _ = networkUsage(netns) // gone with the namespace
@@ -182,6 +186,28 @@ func swapUsage(s cgroup.Stats) *runtimeapi.SwapUsage {
 		u.SwapAvailableBytes = value(s.SwapLimitBytes - s.SwapBytes)
 	}
 	return u
+}
+
+// pressures adds what the kernel measures of stalls: cgroup v2 only. It returns
+// those of I/O, nil if there are none.
+func pressures(g *cgroup.Group, cpu *runtimeapi.CpuUsage, memory *runtimeapi.MemoryUsage) *runtimeapi.IoUsage {
+	cpu.Psi, memory.Psi = psi(g, "cpu"), psi(g, "memory")
+	io := psi(g, "io")
+	if io == nil {
+		return nil
+	}
+	return &runtimeapi.IoUsage{Timestamp: time.Now().UnixNano(), Psi: io}
+}
+
+func psi(g *cgroup.Group, resource string) *runtimeapi.PsiStats {
+	p, err := g.Pressure(resource)
+	if err != nil || p == nil {
+		return nil
+	}
+	data := func(s cgroup.PressureShare) *runtimeapi.PsiData {
+		return &runtimeapi.PsiData{Total: uint64(s.Total), Avg10: s.Avg10, Avg60: s.Avg60, Avg300: s.Avg300}
+	}
+	return &runtimeapi.PsiStats{Some: data(p.Some), Full: data(p.Full)}
 }
 
 // disk counts what a container wrote. The tree holds its changes only.
