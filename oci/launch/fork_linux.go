@@ -7,31 +7,15 @@ import (
 	"io"
 	"os"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 
-	"podstead/oci/launch/internal/rlimit"
 	"podstead/sys"
 )
-
-// The runtime's hooks for a fork: they block signals, and restore in the child
-// what was before. The linker allows this use (see the comments in Go's
-// runtime/proc.go, which name gVisor).
-
-//go:linkname beforeFork syscall.runtime_BeforeFork
-func beforeFork()
-
-//go:linkname afterFork syscall.runtime_AfterFork
-func afterFork()
-
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
 
 // prepareTimeout bounds how long a child may take to be prepared, and to get
 // from its start to execve. A mount of a dead network file system would
@@ -456,179 +440,6 @@ func (p *Program) giveAway(fd int) error {
 		return nil // not ours to give: the container can still use the descriptor
 	}
 	return err
-}
-
-// newMachine lays out everything that the child will touch.
-func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File, pin *runtime.Pinner) *machine {
-	data := slices.Clone(p.data)
-	if len(data) == 0 {
-		data = make([]byte, 8)
-	}
-	m := &machine{
-		regs:   make([]uintptr, p.regs+1),
-		sync:   uintptr(sync),
-		listen: noListener,
-		extra:  uintptr(len(std) - 3),
-		nofile: rlimit.NoFile(),
-	}
-	m.reg0 = &m.regs[0]
-	pin.Pin(m)
-	pin.Pin(&data[0])
-	base := uintptr(unsafe.Pointer(&data[0]))
-	for _, r := range p.relocs {
-		binary.NativeEndian.PutUint64(data[r.at:], uint64(base)+uint64(r.to))
-	}
-	keep := []int{sync}
-	for fd := range std {
-		keep = append(keep, fd)
-	}
-	if listener != nil {
-		m.listen = listener.Fd()
-		keep = append(keep, int(m.listen))
-	}
-	for i, f := range files {
-		m.regs[i] = f.Fd()
-		keep = append(keep, int(m.regs[i]))
-	}
-	m.ops = append(prologue(std, keep), m.ops...)
-	m.prologue = len(m.ops)
-	for i := range p.ops {
-		m.ops = append(m.ops, p.ops[i].raw(base))
-	}
-	m.first, m.count = &m.ops[0], len(m.ops)
-	m.clone.pidfd = uint64(uintptr(unsafe.Pointer(&m.pidfd)))
-	m.iov = [2]uintptr{uintptr(unsafe.Pointer(&m.msg)), messageSize}
-	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.control))
-	h.Level, h.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
-	h.SetLen(unix.CmsgLen(4))
-	m.hdr = msghdr{
-		iov: uintptr(unsafe.Pointer(&m.iov)), iovlen: 1,
-		control: uintptr(unsafe.Pointer(&m.control)), controllen: uint64(len(m.control)),
-	}
-	return m
-}
-
-// raw resolves an op against the address of its data.
-func (o *op) raw(base uintptr) rawOp {
-	r := rawOp{nr: calls[o.call].nr, out: o.out, skipOK: o.skipOK, skipErr: o.skipErr}
-	for i, e := range o.pass {
-		r.pass[i] = uint16(e)
-	}
-	for i, a := range o.args {
-		r.regs[i] = noReg
-		switch a.kind {
-		case argInt:
-			r.args[i] = uintptr(a.value)
-		case argData:
-			r.args[i] = base + uintptr(a.value)
-		case argReg:
-			r.regs[i] = uint16(a.value)
-		}
-	}
-	return r
-}
-
-// prologue moves stdio into place and closes every descriptor that is not in
-// keep: the forker's other descriptors, ends of other containers' pipes among
-// them, must not live on in a child that waits.
-func prologue(std []int, keep []int) []rawOp {
-	var ops []rawOp
-	do := func(nr uintptr, args ...uintptr) {
-		r := rawOp{nr: nr, out: noReg}
-		copy(r.args[:], args)
-		for i := range r.regs {
-			r.regs[i] = noReg
-		}
-		ops = append(ops, r)
-	}
-	for i, fd := range std {
-		do(unix.SYS_DUP3, uintptr(fd), uintptr(i), 0)
-	}
-	slices.Sort(keep)
-	next := 3
-	for _, fd := range keep {
-		if fd > next {
-			do(unix.SYS_CLOSE_RANGE, uintptr(next), uintptr(fd-1), 0)
-		}
-		next = max(next, fd+1)
-	}
-	do(unix.SYS_CLOSE_RANGE, uintptr(next), 0xffffffff, 0)
-	return ops
-}
-
-// cloneChild makes the child, in a pid namespace of files if the program says so.
-func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err error) {
-	m.clone.flags = p.clone | unix.CLONE_PIDFD
-	m.clone.exitSignal = uint64(unix.SIGCHLD)
-	if p.cgroup >= 0 {
-		m.clone.flags |= unix.CLONE_INTO_CGROUP
-		m.clone.cgroup = uint64(files[p.cgroup].Fd())
-	}
-	if p.pidns < 0 {
-		var errno syscall.Errno
-		pid, errno = rawClone(m)
-		if errno != 0 {
-			return 0, -1, errno
-		}
-		return pid, int(m.pidfd), nil
-	}
-	err = inPidNamespace(int(files[p.pidns].Fd()), func() error {
-		var errno syscall.Errno
-		if pid, errno = rawClone(m); errno != 0 {
-			return errno
-		}
-		return nil
-	})
-	return pid, int(m.pidfd), err
-}
-
-// inPidNamespace runs f on a thread whose children are born in the pid
-// namespace ns. (Joining a pid namespace never moves the caller itself.)
-func inPidNamespace(ns int, f func() error) error {
-	own, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open own pid namespace: %w", err)
-	}
-	defer unix.Close(own)
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("join pid namespace: %w", err)
-			return
-		}
-		err := f()
-		// If it cannot come back, the thread stays locked, and so ends with
-		// this goroutine.
-		if unix.Setns(own, unix.CLONE_NEWPID) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// rawClone forks. In the child it executes the machine and does not return.
-//
-// The child gets a copy of memory. To share it (CLONE_VM) would save a fifth
-// of a millisecond, but is not to be had: with CLONE_VFORK a child that hangs in
-// a dead network file system would hang the forker's scheduler, and without it
-// the kernel kills everyone who shares the memory of a child that its cgroup's
-// memory limit picks, the forker too.
-//
-//go:noinline
-//go:norace
-//go:nocheckptr
-func rawClone(m *machine) (int, syscall.Errno) {
-	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
-	if errno == 0 && pid == 0 {
-		afterForkInChild()
-		m.run()
-	}
-	afterFork()
-	return int(pid), errno
 }
 
 // errnoOf strips the path that an os error repeats.

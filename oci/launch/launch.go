@@ -9,6 +9,18 @@
 // Child.* run in the supervisor, which gets the encoded program and the open
 // descriptors. Nothing here survives a crash or has to: a child that waits for
 // its start ends when its forker does.
+//
+// What the container's author can change is never trusted on the way: mounts are
+// moved by descriptor onto destinations that openat2 resolved inside the root,
+// what belongs to the host's procfs is written before the host is left, sysctls
+// go through a procfs that nobody else can reach, devices and terminals are
+// opened by what they are and not by their names. testdata has programs to read.
+//
+// It needs Linux 5.12 (mount_setattr), for overlay roots 6.7 ("lowerdir+"), on
+// amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
+// What is not supported is refused by the name of its field:
+// linux.netDevices, intelRdt, mountLabel, a mount namespace to be joined, and
+// none at all; the mount options tmpcopyup and remount; seccomp notification.
 package launch
 
 import (
