@@ -190,6 +190,18 @@ var replaceableProc = []string{
 	"proc/sys/crypto/fips_enabled",
 }
 
+// refuseProc fails if a symbolic link of the image has led a mount's destination
+// into /proc, where checkProcTarget does not see it (CVE-2019-16884).
+func (c *compiler) refuseProc(m *parsedMount, target reg) {
+	if m.dest == "proc" || strings.HasPrefix(m.dest, "proc/") {
+		return
+	}
+	text := "mount point /" + m.dest
+	c.do(text, cFstatfs, target, c.scratch)
+	c.test(c.scratch, ^uint64(0), unix.PROC_SUPER_MAGIC, syscall.EPERM)
+	c.andThen(func() { c.do(text+" leads into /proc", cFail, syscall.EPERM).whole = true }, syscall.EPERM)
+}
+
 // attachRoot puts the root mount on top of "/" in the child's mount namespace.
 // Only what is attached can be mounted onto.
 func (c *compiler) attachRoot() {
@@ -211,6 +223,7 @@ func (c *compiler) attachRoot() {
 func (c *compiler) mount(m *parsedMount) {
 	if m.bind {
 		target := c.target(m.dest, m.tree)
+		c.refuseProc(m, target)
 		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
 		c.orElse(func() {
 			c.do(m.text()+": invalid argument (one of source and destination is a directory, the other is not?)", cFail, syscall.EINVAL).whole = true
@@ -234,6 +247,7 @@ func (c *compiler) mount(m *parsedMount) {
 		}
 	}
 	target := c.targetDir(m.dest, m.resolve())
+	c.refuseProc(m, target)
 	c.do(text, cMoveMount, fs, "", target, "", moveByFd)
 	c.propagate(m, fs)
 }
