@@ -30,6 +30,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"google.golang.org/grpc/codes"
 
@@ -84,6 +85,7 @@ type Engine struct {
 	exits            exits
 	events           hub
 	streams          *streams
+	supervisorGone   atomic.Bool // since its events ended, until they come again
 
 	// life ends with Close; work that outlives its caller runs under it.
 	life   context.Context

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
@@ -93,8 +94,12 @@ func (h *hub) send(ev *runtimeapi.ContainerEventResponse) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for r := range h.readers {
+		own := ev
+		if len(h.readers) > 1 {
+			own = proto.CloneOf(ev) // what a reader gets is its own
+		}
 		select {
-		case r.events <- ev:
+		case r.events <- own:
 		default:
 			r.overrun = true
 			close(r.events)

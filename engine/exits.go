@@ -104,6 +104,7 @@ func (e *Engine) followExits(ctx context.Context) error {
 // resubscribe follows the supervisor anew after the stream of events ended, and
 // catches up with what happened between. It returns nil when the engine ends.
 func (e *Engine) resubscribe() <-chan supervisor.Event {
+	e.supervisorGone.Store(true)
 	for said := false; ; said = true {
 		select {
 		case <-e.life.Done():
@@ -113,6 +114,7 @@ func (e *Engine) resubscribe() <-chan supervisor.Event {
 		events, err := e.cfg.Supervisor.Events(e.life)
 		if err == nil {
 			if err = e.catchUp(); err == nil {
+				e.supervisorGone.Store(false)
 				return events
 			}
 		}

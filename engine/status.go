@@ -34,10 +34,12 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	if err := e.cfg.Network.Ready(); err != nil {
 		network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
 	}
+	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
+	if e.supervisorGone.Load() {
+		runtime.Status, runtime.Reason, runtime.Message = false, "SupervisorGone", "the supervisor does not answer; another one is being started"
+	}
 	resp := &runtimeapi.StatusResponse{
-		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{
-			{Type: runtimeapi.RuntimeReady, Status: true}, network,
-		}},
+		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
 	for _, name := range slices.Sorted(maps.Keys(e.handlers)) {
