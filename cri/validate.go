@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -21,7 +22,7 @@ import (
 // call is implemented.
 func Validate(req proto.Message) error {
 	var c check
-	c.enums("", req.ProtoReflect())
+	walk("", req.ProtoReflect(), func(at string, m protoreflect.Message) { c.enums(at, m) })
 	switch r := req.(type) {
 	case *runtimeapi.RunPodSandboxRequest:
 		c.sandboxConfig("config", r.GetConfig())
@@ -203,22 +204,49 @@ func (c *check) mount(at string, m *runtimeapi.Mount) {
 	}
 }
 
-// enums records every enum field below m that has a number the API does not
+// enums records every enum field of m that has a number the API does not
 // define: it stands for a feature that this version cannot know.
 func (c *check) enums(at string, m protoreflect.Message) {
 	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
+		if f.Enum() != nil && !f.IsList() {
+			c.that(f.Enum().Values().ByNumber(v.Enum()) != nil, at+string(f.Name()), "is %d, which this version does not know", v.Enum())
+		}
+		return true
+	})
+}
+
+// NewerFields lists the fields of a request that this version of the API does
+// not have, by path and number ("config.linux.99"): a newer client asks for
+// something that will not happen, and somebody should be told.
+func NewerFields(req proto.Message) []string {
+	var newer []string
+	walk("", req.ProtoReflect(), func(at string, m protoreflect.Message) {
+		for b := m.GetUnknown(); len(b) > 0; {
+			number, _, n := protowire.ConsumeField(b)
+			if n < 0 {
+				return // cannot be: the message was parsed
+			}
+			newer = append(newer, fmt.Sprintf("%s%d", at, number))
+			b = b[n:]
+		}
+	})
+	return newer
+}
+
+// walk calls visit for a message and all messages below it, with the path of
+// their fields.
+func walk(at string, m protoreflect.Message, visit func(at string, m protoreflect.Message)) {
+	visit(at, m)
+	m.Range(func(f protoreflect.FieldDescriptor, v protoreflect.Value) bool {
 		field := at + string(f.Name())
 		switch {
-		case f.IsMap():
-		case f.IsList() && f.Message() != nil:
-			for i := range v.List().Len() {
-				c.enums(fmt.Sprintf("%s[%d].", field, i), v.List().Get(i).Message())
-			}
+		case f.IsMap() || f.Message() == nil: // the API has no maps of messages
 		case f.IsList():
-		case f.Message() != nil:
-			c.enums(field+".", v.Message())
-		case f.Enum() != nil:
-			c.that(f.Enum().Values().ByNumber(v.Enum()) != nil, field, "is %d, which this version does not know", v.Enum())
+			for i := range v.List().Len() {
+				walk(fmt.Sprintf("%s[%d].", field, i), v.List().Get(i).Message(), visit)
+			}
+		default:
+			walk(field+".", v.Message(), visit)
 		}
 		return true
 	})

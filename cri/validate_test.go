@@ -1,10 +1,12 @@
 package cri
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -111,4 +113,45 @@ func TestValidate(t *testing.T) {
 			}
 		})
 	}
+}
+
+func TestNewerFieldsAreTold(t *testing.T) {
+	config := &runtimeapi.ContainerConfig{Mounts: []*runtimeapi.Mount{{}, {}}}
+	config.Mounts[1].ProtoReflect().SetUnknown(protowire.AppendVarint(protowire.AppendTag(nil, 999, protowire.VarintType), 1))
+	r := &runtimeapi.CreateContainerRequest{Config: config}
+	r.ProtoReflect().SetUnknown(protowire.AppendString(protowire.AppendTag(nil, 77, protowire.BytesType), "x"))
+	if got := NewerFields(r); !slices.Equal(got, []string{"77", "config.mounts[1].999"}) {
+		t.Errorf("newer fields are %q", got)
+	}
+	if got := NewerFields(container(func(*runtimeapi.ContainerConfig) {})); got != nil {
+		t.Errorf("a request of this version has newer fields %q", got)
+	}
+}
+
+// FuzzValidate feeds what a client may send; nothing may panic.
+func FuzzValidate(f *testing.F) {
+	for _, m := range []proto.Message{
+		sandbox(func(*runtimeapi.PodSandboxConfig) {}),
+		mount(&runtimeapi.Mount{ContainerPath: "/a", RecursiveReadOnly: true, Propagation: 9}),
+	} {
+		b, err := proto.Marshal(m)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for _, m := range []proto.Message{
+			&runtimeapi.RunPodSandboxRequest{}, &runtimeapi.CreateContainerRequest{}, &runtimeapi.ExecRequest{},
+			&runtimeapi.PortForwardRequest{}, &runtimeapi.ListContainersRequest{},
+		} {
+			if proto.Unmarshal(b, m) != nil {
+				continue
+			}
+			if err := Validate(m); err != nil && Code(err) != codes.InvalidArgument {
+				t.Errorf("error is %v", err)
+			}
+			NewerFields(m)
+		}
+	})
 }

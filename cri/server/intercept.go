@@ -28,6 +28,10 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		if err := cri.Validate(req.(proto.Message)); err != nil {
 			return err
 		}
+		if newer := cri.NewerFields(req.(proto.Message)); len(newer) > 0 {
+			s.log.Warn("the request has fields of a newer CRI, which are ignored",
+				"call", path.Base(info.FullMethod), "fields", newer)
+		}
 		resp, err = handler(ctx, req)
 		return err
 	})

@@ -12,6 +12,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 // Crictl builds crictl and returns its path.
@@ -20,9 +22,8 @@ func Crictl() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	tools := filepath.Join(root, "test", "tools")
-	path := filepath.Join(tools, "bin", "crictl")
-	return path, build(tools, path, "sigs.k8s.io/cri-tools/cmd/crictl")
+	bin := binDir(root)
+	return filepath.Join(bin, "crictl"), build(filepath.Join(root, "test", "tools"), bin, "sigs.k8s.io/cri-tools/cmd/crictl")
 }
 
 // Podstead builds podstead and podstead-supervisor, and returns the path of the
@@ -32,18 +33,60 @@ func Podstead() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(root, "test", "tools", "bin")
-	return filepath.Join(bin, "podstead"), build(root, bin+"/", "./cmd/...")
+	bin := binDir(root)
+	return filepath.Join(bin, "podstead"), build(root, bin, "./cmd/...")
 }
 
-func build(dir, output, packages string) error {
-	cmd := exec.Command("go", "build", "-trimpath", "-o", output, packages)
+func binDir(root string) string { return filepath.Join(root, "test", "tools", "bin") }
+
+// build builds packages, as seen from dir, into bin. Tests of several packages
+// run at once: they take turns, and a program that is already there, and may be
+// running, is replaced only by a different one, and as a whole.
+func build(dir, bin, packages string) error {
+	if err := os.MkdirAll(bin, 0o755); err != nil {
+		return err
+	}
+	lock, err := os.Open(bin)
+	if err != nil {
+		return err
+	}
+	defer lock.Close() // which unlocks it
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		return fmt.Errorf("lock %s: %w", bin, err)
+	}
+	staging, err := os.MkdirTemp(bin, ".new-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(staging)
+	cmd := exec.Command("go", "build", "-trimpath", "-o", staging+"/", packages)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build %s: %w\n%s", packages, err, bytes.TrimSpace(out))
 	}
+	built, err := os.ReadDir(staging)
+	if err != nil {
+		return err
+	}
+	for _, program := range built {
+		if err := install(filepath.Join(staging, program.Name()), filepath.Join(bin, program.Name())); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// install moves a file to its place, unless the same is there.
+func install(from, to string) error {
+	is, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	if was, err := os.ReadFile(to); err == nil && bytes.Equal(is, was) {
+		return nil
+	}
+	return os.Rename(from, to)
 }
 
 // moduleRoot finds the directory of this module's go.mod, upwards from the
