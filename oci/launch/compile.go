@@ -325,10 +325,14 @@ func formatMaps(maps []specs.LinuxIDMapping) string {
 // oomScoreAdj lowers the score only if there is the privilege to; not having
 // it is no reason not to run.
 func (c *compiler) oomScoreAdj() {
-	if c.proc.OOMScoreAdj == nil {
+	adj := c.proc.OOMScoreAdj
+	if adj == nil && c.spec.Process != nil {
+		adj = c.spec.Process.OOMScoreAdj // an exec'd process is no better than the container's
+	}
+	if adj == nil {
 		return
 	}
-	value := strconv.Itoa(*c.proc.OOMScoreAdj)
+	value := strconv.Itoa(*adj)
 	text := "set oom_score_adj to " + value
 	if c.new&unix.CLONE_NEWUSER != 0 {
 		c.p.parent = append(c.p.parent, parentStep{label: text, file: "oom_score_adj", content: value})

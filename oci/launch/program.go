@@ -195,6 +195,9 @@ func (p *Program) checkOp(i int, targets map[uint32]uint32) error {
 	if n := len(p.ops) - i - 1; int(o.skipOK) > n || int(o.skipErr) > n {
 		return fmt.Errorf("skips beyond the end")
 	}
+	if f := o.args[0]; o.call == cFork && (f.kind != argInt || f.value&^namespaceFlags != 0) {
+		return fmt.Errorf("clone flags %#x", f.value)
+	}
 	params := calls[o.call].params
 	for n, a := range o.args {
 		if n >= len(params) {
