@@ -177,7 +177,14 @@ func mountTable(t *testing.T, root string) string {
 // TestConcurrent launches from many goroutines of a busy process.
 func TestConcurrent(t *testing.T) {
 	needRoot(t)
-	p := mustCompile(t, testSpec(rootfs(t), "echo $$ $(id -u)"))
+	root := rootfs(t)
+	p := mustCompile(t, testSpec(root, "echo $$ $(id -u)"))
+	pid := start(t, mustCompile(t, testSpec(root, "exec sleep 1000")))
+	spec := testSpec(root, "ps | grep -c '[s]leep 1000'")
+	x, err := CompileExec(spec, spec.Process, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
 	stop := make(chan struct{})
 	var busy, wg sync.WaitGroup
 	busy.Go(func() {
@@ -196,6 +203,10 @@ func TestConcurrent(t *testing.T) {
 			for range 10 {
 				if out, _, err := execute(t, p); err != nil || out != "1 0\n" {
 					t.Errorf("output %q: %v", out, err)
+				}
+				// Born in another pid namespace, by a thread that borrows it.
+				if out, _, err := execute(t, x); err != nil || out != "1\n" {
+					t.Errorf("exec: output %q: %v", out, err)
 				}
 			}
 		})
