@@ -87,13 +87,16 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 // that says yes and does nothing must not make the agent spin.
 const noEffect = 100 * time.Millisecond
 
+// identity tells a step from the one that follows when it had its effect.
+func identity(s plan.Step) string { return fmt.Sprint(s, s.Attempt, s.Restarts) }
+
 // idle holds back a step that has only just succeeded.
 func (w *worker) idle(s plan.Step) bool {
 	now := time.Now()
-	if at, ok := w.finished[s.String()]; !ok || s.Kind == plan.Prepare || now.Sub(at) > noEffect {
+	if at, ok := w.finished[identity(s)]; !ok || s.Kind == plan.Prepare || now.Sub(at) > noEffect {
 		return false
 	}
-	delete(w.finished, s.String())
+	delete(w.finished, identity(s))
 	w.failures[s.FailureKey()] = plan.Failure{Reason: "NoEffect", At: now, Until: now.Add(time.Second),
 		Message: s.String() + " succeeded and changed nothing"}
 	w.dirty = true
@@ -125,7 +128,7 @@ func (w *worker) done(r result) {
 
 func (w *worker) succeeded(s plan.Step) {
 	clear(w.finished)
-	w.finished[s.String()] = time.Now()
+	w.finished[identity(s)] = time.Now()
 	switch s.Kind {
 	case plan.Prepare:
 		w.prepared, w.stale = true, false

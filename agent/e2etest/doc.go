@@ -1,4 +1,5 @@
-// Package e2etest runs the agent for real on a runtime that others wrote:
-// containerd with runc behind its socket. It shows that the agent needs nothing
-// of the engine, and what a user sees through its API. It holds tests only.
+// Package e2etest runs the agent for real on runtimes behind their sockets:
+// containerd with runc, and our own engine in another process. It shows that
+// the agent needs nothing of a runtime but CRI, and what a user sees through
+// its API is the same on both. It holds tests only.
 package e2etest

@@ -5,6 +5,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"flag"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -23,10 +25,26 @@ import (
 	"podstead/cgroup"
 	"podstead/cri/remote"
 	"podstead/test/host"
+	runtimenode "podstead/test/node"
 	"podstead/test/peer"
+	"podstead/test/programs"
 )
 
-func TestMain(m *testing.M) { host.Main(m) }
+// podsteadVariable hands the path of the program to the tests inside the host.
+const podsteadVariable = "PODSTEAD_TEST_PROGRAM"
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if os.Getenv(podsteadVariable) == "" && os.Geteuid() == 0 {
+		path, err := programs.Podstead()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Setenv(podsteadVariable, path)
+	}
+	host.Main(m)
+}
 
 const (
 	pauseImage   = "test.local/pause:1"
@@ -34,22 +52,33 @@ const (
 	patience     = 60 * time.Second
 )
 
-// node is an agent on containerd.
+// node is an agent on a runtime behind a socket.
 type node struct {
 	*testing.T
-	dir        string
-	manifests  string
-	runtime    *remote.Runtime
-	containerd *peer.Containerd
-	client     *client.Client
-	stop       func()
+	dir       string
+	manifests string
+	runtime   *remote.Runtime
+	left      func() error // tells what the runtime has left of pods
+	client    *client.Client
+	stop      func()
 }
 
-// startNode starts the runtime, with images in place, and the agent.
-func startNode(t *testing.T) *node {
+// onEach runs a test with each runtime that there is.
+func onEach(t *testing.T, test func(n *node)) {
 	host.Require(t)
-	n := &node{T: t, dir: t.TempDir()}
+	t.Run("containerd", func(t *testing.T) { test(onContainerd(t)) })
+	t.Run("podstead", func(t *testing.T) { test(onPodstead(t)) })
+}
+
+func newNode(t *testing.T) *node {
+	n := &node{T: t, dir: t.TempDir(), left: func() error { return nil }}
 	n.manifests = filepath.Join(n.dir, "manifests")
+	return n
+}
+
+// onContainerd starts an agent on containerd.
+func onContainerd(t *testing.T) *node {
+	n := newNode(t)
 	c, err := peer.StartContainerd(t.Context(), filepath.Join(n.dir, "containerd"), pauseImage)
 	if errors.Is(err, peer.ErrNotInstalled) {
 		t.Skip(err)
@@ -57,36 +86,83 @@ func startNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n.containerd = c
 	t.Cleanup(func() {
 		if err := c.Stop(); err != nil {
 			t.Error(err)
 		}
 	})
-	pause, err := peer.Pause()
+	n.left = func() error {
+		if shims := c.Shims(); len(shims) > 0 {
+			return fmt.Errorf("shims still run: %v", shims)
+		}
+		return nil
+	}
+	if err := c.Import(t.Context(), n.archive()); err != nil {
+		t.Fatal(err)
+	}
+	n.connect(c.Endpoint)
+	return n
+}
+
+// onPodstead starts an agent on our own engine, in another process as any
+// runtime: the same socket, the same messages.
+func onPodstead(t *testing.T) *node {
+	n := newNode(t)
+	p, err := runtimenode.Start(t.Context(), os.Getenv(podsteadVariable), filepath.Join(n.dir, "podstead"), "node")
 	if err != nil {
 		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(p.LogTail())
+		}
+		if err := p.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	archive, err := os.Open(n.archive())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer archive.Close()
+	other := client.New(filepath.Join(p.Run, "agent.sock"))
+	defer other.Close()
+	if _, err := other.LoadImages(t.Context(), archive); err != nil {
+		t.Fatal(err)
+	}
+	n.connect(p.Endpoint())
+	return n
+}
+
+// archive writes the images that the pods run.
+func (n *node) archive() string {
+	n.Helper()
+	pause, err := peer.Pause()
+	if err != nil {
+		n.Fatal(err)
 	}
 	busybox, err := peer.Busybox()
 	if errors.Is(err, peer.ErrNotInstalled) {
-		t.Skip(err)
+		n.Skip(err)
 	}
 	if err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
-	archive := filepath.Join(n.dir, "images.tar")
-	if err := peer.Archive(archive, map[string]v1.Image{pauseImage: pause, busyboxImage: busybox}); err != nil {
-		t.Fatal(err)
+	path := filepath.Join(n.dir, "images.tar")
+	if err := peer.Archive(path, map[string]v1.Image{pauseImage: pause, busyboxImage: busybox}); err != nil {
+		n.Fatal(err)
 	}
-	if err := c.Import(t.Context(), archive); err != nil {
-		t.Fatal(err)
+	return path
+}
+
+func (n *node) connect(endpoint string) {
+	n.Helper()
+	var err error
+	if n.runtime, err = remote.New(endpoint); err != nil {
+		n.Fatal(err)
 	}
-	if n.runtime, err = remote.New(c.Endpoint); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { n.runtime.Close() })
+	n.Cleanup(func() { n.runtime.Close() })
 	n.start()
-	return n
 }
 
 // start starts the agent; stop ends it, pods go on.
@@ -245,7 +321,7 @@ func (n *node) clean() {
 			n.Errorf("left mounted: %s", line)
 		}
 	}
-	if shims := n.containerd.Shims(); len(shims) > 0 {
-		n.Errorf("shims still run: %v", shims)
+	if err := n.left(); err != nil {
+		n.Error(err)
 	}
 }

@@ -12,8 +12,12 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
-// perPod bounds the events of one pod.
-const perPod = 64
+// perPod bounds the events of one pod, and maxPods the pods that have any: those
+// of pods long gone make room.
+const (
+	perPod  = 64
+	maxPods = 1024
+)
 
 // Log holds events. Safe for concurrent use.
 type Log struct {
@@ -56,6 +60,9 @@ func (l *Log) add(pod *corev1.Pod, container, kind, reason, message string) core
 			return same
 		}
 	}
+	if list == nil && len(l.pods) >= maxPods {
+		l.evict()
+	}
 	l.seq++
 	e := corev1.Event{
 		TypeMeta:   metav1.TypeMeta{Kind: "Event", APIVersion: "v1"},
@@ -89,9 +96,13 @@ func (l *Log) Of(namespace, name string) []corev1.Event {
 	return append([]corev1.Event(nil), l.pods[namespace+"/"+name]...)
 }
 
-// Forget drops the events of a pod that has been gone for long.
-func (l *Log) Forget(namespace, name string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.pods, namespace+"/"+name)
+// evict makes room by dropping the pod whose last event is the oldest.
+func (l *Log) evict() {
+	oldest, at := "", time.Time{}
+	for key, list := range l.pods {
+		if t := list[len(list)-1].LastTimestamp.Time; oldest == "" || t.Before(at) {
+			oldest, at = key, t
+		}
+	}
+	delete(l.pods, oldest)
 }
