@@ -68,7 +68,7 @@ func TestLaunchErrors(t *testing.T) {
 			t.Errorf("ID %q was taken", id)
 		}
 	}
-	f.run("a", sh("sleep 1000"))
+	f.run("a", sh("exec sleep 1000"))
 	if _, _, err := f.launch(f.ctx, Launch{ID: "a"}, sh("true"), false); !errors.Is(err, os.ErrExist) {
 		t.Errorf("launched twice: %v", err)
 	}
@@ -223,7 +223,7 @@ func TestLogIsCompleteAtTheExitEvent(t *testing.T) {
 
 func TestLogShowsLinesAtOnce(t *testing.T) {
 	f := start(t)
-	f.run("a", sh("echo now; sleep 1000"))
+	f.run("a", sh("echo now; exec sleep 1000"))
 	f.eventually("line in log", func() bool { return f.logged("a", "stdout") == "now\n" })
 }
 
@@ -247,7 +247,7 @@ func TestInheritedOutputDoesNotHoldUpTheExit(t *testing.T) {
 
 func TestReopenLog(t *testing.T) {
 	f := start(t)
-	f.run("a", sh("echo one; read x; echo two; sleep 1000"), func(l *Launch) { l.Stdin = true })
+	f.run("a", sh("echo one; read x; echo two; exec sleep 1000"), func(l *Launch) { l.Stdin = true })
 	f.eventually("first line", func() bool { return f.logged("a", "stdout") == "one\n" })
 	os.Rename(f.log("a"), f.log("old"))
 	if err := f.ReopenLog(f.ctx, "a"); err != nil {
@@ -285,7 +285,7 @@ func TestAttach(t *testing.T) {
 
 func TestAttachPty(t *testing.T) {
 	f := start(t)
-	f.run("a", argv("tty", "/bin/sh", "-c", "stty -echo; echo ready; read x; echo got $x; sleep 1000"))
+	f.run("a", argv("tty", "/bin/sh", "-c", "stty -echo; echo ready; read x; echo got $x; exec sleep 1000"))
 	ctx, cancel := context.WithCancel(f.ctx)
 	in, inW := io.Pipe()
 	outR, out := io.Pipe()
