@@ -53,10 +53,14 @@ func (e *Engine) ExecSync(ctx context.Context, req *runtimeapi.ExecSyncRequest) 
 	if err != nil {
 		return nil, err
 	}
-	defer x.end()
 	stdout.begin()
 	stderr.begin()
 	code, err := x.wait(ctx)
+	if err != nil {
+		x.end() // what was started is dead when the caller hears of it
+	} else {
+		e.worker.Go(x.end) // the answer need not wait for the supervisor to forget
+	}
 	if errors.Is(err, context.DeadlineExceeded) && req.Timeout > 0 {
 		return nil, cri.Errorf(codes.DeadlineExceeded, "command in container %s took longer than %d seconds", c.id, req.Timeout)
 	}
