@@ -340,6 +340,9 @@ func (f *fakeRuntime) CreateContainer(ctx context.Context, r *runtimeapi.CreateC
 		return nil, cri.Errorf(codes.FailedPrecondition, "sandbox %s is not ready", r.PodSandboxId)
 	}
 	for _, m := range r.Config.Mounts {
+		if m.Image != nil {
+			continue
+		}
 		if _, err := os.Stat(m.HostPath); err != nil {
 			f.t.Errorf("create %s before its mount %s is there: %v", name, m.ContainerPath, err)
 		}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
+	"podstead/agent/internal/volume"
 	"podstead/sys"
 )
 
@@ -32,7 +34,11 @@ func (j job) startContainer(ctx context.Context) *stepError {
 	if failed != nil {
 		return failed
 	}
-	config, failed := j.config(img)
+	volumes, failed := j.imageVolumes(ctx)
+	if failed != nil {
+		return failed
+	}
+	config, failed := j.config(img, volumes)
 	if failed != nil {
 		if ctx.Err() == nil {
 			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", failed.message)
@@ -50,6 +56,29 @@ func (j job) startContainer(ctx context.Context) *stepError {
 }
 
 func (j job) image(ctx context.Context) (*runtimeapi.Image, *stepError) {
+	return j.ensure(ctx, j.spec.Image, j.spec.ImagePullPolicy)
+}
+
+// imageVolumes brings the images that the container mounts: their IDs by the
+// names of the volumes.
+func (j job) imageVolumes(ctx context.Context) (map[string]string, *stepError) {
+	ids := map[string]string{}
+	for _, v := range j.pod.Spec.Volumes {
+		mounted := slices.ContainsFunc(j.spec.VolumeMounts, func(m corev1.VolumeMount) bool { return m.Name == v.Name })
+		if v.Image == nil || !mounted {
+			continue
+		}
+		img, failed := j.ensure(ctx, v.Image.Reference, v.Image.PullPolicy)
+		if failed != nil {
+			return nil, failed
+		}
+		ids[v.Name] = img.Id
+	}
+	return ids, nil
+}
+
+// ensure brings one image.
+func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (*runtimeapi.Image, *stepError) {
 	var secrets []*corev1.Secret
 	for _, ref := range j.pod.Spec.ImagePullSecrets {
 		if s := j.objs.Secret(j.pod.Namespace, ref.Name); s != nil {
@@ -61,17 +90,17 @@ func (j job) image(ctx context.Context) (*runtimeapi.Image, *stepError) {
 	}
 	name := j.spec.Name
 	img, err := j.puller.Ensure(ctx, image.Request{
-		Image: j.spec.Image, Policy: j.spec.ImagePullPolicy, Secrets: secrets, Handler: request.RuntimeHandler(j.pod),
+		Image: ref, Policy: policy, Secrets: secrets, Handler: request.RuntimeHandler(j.pod),
 		Pulling: func() {
-			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", j.spec.Image)
+			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", ref)
 		},
 		Pulled: func(took time.Duration, present bool, size uint64) {
 			if present {
-				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", j.spec.Image)
+				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", ref)
 				return
 			}
 			j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v. Image size: %d bytes.",
-				j.spec.Image, took.Truncate(time.Millisecond), size)
+				ref, took.Truncate(time.Millisecond), size)
 		},
 	})
 	if err == nil {
@@ -91,8 +120,9 @@ func (j job) image(ctx context.Context) (*runtimeapi.Image, *stepError) {
 	return nil, &stepError{e.Reason, e.Message}
 }
 
-// config makes the container's configuration and the files it mounts.
-func (j job) config(img *runtimeapi.Image) (*runtimeapi.ContainerConfig, *stepError) {
+// config makes the container's configuration and the files it mounts; images
+// are those of its image volumes.
+func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeapi.ContainerConfig, *stepError) {
 	vars, err := env.Make(j.pod, j.spec, j.objs, j.podFacts())
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
@@ -101,7 +131,9 @@ func (j job) config(img *runtimeapi.Image) (*runtimeapi.ContainerConfig, *stepEr
 		j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "InvalidEnvironmentVariableNames",
 			"Keys [%s] from the EnvFrom were skipped since they are considered invalid environment variable names.", strings.Join(vars.Skipped, ", "))
 	}
-	mounts, err := j.volumes().Mounts(j.spec, vars, j.rro[request.RuntimeHandler(j.pod)])
+	mounts, err := j.volumes().Mounts(j.spec, volume.Options{
+		Vars: vars, RecursiveReadOnly: j.rro[request.RuntimeHandler(j.pod)], Images: images,
+	})
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
 	}

@@ -477,6 +477,22 @@ func TestEditAddsContainerAndVolume(t *testing.T) {
 	})
 }
 
+func TestImageVolume(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.apply(strings.Replace(web, `image: "app:1"`, `image: "app:1", volumeMounts: [{name: v, mountPath: /v, subPath: data}]`, 1) +
+			`  volumes: [{name: v, image: {reference: "far:1"}}]
+`)
+		if !b.ready("web") || len(b.rt.made("PullImage", "far:1")) != 1 {
+			t.Fatalf("%+v", b.container("web", 0))
+		}
+		for _, m := range b.rt.containers[b.rt.running("app")[0]].config.Mounts {
+			if m.ContainerPath == "/v" && (m.Image.GetImage() != "far:1" || m.ImageSubPath != "data" || !m.Readonly) {
+				t.Errorf("mount %v", m)
+			}
+		}
+	})
+}
+
 func TestMissingObjectIsWaitedFor(t *testing.T) {
 	simulate(t, func(b *bench) {
 		b.apply(`

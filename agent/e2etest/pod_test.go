@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
+	"podstead/test/host"
 )
 
 const everything = `
@@ -195,5 +196,27 @@ func crashes(n *node) {
 		t.Fatal(err)
 	}
 	n.until("crash", "gone", gone)
+	n.clean()
+}
+
+// containerd 1.6 knows no image volumes.
+func TestImageVolume(t *testing.T) {
+	host.Require(t)
+	n := onPodstead(t)
+	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: img}, spec: {terminationGracePeriodSeconds: 1, containers: [
+  {name: app, image: "test.local/busybox:1", command: [sh, -c, "ls /img/busybox; touch /img/x && echo writable; sleep 1000"],
+   volumeMounts: [{name: v, mountPath: /img, subPath: bin}]}],
+  volumes: [{name: v, image: {reference: "test.local/busybox:1"}}]}}`)
+	n.until("img", "ready", ready)
+	if got := n.line("img", "app"); got != "/img/busybox\n" {
+		t.Errorf("log %q", got)
+	}
+	if got := n.log("img", client.LogOptions{}); strings.Contains(got, "writable") {
+		t.Errorf("log %q", got)
+	}
+	if err := n.client.DeletePod(t.Context(), "default", "img", nil); err != nil {
+		t.Fatal(err)
+	}
+	n.until("img", "gone", gone)
 	n.clean()
 }

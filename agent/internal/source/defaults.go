@@ -131,6 +131,9 @@ func defaultVolume(v *corev1.Volume) {
 	if v.HostPath != nil {
 		defPtr(&v.HostPath.Type, corev1.HostPathUnset)
 	}
+	if v.Image != nil {
+		def(&v.Image.PullPolicy, pullPolicy(v.Image.Reference))
+	}
 	if v.Secret != nil {
 		defPtr(&v.Secret.DefaultMode, corev1.SecretVolumeSourceDefaultMode)
 	}

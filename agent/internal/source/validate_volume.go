@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -47,6 +48,14 @@ func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 		}
 	case v.HostPath != nil:
 		c.hostPath(v.HostPath, p.Child("hostPath"))
+	case v.Image != nil:
+		at := p.Child("image")
+		if v.Image.Reference == "" {
+			c.add(field.Required(at.Child("reference"), ""))
+		} else if _, err := reference.ParseAnyReference(v.Image.Reference); err != nil {
+			c.add(field.Invalid(at.Child("reference"), v.Image.Reference, err.Error()))
+		}
+		oneOf(c, at.Child("pullPolicy"), v.Image.PullPolicy, corev1.PullAlways, corev1.PullIfNotPresent, corev1.PullNever)
 	case v.Secret != nil:
 		at := p.Child("secret")
 		if v.Secret.SecretName == "" {

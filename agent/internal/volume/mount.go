@@ -17,20 +17,35 @@ import (
 	"podstead/agent/internal/env"
 )
 
-// Mounts returns what a container mounts of the pod's volumes. vars expands
-// subPathExpr; rro tells whether the runtime can mount recursively read-only.
-func (p Pod) Mounts(c *corev1.Container, vars *env.Result, rro bool) ([]*runtimeapi.Mount, error) {
+// Options is what Mounts needs to know beside the pod.
+type Options struct {
+	Vars *env.Result // expands subPathExpr
+	// RecursiveReadOnly: the runtime can mount so.
+	RecursiveReadOnly bool
+	// Images are the IDs of the images of image volumes, by volume name.
+	Images map[string]string
+}
+
+// Mounts returns what a container mounts of the pod's volumes.
+func (p Pod) Mounts(c *corev1.Container, o Options) ([]*runtimeapi.Mount, error) {
 	var out []*runtimeapi.Mount
 	for i, m := range c.VolumeMounts {
 		v := p.find(m.Name)
 		if v == nil {
 			return nil, fmt.Errorf("volumeMounts[%d]: no volume %q", i, m.Name)
 		}
-		host := p.path(v)
-		sub, err := subPath(&m, vars)
+		sub, err := subPath(&m, o.Vars)
 		if err != nil {
 			return nil, fmt.Errorf("volume %q: %w", m.Name, err)
 		}
+		if v.Image != nil {
+			out = append(out, &runtimeapi.Mount{
+				ContainerPath: path.Clean("/" + m.MountPath), Readonly: true, ImageSubPath: sub,
+				Image: &runtimeapi.ImageSpec{Image: o.Images[v.Name], UserSpecifiedImage: v.Image.Reference},
+			})
+			continue
+		}
+		host := p.path(v)
 		if sub != "" {
 			if host, err = p.bindSubPath(v, sub, c.Name, i); err != nil {
 				return nil, fmt.Errorf("failed to prepare subPath for volumeMount %q of container %q: %w", m.Name, c.Name, err)
@@ -44,10 +59,10 @@ func (p Pod) Mounts(c *corev1.Container, vars *env.Result, rro bool) ([]*runtime
 		}
 		if r := m.RecursiveReadOnly; r != nil {
 			switch {
-			case *r == corev1.RecursiveReadOnlyEnabled && !rro:
+			case *r == corev1.RecursiveReadOnlyEnabled && !o.RecursiveReadOnly:
 				return nil, fmt.Errorf("volume %q: recursiveReadOnly is Enabled and the runtime does not support it", m.Name)
 			case *r != corev1.RecursiveReadOnlyDisabled:
-				mount.RecursiveReadOnly = rro
+				mount.RecursiveReadOnly = o.RecursiveReadOnly
 			}
 		}
 		out = append(out, mount)

@@ -56,6 +56,8 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 		return checkHostPath(v.HostPath)
 	case v.EmptyDir != nil:
 		return p.emptyDir(v)
+	case v.Image != nil:
+		return nil // the runtime mounts it
 	}
 	files, mode, err := payload(p.Spec, v, objs, facts)
 	dir := p.path(v)

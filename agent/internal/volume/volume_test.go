@@ -251,7 +251,7 @@ func TestHostPathTypes(t *testing.T) {
 }
 
 func mountOf(p Pod, sub string) ([]*runtimeapi.Mount, error) {
-	return p.Mounts(&corev1.Container{Name: "app", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPath: sub}}}, nil, false)
+	return p.Mounts(&corev1.Container{Name: "app", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPath: sub}}}, Options{})
 }
 
 func TestSubPath(t *testing.T) {
