@@ -28,9 +28,6 @@ import (
 	"path/filepath"
 	"sync"
 
-	corev1 "k8s.io/api/core/v1"
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"podstead/agent/client"
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/image"
@@ -188,41 +185,5 @@ func (a *Agent) watchFiles(ctx context.Context, out chan<- []source.File) error 
 			a.cfg.Log.Error("manifests are not watched any more", "dir", dir, "error", err)
 		}
 	})
-	return nil
-}
-
-// podEvent is the form of warnings and news about a pod.
-func (n *node) event(pod *corev1.Pod, container, kind, reason, format string, args ...any) {
-	message := fmt.Sprintf(format, args...)
-	n.events.Add(pod, container, kind, reason, message)
-	level := slog.LevelInfo
-	if kind == corev1.EventTypeWarning {
-		level = slog.LevelWarn
-	}
-	attrs := []any{"pod", pod.Namespace + "/" + pod.Name, "reason", reason}
-	if container != "" {
-		attrs = append(attrs, "container", container)
-	}
-	n.log.Log(context.Background(), level, message, attrs...)
-}
-
-// greet asks the runtime who it is, and adapts to what it can do.
-func (n *node) greet(ctx context.Context) error {
-	v, err := n.runtime.Version(ctx, &runtimeapi.VersionRequest{})
-	if err != nil {
-		return fmt.Errorf("ask the container runtime for its version: %w", err)
-	}
-	n.runtimeName, n.runtimeVersion = v.RuntimeName, v.RuntimeVersion
-	if c, err := n.runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil {
-		n.request.SystemdSlice = c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
-	}
-	n.cgroups.systemd = n.request.SystemdSlice
-	if st, err := n.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
-		for _, h := range st.RuntimeHandlers {
-			if h.GetFeatures().GetRecursiveReadOnlyMounts() {
-				n.rro[h.Name] = true
-			}
-		}
-	}
 	return nil
 }
