@@ -13,11 +13,13 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"podstead/cri"
 	"podstead/engine/handler"
 	"podstead/oci/launch"
 	"podstead/supervisor"
+	"podstead/sys"
 )
 
 // execution is a process that was launched in a container beside its first.
@@ -49,26 +51,81 @@ func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool,
 	}
 	g := e.cfg.Cgroups.Group(rec.Cgroup)
 	x := &execution{e: e, c: c, id: c.id + "/" + newID()[:16]}
-	x.exited = e.exits.expect(x.id)
-	x.process, x.console, err = h.Exec(ctx, handler.Exec{
+	return x, x.launch(ctx, h, handler.Exec{
 		ID: x.id, Spec: s, Process: execProcess(s.Process, cmd, tty), Pid: rec.Pid, StartTicks: rec.StartTicks,
 		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Stdio: stdio,
 	})
+}
+
+// execTimeout bounds a launch whose caller may have left.
+const execTimeout = 2 * time.Minute
+
+// launch begins the process. If the caller leaves meanwhile, the process is
+// ended as soon as it is there.
+func (x *execution) launch(ctx context.Context, h handler.Handler, p handler.Exec) error {
+	// Copies, since a caller that leaves closes its own.
+	stdio, err := copyStdio(p.Stdio)
+	if err != nil {
+		return err
+	}
+	p.Stdio = stdio
+	x.exited = x.e.exits.expect(x.id)
+	begun := make(chan error, 1)
+	x.e.worker.Go(func() {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), execTimeout)
+		defer cancel()
+		err := x.begin(ctx, h, p)
+		closeStdio(stdio)
+		begun <- err
+	})
+	select {
+	case err := <-begun:
+		return err
+	case <-ctx.Done():
+		x.e.worker.Go(func() {
+			if err := <-begun; err == nil {
+				x.end()
+			}
+		})
+		return status.FromContextError(ctx.Err()).Err()
+	}
+}
+
+func copyStdio(s launch.Stdio) (out launch.Stdio, err error) {
+	for _, f := range []struct{ from, to **os.File }{
+		{&s.Stdin, &out.Stdin}, {&s.Stdout, &out.Stdout}, {&s.Stderr, &out.Stderr},
+	} {
+		if *f.from == nil {
+			continue
+		}
+		if *f.to, err = sys.Dup(*f.from); err != nil {
+			closeStdio(out)
+			return launch.Stdio{}, err
+		}
+	}
+	return out, nil
+}
+
+func closeStdio(s launch.Stdio) { sys.CloseAll([]*os.File{s.Stdin, s.Stdout, s.Stderr}) }
+
+func (x *execution) begin(ctx context.Context, h handler.Handler, p handler.Exec) (err error) {
+	e, c := x.e, x.c
+	x.process, x.console, err = h.Exec(ctx, p)
 	if err != nil {
 		e.exits.forget(x.id)
 		if errors.Is(err, os.ErrProcessDone) {
-			return nil, cri.Errorf(codes.FailedPrecondition, "container %s has just ended", c.id)
+			return cri.Errorf(codes.FailedPrecondition, "container %s has just ended", c.id)
 		}
-		return nil, fmt.Errorf("exec in container %s: %w", c.id, err)
+		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
 	e.exits.launched(x.id)
 	if x.console == nil {
-		return x, nil
+		return nil
 	}
 	if x.console, err = interruptible(x.console); err != nil {
-		return nil, errors.Join(err, x.close())
+		return errors.Join(err, x.close())
 	}
-	return x, nil
+	return nil
 }
 
 // execProcess is the container's own process with another command.

@@ -261,3 +261,25 @@ func TestOneStuckContainer(t *testing.T) {
 		t.Errorf("status %v", st)
 	}
 }
+
+// TestExecOfACallerWhoLeft gives up on an exec before it is launched: nothing
+// of it runs in the end.
+func TestExecOfACallerWhoLeft(t *testing.T) {
+	n := newNode(t)
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever)))
+	gone, cancel := context.WithCancel(context.Background())
+	cancel()
+	for range 5 {
+		_, err := n.ExecSync(gone, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sleep", "5432"}})
+		if cri.Code(err) != codes.Canceled {
+			t.Fatalf("error %v, want Canceled", err)
+		}
+	}
+	eventually(t, "no exec is left", func() bool {
+		all, err := n.client.List(context.Background())
+		return err == nil && len(all) == 1
+	})
+	if out := n.sh(c, "ps | grep '[5]432'"); len(out.Stdout) > 0 {
+		t.Errorf("still there:\n%s", out.Stdout)
+	}
+}
