@@ -53,6 +53,7 @@ func Validate(req proto.Message) error {
 			c.that(isPort(port), fmt.Sprintf("port[%d]", i), "%d is not in 1-65535", port)
 		}
 	case *runtimeapi.PodSandboxStatsRequest:
+		c.short("pod_sandbox_id", r.GetPodSandboxId())
 	case *runtimeapi.PullImageRequest:
 		c.image(r)
 	case *runtimeapi.RemoveImageRequest:
@@ -80,7 +81,18 @@ func (c *check) that(ok bool, field, problem string, args ...any) {
 	}
 }
 
-func (c *check) required(field, value string) { c.that(value != "", field, "is missing") }
+// maxName is far above what names, paths and IDs need. What is longer would only
+// make errors and logs long.
+const maxName = 4096
+
+func (c *check) required(field, value string) {
+	c.that(value != "", field, "is missing")
+	c.short(field, value)
+}
+
+func (c *check) short(field, value string) {
+	c.that(len(value) <= maxName, field, "has %d bytes, more than %d", len(value), maxName)
+}
 
 func (c *check) command(cmd []string) {
 	c.that(len(cmd) > 0 && cmd[0] != "", "cmd", "is empty")

@@ -71,7 +71,16 @@ type PullError struct {
 	Err         error
 }
 
-func (e *PullError) Error() string { return "pull " + e.Ref + ": " + e.Err.Error() }
+// Error is of bearable length although registries have a say in it.
+func (e *PullError) Error() string {
+	const limit = 1000
+	text := e.Err.Error()
+	if len(text) > limit {
+		text = text[:limit/2] + " … " + text[len(text)-limit/2:]
+	}
+	return "pull " + e.Ref + ": " + text
+}
+
 func (e *PullError) Unwrap() error { return e.Err }
 
 // Reasons of a PullError.
