@@ -171,6 +171,7 @@ func (a *Agent) adopt(ctx context.Context) {
 		w.end(nil)
 		a.spawn(ctx, w)
 	}
+	found := a.orphans(ctx)
 	dirs, err := os.ReadDir(a.node.podsDir)
 	if err != nil {
 		a.cfg.Log.Error("read pod records", "error", err)
@@ -180,14 +181,16 @@ func (a *Agent) adopt(ctx context.Context) {
 			continue
 		}
 		r, err := readRecord(a.node.podDir(d.Name()))
-		if err != nil || r.Pod == nil || string(r.Pod.UID) != d.Name() {
+		if err != nil || !r.describes(d.Name()) {
 			a.cfg.Log.Error("pod record cannot be used; its runtime objects and directory are cleaned up", "uid", d.Name(), "error", err)
-			take(orphan(d.Name(), "unknown", "unknown"))
+			if found[d.Name()] == nil {
+				take(orphan(d.Name(), "unknown", "unknown"))
+			}
 			continue
 		}
 		take(r.Pod)
 	}
-	for _, pod := range a.orphans(ctx) {
+	for _, pod := range found {
 		take(pod)
 	}
 }
@@ -265,6 +268,12 @@ type record struct {
 	Probes     map[string]carriedProbe `json:",omitempty"` // by container ID
 	Failed     *failedRecord           `json:",omitempty"`
 	StartTime  time.Time
+}
+
+// describes tells whether a record is complete enough to end its pod by it.
+func (r *record) describes(uid string) bool {
+	p := r.Pod
+	return p != nil && string(p.UID) == uid && p.Spec.TerminationGracePeriodSeconds != nil && p.Spec.SecurityContext != nil
 }
 
 type carriedProbe struct{ Started, Ready bool }

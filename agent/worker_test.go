@@ -393,6 +393,37 @@ func TestOrphansWithoutRecordEnd(t *testing.T) {
 	})
 }
 
+func TestBadRecordsAreNotFatal(t *testing.T) {
+	for _, content := range []string{"", "{", "null", "{}", `{"Pod": {}}`, `{"Pod": {"metadata": {"uid": "UID"}}}`, `{"Containers": [{}, {"State": 99}], "Probes": {"": {}}}`} {
+		simulate(t, func(b *bench) {
+			b.apply(web)
+			b.after(time.Second)
+			uid := string(b.pod("web").UID)
+			b.stop()
+			path := recordPath(filepath.Join(b.dir, "state", "pods", uid))
+			write := func() {
+				if err := os.WriteFile(path, []byte(strings.Replace(content, "UID", uid, 1)), 0o600); err != nil {
+					t.Fatal(err)
+				}
+			}
+			write()
+			b.boot()
+			b.after(time.Second)
+			if !b.ready("web") || len(b.rt.made("StartContainer", "app")) != 1 {
+				t.Errorf("record %q: %+v", content, b.pod("web").Status)
+			}
+			b.stop()
+			write()
+			if err := os.RemoveAll(filepath.Join(b.dir, "state", "applied")); err != nil {
+				t.Fatal(err)
+			}
+			b.boot()
+			b.after(time.Second)
+			b.gone()
+		})
+	}
+}
+
 func TestRebootBringsPodsBack(t *testing.T) {
 	simulate(t, func(b *bench) {
 		b.apply(web)
