@@ -32,7 +32,7 @@ func (s *stages) update(change client.Change) {
 	if s.seen[keyOf(p)] == nil {
 		s.seen[keyOf(p)] = map[string]bool{}
 	}
-	if e := change.Event; e != nil && e.Type == corev1.EventTypeWarning {
+	if e := change.Event; e != nil && (e.Type == corev1.EventTypeWarning || e.Reason == "Pulling") {
 		s.say(p, e.Reason+e.Message, "%s: %s", e.Reason, e.Message)
 	}
 	if p.Status.PodIP != "" {
