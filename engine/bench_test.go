@@ -59,3 +59,17 @@ func BenchmarkPod(b *testing.B) {
 		b.ReportMetric(float64(d[len(d)/2].Microseconds()), verb+"-µs")
 	}
 }
+
+// BenchmarkExecSync runs /bin/true in a container.
+func BenchmarkExecSync(b *testing.B) {
+	n := newNode(b)
+	c := n.begin(n.run(n.pod()), n.script("sleep 1000", func(c *runtimeapi.ContainerConfig) {
+		c.Command = []string{"/bin/sleep", "1000"}
+		c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{}
+	}))
+	for b.Loop() {
+		if _, err := n.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"/bin/true"}}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
