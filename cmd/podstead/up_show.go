@@ -32,7 +32,7 @@ func (s *stages) update(change client.Change) {
 	if s.seen[keyOf(p)] == nil {
 		s.seen[keyOf(p)] = map[string]bool{}
 	}
-	if e := change.Event; e != nil && (e.Type == corev1.EventTypeWarning || e.Reason == "Pulling") {
+	if e := change.Event; e != nil && worthSaying(e) {
 		s.say(p, e.Reason+e.Message, "%s: %s", e.Reason, e.Message)
 	}
 	if p.Status.PodIP != "" {
@@ -50,6 +50,15 @@ func (s *stages) update(change client.Change) {
 	if change.Type == client.Gone {
 		s.say(p, "gone", "gone")
 	}
+}
+
+// worthSaying leaves out what is normal on the way up: a probe that is asked
+// before the program listens fails once or twice.
+func worthSaying(e *corev1.Event) bool {
+	if e.Reason == "Unhealthy" && e.Count < 3 {
+		return false
+	}
+	return e.Type == corev1.EventTypeWarning || e.Reason == "Pulling"
 }
 
 func (s *stages) container(p *corev1.Pod, c corev1.ContainerStatus) {
