@@ -26,6 +26,9 @@ import (
 // maxManifest is the size in bytes above which a manifest is refused.
 const maxManifest = 3 << 20
 
+// maxErrors is how many bad documents of a manifest are told of.
+const maxErrors = 10
+
 // maxListDepth bounds Lists inside Lists.
 const maxListDepth = 4
 
@@ -91,7 +94,9 @@ func (d *Decoder) Decode(data []byte) (objects []Object, warnings []string, err 
 		return nil, nil, fmt.Errorf("the manifest has %d bytes, more than %d", len(data), maxManifest)
 	}
 	var errs []error
-	r := utilyaml.NewYAMLReader(bufio.NewReader(bytes.NewReader(data)))
+	// The reader loses a last line that has no end if it fills its buffer exactly.
+	ended := io.MultiReader(bytes.NewReader(data), strings.NewReader("\n"))
+	r := utilyaml.NewYAMLReader(bufio.NewReader(ended))
 	for n := 1; ; n++ {
 		doc, err := r.Read()
 		if errors.Is(err, io.EOF) {
@@ -105,14 +110,28 @@ func (d *Decoder) Decode(data []byte) (objects []Object, warnings []string, err 
 		if err != nil {
 			errs = append(errs, fmt.Errorf("document %d: %w", n, err))
 		}
+		if len(errs) == maxErrors {
+			errs = append(errs, errors.New("what follows was not looked at"))
+			break
+		}
 		objects = append(objects, objs...)
 		warnings = append(warnings, warns...)
 	}
 	errs = append(errs, duplicates(objects)...)
 	if len(errs) > 0 {
-		return nil, nil, errors.Join(errs...)
+		return nil, nil, bearable(errors.Join(errs...))
 	}
 	return objects, warnings, nil
+}
+
+// bearable cuts the text of an error that would fill logs and answers.
+func bearable(err error) error {
+	const limit = 4 << 10
+	text := err.Error()
+	if len(text) <= limit {
+		return err
+	}
+	return fmt.Errorf("%s … (and %d bytes more)", strings.ToValidUTF8(text[:limit], ""), len(text)-limit)
 }
 
 func duplicates(objects []Object) (errs []error) {

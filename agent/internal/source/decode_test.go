@@ -208,3 +208,19 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// TestDecodeLastLine is about files whose last line has no end and is just as
+// long as a reader's buffer.
+func TestDecodeLastLine(t *testing.T) {
+	d, err := NewDecoder("node")
+	if err != nil {
+		t.Fatal(err)
+	}
+	const object = `{"apiVersion":"v1","kind":"ConfigMap","metadata":{"name":"a"},"data":{"k":"v"}}`
+	for _, size := range []int{4095, 4096, 4097, 8192, 65536} {
+		objects, _, err := d.Decode([]byte(object + strings.Repeat(" ", size-len(object))))
+		if err != nil || len(objects) != 1 {
+			t.Errorf("a manifest of %d bytes: %d objects, %v", size, len(objects), err)
+		}
+	}
+}
