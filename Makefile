@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build run test bench fuzz test-deps clean
+.PHONY: build run test test-vm bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -24,6 +24,12 @@ test: test-deps
 	$(GO) vet ./...
 	$(GO) test -p 1 -timeout 18m ./...
 	test/check-leaks
+
+# The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
+# a virtual machine; see docs/testing.md. Slow: for releases, and for changes
+# that touch cgroups or the kernel.
+test-vm:
+	test/vm/run
 
 # Side by side with containerd, where that is installed; see docs/bench.md.
 bench: test-deps

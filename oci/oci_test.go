@@ -253,7 +253,7 @@ func (b *box) isStatus(want specs.ContainerState) {
 // eventually waits until the kernel has done what it was asked for.
 func (b *box) eventually(what string, ok func() bool) {
 	b.Helper()
-	deadline := time.After(20 * time.Second)
+	deadline := time.After(time.Minute)
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

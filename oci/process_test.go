@@ -258,7 +258,7 @@ func (b *box) console() (socket string, master func() *os.File) {
 	b.Cleanup(func() { l.Close() })
 	return socket, func() *os.File {
 		b.Helper()
-		l.SetDeadline(time.Now().Add(10 * time.Second))
+		l.SetDeadline(time.Now().Add(time.Minute))
 		conn, err := l.AcceptUnix()
 		if err != nil {
 			b.Fatal(err)

@@ -252,7 +252,7 @@ func TestParkedChild(t *testing.T) {
 		t.Fatal(err)
 	}
 	pidfd, err := unix.PidfdOpen(pid, 0)
-	r.SetReadDeadline(time.Now().Add(10 * time.Second))
+	r.SetReadDeadline(time.Now().Add(time.Minute))
 	if _, err := io.ReadAll(r); err != nil {
 		t.Errorf("the parked child holds a pipe of its forker's: %v", err)
 	}

@@ -50,7 +50,7 @@ func startTalking(t testing.TB, p *Program) (stdin *os.File, c *conversation) {
 	if err := child.Start(); err != nil {
 		t.Fatal(err)
 	}
-	outR.SetReadDeadline(time.Now().Add(20 * time.Second))
+	outR.SetReadDeadline(time.Now().Add(time.Minute))
 	return inW, &conversation{t: t, out: bufio.NewReader(outR), pid: child.Pid}
 }
 

@@ -91,8 +91,10 @@ func newNode(t *testing.T) *node {
 func checkCgroups(t *testing.T, run string) {
 	sum := sha256.Sum256([]byte(run))
 	t.Cleanup(func() {
-		left, _ := filepath.Glob("/sys/fs/cgroup/*/ps" + hex.EncodeToString(sum[:4]))
-		if len(left) > 0 && !t.Failed() {
+		name := "/ps" + hex.EncodeToString(sum[:4])
+		left, _ := filepath.Glob("/sys/fs/cgroup" + name)     // v2
+		others, _ := filepath.Glob("/sys/fs/cgroup/*" + name) // each hierarchy of v1
+		if left = append(left, others...); len(left) > 0 && !t.Failed() {
 			t.Errorf("leaked: cgroups %v", left)
 		}
 	})
