@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"podstead/cgroup"
+	"podstead/sys"
 )
 
 // defaultRoot is where containers are kept unless --root says otherwise.
@@ -110,6 +111,12 @@ func notSupported(name string) *cobra.Command {
 
 // setUp makes the Runtime of the global flags.
 func (c *cli) setUp(cmd *cobra.Command) error {
+	switch cmd.Name() {
+	case "create", "run", "exec":
+		if err := sys.ReadOnlySelf(os.Args); err != nil {
+			return fmt.Errorf("protect the runtime's program: %w", err)
+		}
+	}
 	c.runtime = &Runtime{Log: slog.New(slog.DiscardHandler)}
 	if err := c.openLog(); err != nil {
 		return err

@@ -20,7 +20,6 @@ import (
 // The test binary doubles as the runtime's command line.
 func TestMain(m *testing.M) {
 	if os.Getenv("PODSTEAD_OCI_MAIN") != "" {
-		os.Unsetenv("PODSTEAD_OCI_MAIN")
 		os.Exit(Main(os.Args[1:]))
 	}
 	os.Exit(m.Run())

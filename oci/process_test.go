@@ -582,3 +582,15 @@ func TestParseSignal(t *testing.T) {
 		}
 	}
 }
+
+// TestProgramIsReadOnly: a container may have the process that becomes it, or
+// is exec'd in it, execute /proc/self/exe, which is the runtime's program: it
+// must not be able to write to it that way once it runs no more (CVE-2019-5736).
+func TestProgramIsReadOnly(t *testing.T) {
+	b := newBox(t, "")
+	b.create()
+	err := unix.Access(fmt.Sprintf("/proc/%d/exe", b.state().Pid), unix.W_OK)
+	if err != unix.EROFS {
+		b.Errorf("write to the program of a created container: %v", err)
+	}
+}

@@ -379,3 +379,24 @@ func TestProgramIsSmall(t *testing.T) {
 		t.Errorf("podstead-supervisor has %d bytes, promised are 6 MiB", st.Size())
 	}
 }
+
+// TestProgramIsReadOnly: a container may have a child of the supervisor execute
+// /proc/self/exe, and must not be able to write to it once no supervisor runs
+// (CVE-2019-5736), neither before nor after an upgrade.
+func TestProgramIsReadOnly(t *testing.T) {
+	ctx, dir, c := startReal(t)
+	try := func(what string) {
+		p := launchReal(t, ctx, c, what, "", "true", false)
+		err := unix.Access(fmt.Sprintf("/proc/%d/exe", p.Pid), unix.W_OK)
+		if err != unix.EROFS {
+			t.Errorf("%s: write to the program of a parked child: %v", what, err)
+		}
+		endReal(t, ctx, c, what, syscall.SIGKILL)
+	}
+	try("before")
+	if err := c.Upgrade(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	c = connectReal(t, ctx, dir)
+	try("after")
+}

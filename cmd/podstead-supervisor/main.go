@@ -34,6 +34,7 @@ import (
 
 	"podstead/supervisor"
 	"podstead/supervisor/daemon"
+	"podstead/sys"
 )
 
 func main() {
@@ -55,6 +56,7 @@ func run(args []string) (code int, err error) {
 	exe := flags.String("exe", "", "new program `file`; default: the one it was started from")
 	grace := flags.Duration("grace", 30*time.Second, "how long the engine has to stop before SIGKILL")
 	state := flags.Int("state", -1, "descriptor of the state of the program before an upgrade")
+	self := flags.String("self", "", "the program `file`, if it is executed from elsewhere")
 	check := flags.Bool("check", false, "only tell whether the state can be read")
 	if err := flags.Parse(args); errors.Is(err, flag.ErrHelp) {
 		return 0, nil
@@ -73,7 +75,7 @@ func run(args []string) (code int, err error) {
 		if *check {
 			return 0, daemon.CheckState(*state)
 		}
-		return 0, serve(dir, *state)
+		return 0, serve(dir, *self, *state)
 	case "run":
 		return front(ctx, dir, *grace, flags.Args())
 	case "upgrade":
@@ -84,10 +86,20 @@ func run(args []string) (code int, err error) {
 
 // serve is the supervisor itself. It keeps little garbage: memory that it maps
 // is copied at every fork.
-func serve(runDir string, state int) error {
+func serve(runDir, self string, state int) error {
+	if self == "" {
+		var err error
+		if self, err = os.Executable(); err != nil {
+			return err
+		}
+		if err := sys.ReadOnlySelf(append(os.Args, "--self", self)); err != nil {
+			return err
+		}
+	}
 	debug.SetGCPercent(25)
 	err := daemon.Run(daemon.Config{
 		RunDir: runDir,
+		Exe:    self,
 		Fork:   daemon.Programs{},
 		Log:    slog.New(slog.NewTextHandler(daemon.LogTo(os.Stderr), nil)),
 		State:  state,

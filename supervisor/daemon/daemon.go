@@ -50,6 +50,9 @@ type Config struct {
 	RunDir string
 	Fork   Forker
 	Log    *slog.Logger
+	// Exe is the program's file, for an upgrade to what it is then; by default
+	// what the process was executed from.
+	Exe string
 	// State is the descriptor of the state that an upgrade hands over, else -1.
 	State int
 }
@@ -122,8 +125,10 @@ func (d *daemon) setup() error {
 		return err
 	}
 	// Now, because later the file may have been replaced.
-	if d.exe, err = os.Executable(); err != nil {
-		return err
+	if d.exe = d.cfg.Exe; d.exe == "" {
+		if d.exe, err = os.Executable(); err != nil {
+			return err
+		}
 	}
 	if d.cfg.State >= 0 {
 		return d.restore(d.cfg.State)

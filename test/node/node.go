@@ -100,17 +100,21 @@ func (n *Node) LogTail() string {
 // become a container.
 func (n *Node) Pids() []int { return Processes(filepath.Dir(n.program)+"/", n.Run) }
 
-// Processes finds those whose executable's path begins with exe, and whose
-// command line has part.
+// Processes finds those whose executable's path begins with exe (or is said to
+// by the command line: the supervisor executes itself from a mount of its own),
+// and whose command line has part.
 func Processes(exe, part string) []int {
 	var pids []int
 	dirs, _ := filepath.Glob("/proc/[0-9]*")
 	for _, dir := range dirs {
 		target, err := os.Readlink(dir + "/exe")
-		if err != nil || !strings.HasPrefix(target, exe) {
+		if err != nil {
 			continue
 		}
 		cmdline, _ := os.ReadFile(dir + "/cmdline")
+		if !strings.HasPrefix(target, exe) && !strings.HasPrefix(string(cmdline), exe) {
+			continue
+		}
 		if pid, err := strconv.Atoi(filepath.Base(dir)); err == nil && strings.Contains(string(cmdline), part) {
 			pids = append(pids, pid)
 		}
