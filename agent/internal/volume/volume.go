@@ -69,7 +69,7 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 		return err
 	}
 	if v.Secret != nil || v.Projected != nil {
-		err = mountTmpfs(dir, 0)
+		err = mountTmpfs(dir, 0, nil)
 	} else {
 		err = os.MkdirAll(dir, 0o777)
 	}
@@ -112,21 +112,29 @@ func (p Pod) find(name string) *corev1.Volume {
 	return nil
 }
 
+// emptyDir makes an empty directory, of the pod's fsGroup if it has one: the
+// set-group-ID bit makes what comes later belong to the group too. Once it is
+// there it is the pod's: its containers may put links to the host's files where
+// directories were, so nothing in it is ever changed from outside.
 func (p Pod) emptyDir(v *corev1.Volume) error {
-	dir := p.path(v)
+	dir, group := p.path(v), p.Spec.Spec.SecurityContext.FSGroup
 	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
-		if err := mountTmpfs(dir, p.memorySize(v)); err != nil {
+		return mountTmpfs(dir, p.memorySize(v), group)
+	}
+	if _, err := os.Lstat(dir); err == nil {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	mode := fs.FileMode(0o777)
+	if group != nil {
+		if err := os.Lchown(dir, -1, int(*group)); err != nil {
 			return err
 		}
-	} else if _, err := os.Lstat(dir); err == nil {
-		return nil // made before; its content is the pod's
-	} else if err := os.MkdirAll(dir, 0o777); err != nil {
-		return err
+		mode |= fs.ModeSetgid
 	}
-	if err := os.Chmod(dir, 0o777); err != nil { // past the umask
-		return err
-	}
-	return own(dir, p.Spec.Spec.SecurityContext, false)
+	return os.Chmod(dir, mode) // past the umask
 }
 
 // memorySize is the size of an emptyDir in memory: its limit, and no more than
@@ -147,8 +155,9 @@ func (p Pod) memorySize(v *corev1.Volume) int64 {
 	return total
 }
 
-// mountTmpfs mounts a tmpfs at dir unless one is there.
-func mountTmpfs(dir string, size int64) error {
+// mountTmpfs mounts a tmpfs at dir unless one is there; it belongs to group if
+// that is given.
+func mountTmpfs(dir string, size int64, group *int64) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
@@ -156,6 +165,9 @@ func mountTmpfs(dir string, size int64) error {
 		return nil
 	}
 	options := "mode=0777"
+	if group != nil {
+		options = fmt.Sprintf("mode=02777,gid=%d", *group)
+	}
 	if size > 0 {
 		options += fmt.Sprintf(",size=%d", size)
 	}

@@ -215,9 +215,23 @@ func TestEmptyDir(t *testing.T) {
 	}
 	keep := filepath.Join(p.path(&p.Spec.Spec.Volumes[0]), "keep")
 	must(t, os.WriteFile(keep, []byte("x"), 0o600))
+	// The content is the pod's, which could have it changed to lead outside: a
+	// second Setup, while containers run, touches nothing.
+	must(t, os.Mkdir(filepath.Join(mem, "private"), 0o700))
+	must(t, os.WriteFile(filepath.Join(mem, "private", "keep"), nil, 0o600))
+	must(t, os.Chown(filepath.Join(mem, "private", "keep"), 1, 1))
+	must(t, os.Chmod(mem, 0o711))
 	must(t, p.Setup(&objects{}, env.Facts{}))
 	if read(t, keep) != "x" {
 		t.Error("a second Setup lost the content")
+	}
+	for path, want := range map[string]os.FileMode{mem: 0o711, mem + "/private": 0o700, mem + "/private/keep": 0o600} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != want {
+			t.Errorf("%s after a second Setup: %v, %v", path, st.Mode(), err)
+		}
+	}
+	if st, err := os.Stat(mem + "/private/keep"); err != nil || st.Sys().(*syscall.Stat_t).Gid != 1 {
+		t.Errorf("a second Setup changed a file's group: %+v, %v", st, err)
 	}
 }
 
@@ -337,5 +351,33 @@ func TestRemoveManyFiles(t *testing.T) {
 	must(t, Remove(dir))
 	if _, err := os.Stat("/etc/passwd"); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRemoveDeepTree: a container can nest directories deeper than a process
+// may have files open.
+func TestRemoveDeepTree(t *testing.T) {
+	const depth, files = 600, 200
+	dir := filepath.Join(t.TempDir(), "pod")
+	must(t, os.Mkdir(dir, 0o755))
+	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
+	must(t, err)
+	for range depth {
+		must(t, unix.Mkdirat(fd, "d", 0o755))
+		must(t, unix.Mkdirat(fd, ".moved-1", 0o755))
+		next, err := unix.Openat(fd, "d", unix.O_PATH|unix.O_DIRECTORY, 0)
+		must(t, err)
+		unix.Close(fd)
+		fd = next
+	}
+	unix.Close(fd)
+	var old unix.Rlimit
+	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: old.Max}))
+	err = Remove(dir)
+	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
+	must(t, err)
+	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("still there: %v", err)
 	}
 }
