@@ -171,7 +171,8 @@ func (j job) hosts(mounts []*runtimeapi.Mount) ([]*runtimeapi.Mount, error) {
 	}
 	file := filepath.Join(j.podDir(string(j.pod.UID)), "etc-hosts")
 	content := j.request.Hosts(j.pod, j.ips, own)
-	if have, err := os.ReadFile(file); err != nil || string(have) != string(content) {
+	// Containers may have written to it, and more than fits into memory.
+	if readTail(file, int64(len(content))+1, true) != string(content) {
 		if err := sys.WriteFileAtomic(file, content, 0o644, false); err != nil {
 			return nil, err
 		}

@@ -808,3 +808,26 @@ func TestObjectsOfFilesAndOfTheAPIDoNotMix(t *testing.T) {
 		}
 	})
 }
+
+// TestHugeHostsFile: a container may write to /etc/hosts, and more than fits
+// into the agent's memory.
+func TestHugeHostsFile(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.apply(web)
+		files, _ := filepath.Glob(filepath.Join(b.dir, "state", "pods", "*", "etc-hosts"))
+		if len(files) != 1 {
+			b.Fatal(files)
+		}
+		if err := os.Truncate(files[0], 1<<40); err != nil {
+			b.Skip("no sparse file: ", err)
+		}
+		b.rt.kill(b.rt.running("app")[0], 1)
+		b.after(time.Minute)
+		if !b.ready("web") {
+			b.Error("the container did not come back")
+		}
+		if st, err := os.Stat(files[0]); err != nil || st.Size() > 4096 {
+			b.Errorf("the file was not made anew: %v, %v", st, err)
+		}
+	})
+}
