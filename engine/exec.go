@@ -6,12 +6,10 @@ import (
 	"fmt"
 	"os"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -173,66 +171,6 @@ func (x *execution) close() error {
 	if x.process.State == supervisor.Exited {
 		return x.e.cfg.Supervisor.Forget(ctx, x.id)
 	}
-	x.kill()
-	return x.e.forgetProcess(ctx, x.id)
-}
-
-// killRounds bounds the hunt for processes that fork while they are hunted.
-const killRounds = 16
-
-// kill kills the process, its descendants and whatever is in its session. They
-// are looked for among the container's processes only.
-func (x *execution) kill() {
-	g := x.e.cfg.Cgroups.Group(x.c.record().Cgroup)
-	for range killRounds {
-		pids, err := g.Procs()
-		if err != nil {
-			pids = nil
-		}
-		victims := family(x.process.Pid, pids)
-		for _, pid := range victims {
-			unix.Kill(pid, unix.SIGKILL)
-		}
-		if len(victims) == 0 {
-			break
-		}
-	}
-	// The first one is ours until it is forgotten: its pid cannot be another's.
-	x.e.cfg.Supervisor.Signal(context.WithoutCancel(x.e.life), x.id, int(unix.SIGKILL))
-}
-
-// family returns those of pids that descend from root or are in its session,
-// root included, and are not dead yet.
-func family(root int, pids []int) []int {
-	type parentage struct {
-		ppid, session int
-		zombie        bool
-	}
-	all := map[int]parentage{}
-	for _, pid := range pids {
-		b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		if err != nil {
-			continue
-		}
-		// PID (NAME) STATE PPID PGRP SESSION …
-		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
-		if len(f) < 4 {
-			continue
-		}
-		ppid, _ := strconv.Atoi(f[1])
-		session, _ := strconv.Atoi(f[3])
-		all[pid] = parentage{ppid, session, f[0] == "Z" || f[0] == "X"}
-	}
-	var out []int
-	for pid, p := range all {
-		belongs := pid == root || p.session == root
-		for up, hops := p.ppid, 0; !belongs && up != 0 && hops < len(all); hops++ {
-			belongs = up == root
-			up = all[up].ppid
-		}
-		if belongs && !p.zombie {
-			out = append(out, pid)
-		}
-	}
-	return out
+	err := x.kill(ctx)
+	return errors.Join(err, x.e.forgetProcess(ctx, x.id))
 }

@@ -275,11 +275,21 @@ func TestExecOfACallerWhoLeft(t *testing.T) {
 			t.Fatalf("error %v, want Canceled", err)
 		}
 	}
-	eventually(t, "no exec is left", func() bool {
+	eventually(t, "no exec is under way, and none is left", func() bool {
+		if n.exits.expected() > 0 { // to be launched, or not yet ended
+			return false
+		}
 		all, err := n.client.List(context.Background())
 		return err == nil && len(all) == 1
 	})
 	if out := n.sh(c, "ps | grep '[5]432'"); len(out.Stdout) > 0 {
 		t.Errorf("still there:\n%s", out.Stdout)
 	}
+}
+
+// expected counts the exec'd processes whose end is waited for.
+func (x *exits) expected() int {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return len(x.waiting)
 }
