@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -44,7 +45,7 @@ func (e *Engine) stopSandboxNow(ctx context.Context, s *sandbox) error {
 		return nil
 	}
 	// From here on no container can be created in it.
-	if err := e.changeSandbox(s, func(r *sandboxRecord) { r.Phase = sandboxStopping }); err != nil {
+	if err := e.changeEndingSandbox(s, func(r *sandboxRecord) { r.Phase = sandboxStopping }); err != nil {
 		return err
 	}
 	if err := e.killContainers(ctx, s.id); err != nil {
@@ -54,12 +55,24 @@ func (e *Engine) stopSandboxNow(ctx context.Context, s *sandbox) error {
 	if err := e.releaseSandbox(ctx, &rec); err != nil {
 		return err
 	}
-	if err := e.changeSandbox(s, func(r *sandboxRecord) { r.Phase, r.IPs = sandboxStopped, nil }); err != nil {
+	if err := e.changeEndingSandbox(s, func(r *sandboxRecord) { r.Phase, r.IPs = sandboxStopped, nil }); err != nil {
 		return err
 	}
 	e.log.Info("pod sandbox is stopped", "pod", s.id)
 	e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil
+}
+
+// changeEndingSandbox is changeSandbox for a sandbox on its way out. That a
+// disk is full must not keep pods from ending, which may be what frees it. After
+// a crash the record is behind, and what the kernel has of the sandbox counts.
+func (e *Engine) changeEndingSandbox(s *sandbox, edit func(*sandboxRecord)) error {
+	err := e.changeSandbox(s, edit)
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+		e.log.Warn("the end of a pod sandbox could not be recorded", "pod", s.id, "error", err)
+		return nil
+	}
+	return err
 }
 
 // killContainers ends all containers of a sandbox, at the same time.

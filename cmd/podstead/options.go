@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -63,6 +65,11 @@ func (o *options) prepare() error {
 		if err := os.MkdirAll(abs, 0o700); err != nil {
 			return err
 		}
+	}
+	// The kernel takes no longer path of a socket, and says "invalid argument".
+	const longest = "/supervisor.sock"
+	if most := len(unix.RawSockaddrUnix{}.Path) - 1 - len(longest); len(o.runDir) > most {
+		return fmt.Errorf("--run: %s has %d bytes, and sockets in it allow for %d", o.runDir, len(o.runDir), most)
 	}
 	return nil
 }
