@@ -279,7 +279,7 @@ func removeTree(dir string) error {
 				return err
 			}
 		}
-		if err := os.RemoveAll(path); err != nil {
+		if err := sys.RemoveTree(path); err != nil {
 			return err
 		}
 	}

@@ -353,31 +353,3 @@ func TestRemoveManyFiles(t *testing.T) {
 		t.Error(err)
 	}
 }
-
-// TestRemoveDeepTree: a container can nest directories deeper than a process
-// may have files open.
-func TestRemoveDeepTree(t *testing.T) {
-	const depth, files = 600, 200
-	dir := filepath.Join(t.TempDir(), "pod")
-	must(t, os.Mkdir(dir, 0o755))
-	fd, err := unix.Open(dir, unix.O_PATH|unix.O_DIRECTORY, 0)
-	must(t, err)
-	for range depth {
-		must(t, unix.Mkdirat(fd, "d", 0o755))
-		must(t, unix.Mkdirat(fd, ".moved-1", 0o755))
-		next, err := unix.Openat(fd, "d", unix.O_PATH|unix.O_DIRECTORY, 0)
-		must(t, err)
-		unix.Close(fd)
-		fd = next
-	}
-	unix.Close(fd)
-	var old unix.Rlimit
-	must(t, unix.Getrlimit(unix.RLIMIT_NOFILE, &old))
-	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &unix.Rlimit{Cur: files, Max: old.Max}))
-	err = Remove(dir)
-	must(t, unix.Setrlimit(unix.RLIMIT_NOFILE, &old))
-	must(t, err)
-	if _, err := os.Lstat(dir); !errors.Is(err, os.ErrNotExist) {
-		t.Errorf("still there: %v", err)
-	}
-}

@@ -82,7 +82,7 @@ func (d *Dir[T]) Delete(id string) error {
 	if !idPattern.MatchString(id) {
 		return fmt.Errorf("%q is not the ID of a %s", id, d.kind)
 	}
-	return os.RemoveAll(d.Path(id))
+	return sys.RemoveTree(d.Path(id))
 }
 
 // Bad is a record that could not be read. It was renamed, so that it is not
