@@ -151,6 +151,26 @@ func TestRedirectToAnotherHost(t *testing.T) {
 	}
 }
 
+// TestSignatureIsNoNews: the query of a storage's URL is a credential, and
+// errors end in logs and events.
+func TestSignatureIsNoNews(t *testing.T) {
+	img := randomImage(t, 1<<16)
+	down := httptest.NewServer(http.NotFoundHandler())
+	down.Close()
+	h := &counting{next: imagetest.Handler(t, map[string]imagetest.Image{"app:1": img}, nil)}
+	h.before = func(w http.ResponseWriter, r *http.Request) bool {
+		if isBlob(r, img.Layers[0]) {
+			http.Redirect(w, r, down.URL+"/storage?signature=secret", http.StatusTemporaryRedirect)
+			return true
+		}
+		return false
+	}
+	_, err := newStore(t).Pull(testContext(t), serve(t, h)+"/app:1", image.Auth{})
+	if err == nil || strings.Contains(err.Error(), "secret") || !strings.Contains(err.Error(), down.Listener.Addr().String()) {
+		t.Errorf("error %v", err)
+	}
+}
+
 func TestMirrors(t *testing.T) {
 	ctx := testContext(t)
 	img := randomImage(t, 1<<16)

@@ -188,6 +188,15 @@ func transportCause(ctx context.Context, err error) error {
 	if errors.Is(context.Cause(ctx), errStalled) {
 		return errStalled
 	}
+	// The URL of a redirect is a credential if its query is a signature; errors
+	// end in logs and events.
+	var where *url.Error
+	if errors.As(err, &where) {
+		if u, perr := url.Parse(where.URL); perr == nil {
+			return fmt.Errorf("%s %s://%s: %w", where.Op, u.Scheme, u.Host, where.Err)
+		}
+		return where.Err
+	}
 	return err
 }
 
