@@ -25,8 +25,7 @@ type posted struct {
 
 // watcher is one subscriber. A slow one is cut off rather than waited for.
 type watcher struct {
-	ch     chan client.Change
-	missed bool
+	ch chan client.Change
 }
 
 // watchBuffer is how many changes a watcher may be behind.

@@ -67,10 +67,6 @@ func Main(args []string) int {
 	return 1
 }
 
-// Command is the command line as a tree, for help texts and completion; Main
-// executes it.
-func Command() *cobra.Command { return (&cli{}).command() }
-
 func (c *cli) command() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "podstead-oci",

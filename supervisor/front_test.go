@@ -1,7 +1,6 @@
 package supervisor
 
 import (
-	"bytes"
 	"context"
 	"os"
 	"os/exec"
@@ -51,7 +50,6 @@ func realEnv() []string {
 type front struct {
 	t *testing.T
 	*exec.Cmd
-	out  bytes.Buffer
 	done chan struct{}
 }
 

@@ -52,7 +52,6 @@ func New(cfg Config) *Server {
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cri.MaxMessageSize),
 		grpc.MaxSendMsgSize(cri.MaxMessageSize),
-		grpc.SharedWriteBuffer(true),
 		grpc.WriteBufferSize(bufferSize),
 		grpc.ReadBufferSize(bufferSize),
 		grpc.NumStreamWorkers(workers),

@@ -172,7 +172,7 @@ func plainYAMLError(err error) error {
 
 func (d *Decoder) list(data []byte, depth int) (objects []Object, warnings []string, err error) {
 	if depth >= maxListDepth {
-		return nil, nil, errors.New("Lists are nested too deeply")
+		return nil, nil, errors.New("lists are nested too deeply")
 	}
 	var list struct {
 		metav1.TypeMeta `json:",inline"`

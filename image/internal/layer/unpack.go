@@ -180,7 +180,7 @@ func (u *unpacking) checked(hdr *tar.Header, content io.Reader) error {
 	case tar.TypeSymlink:
 		return u.symlink(parent, name, hdr)
 	case tar.TypeLink:
-		return u.hardlink(parent, name, hdr)
+		return u.hardlink(name, hdr)
 	case tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 		return u.node(parent, name, hdr)
 	}
@@ -366,7 +366,7 @@ func (u *unpacking) node(parent *dir, name string, hdr *tar.Header) error {
 // hardlink gives a second name to a file of this layer. The entry's own
 // attributes are those of the file, which has them already: they must not be
 // applied again, for the name may be that of a symbolic link (CVE-2021-32760).
-func (u *unpacking) hardlink(parent *dir, name string, hdr *tar.Header) error {
+func (u *unpacking) hardlink(name string, hdr *tar.Header) error {
 	target := cleanName(hdr.Linkname)
 	if target == "." || target == name {
 		return badEntry("hard link to %.200q", hdr.Linkname)
@@ -385,7 +385,8 @@ func (u *unpacking) hardlink(parent *dir, name string, hdr *tar.Header) error {
 	if st.Mode&unix.S_IFMT == unix.S_IFDIR || isWhiteout(&st) {
 		return badEntry("hard link to %.200q, which is no file", hdr.Linkname)
 	}
-	if parent, err = u.dirs.open(path.Dir(name)); err != nil {
+	parent, err := u.dirs.open(path.Dir(name))
+	if err != nil {
 		return err
 	}
 	_, err = u.replace(parent, name, func(fd int, base string) error {

@@ -33,9 +33,6 @@ const (
 // written: the timestamp has 30 bytes, the stream 6, the tag 1, and 3 spaces.
 const headerSize = 40
 
-// recordMax is the longest record.
-const recordMax = headerSize + MaxLine + 1
-
 type header [headerSize]byte
 
 // newHeader lays out the header of a full line.
