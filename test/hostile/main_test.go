@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,7 +60,7 @@ type node struct {
 	calm      leak.Snapshot // before anything happened
 	scope     leak.Scope
 	engine    int // its process
-	pods      int
+	pods      *atomic.Int64 // made so far, by all subtests
 }
 
 // start starts a node. At the end of the test everything must be as it was
@@ -75,7 +76,7 @@ func startIn(t *testing.T, dir string, args ...string) *node {
 	t.Helper()
 	host.Require(t)
 	leak.Check(t, leak.Scope{Dirs: []string{"/run"}})
-	n := &node{T: t, manifests: t.TempDir()}
+	n := &node{T: t, manifests: t.TempDir(), pods: new(atomic.Int64)}
 	var err error
 	args = append([]string{"--manifests", n.manifests, "--node-name", "testnode"}, args...)
 	n.service, err = testnode.Start(t.Context(), os.Getenv(programVariable), dir, "node", args...)
@@ -248,8 +249,7 @@ type pod struct {
 }
 
 func (n *node) podConfig() *runtimeapi.PodSandboxConfig {
-	n.pods++
-	name := fmt.Sprintf("pod%d", n.pods)
+	name := fmt.Sprintf("pod%d", n.pods.Add(1))
 	return &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: name, Namespace: "hostile", Uid: name},
 		LogDirectory: filepath.Join(n.service.State, "pod-logs", name),

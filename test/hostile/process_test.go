@@ -143,9 +143,10 @@ func TestRudeProcesses(t *testing.T) {
 		"writes to its log's end": {"echo ready; while :; do echo x > /proc/1/fd/1; done", 0},
 	} {
 		t.Run(name, func(t *testing.T) {
+			outer := p
 			p := *p
 			p.node = n.within(t)
-			p.count = n.pods
+			defer func() { outer.count = p.count }()
 			c := sh(test.script)
 			id := p.start(c)
 			p.prints(c, "ready")
