@@ -59,7 +59,7 @@ type node struct {
 	manifests string
 	calm      leak.Snapshot // before anything happened
 	scope     leak.Scope
-	engine    int // its process
+	engine    int           // its process
 	pods      *atomic.Int64 // made so far, by all subtests
 }
 
