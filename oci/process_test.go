@@ -152,6 +152,10 @@ func TestExec(t *testing.T) {
 			b.Errorf("%+v", r)
 		}
 		b.fails([]string{"--user"}, "exec", "-u", "nobody", b.id, "true")
+		if b.ours { // a group that is no part of the container's, by path or by prefix
+			b.fails([]string{"no such group"}, "exec", "--cgroup", "/../podstead", b.id, "true")
+			b.fails([]string{"no such group"}, "exec", "--cgroup", b.id, b.id, "true")
+		}
 		b.fails(nil, "exec", "no-such-container", "true")
 	})
 }

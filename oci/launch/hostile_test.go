@@ -46,6 +46,12 @@ func TestHostileRoot(t *testing.T) {
 		{"magic link", link("data", "/proc/1/root"), func(s *specs.Spec, host string) {
 			s.Mounts = append(s.Mounts, bind("/usr", "/data/x"))
 		}, "too many levels of symbolic links"},
+		{"destination leads into proc", link("data", "proc/sys"), func(s *specs.Spec, host string) {
+			s.Mounts = append(s.Mounts, specs.Mount{Destination: "/data", Type: "tmpfs"})
+		}, "mount point /data leads into /proc"},
+		{"bind leads into proc", link("data", "/proc/sys/kernel"), func(s *specs.Spec, host string) {
+			s.Mounts = append(s.Mounts, bind(host, "/data"))
+		}, "mount point /data leads into /proc"},
 		{"cwd leads to the host", link("work", "HOST"), func(s *specs.Spec, host string) {
 			s.Process.Cwd = "/work/dir"
 		}, ""},
