@@ -15,6 +15,7 @@ import (
 
 	"podstead/cri"
 	"podstead/image/imagetest"
+	testhost "podstead/test/host"
 )
 
 // TestHostileAccounts runs images whose account files lead elsewhere or are no
@@ -60,6 +61,35 @@ func TestHostileAccounts(t *testing.T) {
 				t.Errorf("error %v, want %q", err, tc.want)
 			}
 		})
+	}
+}
+
+// TestLargeAccountsAreNotKept: many images with huge account files must not fill
+// the engine's memory.
+func TestLargeAccountsAreNotKept(t *testing.T) {
+	testhost.Require(t)
+	var cache accountCache
+	for name, c := range map[string]struct {
+		group string
+		kept  bool
+	}{
+		"small": {"wheel:x:10:app\n", true},
+		"large": {"wheel:x:10:" + strings.Repeat("app,", 100<<10) + "\n", false},
+	} {
+		dir := t.TempDir()
+		if err := os.Mkdir(dir+"/etc", 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(dir+"/etc/group", []byte(c.group), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		a, err := cache.get(name, []string{dir})
+		if err != nil || len(a.Groups) != 1 {
+			t.Errorf("%s: %v, %v", name, a.Groups, err)
+		}
+		if _, kept := cache.byImage[name]; kept != c.kept {
+			t.Errorf("%s: kept is %v", name, kept)
+		}
 	}
 }
 

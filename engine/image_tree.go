@@ -88,9 +88,12 @@ func readInTree(tree *os.File, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// maxCachedAccounts bounds the cache: an entry is small, and images in use are
-// few.
-const maxCachedAccounts = 128
+// The bounds of the cache: images in use are few, and their files small. Large
+// ones are read each time: a megabyte of commas is a million members of a group.
+const (
+	maxCachedAccounts     = 128
+	maxCachedAccountBytes = 64 << 10
+)
 
 // accountCache keeps the users and groups of images, which never change. The
 // zero value is ready.
@@ -106,8 +109,8 @@ func (a *accountCache) get(imageID string, lower []string) (spec.Accounts, error
 	if ok {
 		return got, nil
 	}
-	got, err := readAccounts(lower)
-	if err != nil {
+	got, size, err := readAccounts(lower)
+	if err != nil || size > maxCachedAccountBytes {
 		return got, err
 	}
 	a.mu.Lock()
@@ -119,19 +122,20 @@ func (a *accountCache) get(imageID string, lower []string) (spec.Accounts, error
 	return got, nil
 }
 
-func readAccounts(lower []string) (spec.Accounts, error) {
+// readAccounts reads an image's account files and tells how large they are.
+func readAccounts(lower []string) (a spec.Accounts, size int, err error) {
 	tree, err := openImageTree(lower)
 	if err != nil {
-		return spec.Accounts{}, err
+		return a, 0, err
 	}
 	defer tree.Close()
 	passwd, err := readInTree(tree, "etc/passwd", spec.MaxAccountFile)
 	if err != nil {
-		return spec.Accounts{}, err
+		return a, 0, err
 	}
 	group, err := readInTree(tree, "etc/group", spec.MaxAccountFile)
 	if err != nil {
-		return spec.Accounts{}, err
+		return a, 0, err
 	}
-	return spec.ParseAccounts(passwd, group), nil
+	return spec.ParseAccounts(passwd, group), len(passwd) + len(group), nil
 }
