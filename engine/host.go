@@ -1,7 +1,6 @@
 package engine
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"os"
@@ -40,6 +39,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 		CgroupUnified:     h.Unified(),
 		MountPropagation:  mountPropagation,
 		LoadedAppArmor:    loadedAppArmor,
+		DefaultAppArmor:   defaultAppArmor(),
 	}}, nil
 }
 
@@ -87,22 +87,6 @@ func hasUserNamespaces() bool {
 func readsYes(file string) bool {
 	b, err := os.ReadFile(file)
 	return err == nil && strings.TrimSpace(string(b)) == "Y"
-}
-
-func loadedAppArmor(profile string) bool {
-	f, err := os.Open("/sys/kernel/security/apparmor/profiles")
-	if err != nil {
-		return false
-	}
-	defer f.Close()
-	for lines := bufio.NewScanner(f); lines.Scan(); {
-		// "NAME (enforce)"; a name may have spaces.
-		line := lines.Text()
-		if i := strings.LastIndex(line, " ("); i > 0 && line[:i] == profile {
-			return true
-		}
-	}
-	return false
 }
 
 // mountPropagation tells how the mount that holds path propagates.

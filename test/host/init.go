@@ -118,19 +118,27 @@ func mountTmpfs(dir string) error {
 }
 
 // remountSys mounts a sysfs that shows the new network namespace, and puts the
-// cgroup mounts back into it.
+// mounts that belong into it back: cgroups, and AppArmor's profiles.
 func remountSys() error {
-	const cgroups = "/sys/fs/cgroup"
-	kept, err := unix.OpenTree(unix.AT_FDCWD, cgroups, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return fmt.Errorf("keep %s: %w", cgroups, err)
+	kept := map[string]int{}
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/kernel/security"} {
+		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
+		if errors.Is(err, unix.ENOENT) {
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("keep %s: %w", dir, err)
+		}
+		defer unix.Close(fd)
+		kept[dir] = fd
 	}
-	defer unix.Close(kept)
 	if err := unix.Mount("sysfs", "/sys", "sysfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 		return fmt.Errorf("mount /sys: %w", err)
 	}
-	if err := unix.MoveMount(kept, "", unix.AT_FDCWD, cgroups, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
-		return fmt.Errorf("put %s back: %w", cgroups, err)
+	for dir, fd := range kept {
+		if err := unix.MoveMount(fd, "", unix.AT_FDCWD, dir, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+			return fmt.Errorf("put %s back: %w", dir, err)
+		}
 	}
 	return nil
 }

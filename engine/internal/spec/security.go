@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"fmt"
 	"path"
 	"strings"
 
@@ -58,7 +59,9 @@ func seccompFile(field, file string) (Seccomp, error) {
 	return Seccomp{Localhost: file}, nil
 }
 
-// appArmor returns the name of the profile to run under, "" for none.
+// appArmor returns the name of the profile to run under, "" for none. As
+// everywhere in Kubernetes, who asks for nothing gets the default profile where
+// there is one.
 func (in *Input) appArmor() (string, error) {
 	sc := in.Config.GetLinux().GetSecurityContext()
 	name := sc.GetApparmorProfile()
@@ -72,15 +75,29 @@ func (in *Input) appArmor() (string, error) {
 			name = "localhost/" + strings.TrimPrefix(p.LocalhostRef, "localhost/")
 		}
 	}
-	if name == "" || name == "unconfined" {
+	switch {
+	case name == "unconfined", name == "" && (in.privileged() || !in.Host.AppArmor):
 		return "", nil
-	}
-	if !in.Host.AppArmor {
+	case name == "":
+		profile, err := in.Host.DefaultAppArmor()
+		if err != nil {
+			in.warn(fmt.Sprintf("no AppArmor profile: %v", err))
+		}
+		return profile, nil
+	case !in.Host.AppArmor:
 		return "", invalid("apparmor: profile %q is asked for, and this host has no AppArmor", name)
+	case name == "runtime/default" && in.privileged():
+		return "", nil
+	case name == "runtime/default":
+		profile, err := in.Host.DefaultAppArmor()
+		if err != nil {
+			return "", fmt.Errorf("apparmor: %w", err)
+		}
+		return profile, nil
 	}
 	profile, ok := strings.CutPrefix(name, "localhost/")
 	if !ok || profile == "" {
-		return "", invalid("apparmor: profile %q is not supported; name a loaded one as Localhost", name)
+		return "", invalid("apparmor: %q is none of runtime/default, unconfined and localhost/PROFILE", name)
 	}
 	if !in.Host.LoadedAppArmor(profile) {
 		return "", invalid("apparmor: profile %q is not loaded", profile)

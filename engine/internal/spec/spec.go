@@ -61,6 +61,7 @@ type Host struct {
 	CgroupUnified     bool
 	MountPropagation  func(path string) Propagation // of the mount that holds path
 	LoadedAppArmor    func(profile string) bool
+	DefaultAppArmor   func() (profile string, err error) // loads what RuntimeDefault means
 }
 
 // Propagation of a host mount.

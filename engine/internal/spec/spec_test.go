@@ -2,6 +2,7 @@ package spec
 
 import (
 	"encoding/json"
+	"errors"
 	"flag"
 	"os"
 	"path/filepath"
@@ -41,6 +42,57 @@ func baseInput() Input {
 			MountPropagation: func(string) Propagation { return PropagationShared },
 			LoadedAppArmor:   func(string) bool { return false },
 		},
+	}
+}
+
+func TestAppArmorProfile(t *testing.T) {
+	missing := errors.New("no parser")
+	profile := func(kind runtimeapi.SecurityProfile_ProfileType) *runtimeapi.SecurityProfile {
+		return &runtimeapi.SecurityProfile{ProfileType: kind, LocalhostRef: "mine"}
+	}
+	for _, tc := range []struct {
+		name       string
+		asked      *runtimeapi.SecurityProfile
+		privileged bool
+		none       bool  // the host has no AppArmor
+		err        error // of loading the default
+		want       string
+		warned     bool
+		refused    string
+	}{
+		{name: "nothing asked", want: "default"},
+		{name: "nothing asked, no AppArmor", none: true},
+		{name: "nothing asked, no parser", err: missing, warned: true},
+		{name: "nothing asked, privileged", privileged: true},
+		{name: "default", asked: profile(runtimeapi.SecurityProfile_RuntimeDefault), want: "default"},
+		{name: "default, no AppArmor", asked: profile(runtimeapi.SecurityProfile_RuntimeDefault), none: true, refused: "no AppArmor"},
+		{name: "default, no parser", asked: profile(runtimeapi.SecurityProfile_RuntimeDefault), err: missing, refused: "no parser"},
+		{name: "default, privileged", asked: profile(runtimeapi.SecurityProfile_RuntimeDefault), privileged: true},
+		{name: "unconfined", asked: profile(runtimeapi.SecurityProfile_Unconfined)},
+		{name: "localhost", asked: profile(runtimeapi.SecurityProfile_Localhost), want: "mine"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in := baseInput()
+			in.Config.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{Apparmor: tc.asked, Privileged: tc.privileged}
+			in.Host.AppArmor = !tc.none
+			in.Host.LoadedAppArmor = func(name string) bool { return name == "mine" }
+			in.Host.DefaultAppArmor = func() (string, error) {
+				if tc.err != nil {
+					return "", tc.err
+				}
+				return "default", nil
+			}
+			s, warnings, err := Build(in)
+			if tc.refused != "" {
+				if err == nil || !strings.Contains(err.Error(), tc.refused) {
+					t.Errorf("Build: %v, want %q", err, tc.refused)
+				}
+				return
+			}
+			if err != nil || s.Process.ApparmorProfile != tc.want || len(warnings) > 0 != tc.warned {
+				t.Errorf("%q, warnings %q, %v", s.Process.ApparmorProfile, warnings, err)
+			}
+		})
 	}
 }
 
