@@ -30,7 +30,7 @@ import (
 func TestMain(m *testing.M) { testhost.Main(m) }
 
 // patience bounds every wait; it costs nothing when all is well.
-const patience = 60 * time.Second
+const patience = 5 * time.Minute
 
 // supervisorBinary builds the real supervisor, once, unless there is one: in a
 // VM without a Go toolchain.

@@ -49,7 +49,7 @@ func TestMain(m *testing.M) {
 const (
 	pauseImage   = "test.local/pause:1"
 	busyboxImage = "test.local/busybox:1"
-	patience     = 60 * time.Second
+	patience     = 5 * time.Minute
 )
 
 // node is an agent on a runtime behind a socket.

@@ -31,6 +31,7 @@ type engine struct {
 	exits  int // to tell timers of an earlier life
 	code   int
 	ending bool
+	killed bool // it did not end within its grace
 
 	front    *conn // who hears how it goes; nil: the front is gone
 	frontSeq uint32
@@ -133,6 +134,9 @@ func (d *daemon) engineReady() {
 		return
 	}
 	d.log.Info("engine ended", "pid", e.pid, "code", code)
+	if code == unknownExit && e.ending && !e.killed {
+		code = 0 // not our child, and the kernel is before 6.15: it ended as it was asked to
+	}
 	d.poll.remove(e.pidfd, e.token)
 	unix.Close(e.pidfd)
 	e.pid, e.pidfd, e.token, e.code = 0, -1, 0, code
@@ -201,6 +205,7 @@ func (d *daemon) stopEngine(grace time.Duration, done func()) {
 		d.post(func() {
 			if d.engine.exits == life && d.engine.pid != 0 {
 				d.log.Warn("engine does not end: killed", "pid", d.engine.pid, "grace", grace)
+				d.engine.killed = true
 				unix.PidfdSendSignal(d.engine.pidfd, unix.SIGKILL, nil, 0)
 			}
 		})

@@ -21,7 +21,7 @@ import (
 )
 
 // patience bounds waits for what should come soon.
-const patience = 60 * time.Second
+const patience = 5 * time.Minute
 
 // client is crictl, or what stands in for it, with an endpoint.
 type client struct {

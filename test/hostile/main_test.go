@@ -32,7 +32,7 @@ import (
 const programVariable = "PODSTEAD_TEST_PODSTEAD"
 
 // bound is how long anything may take before it counts as hanging.
-const bound = 60 * time.Second
+const bound = 5 * time.Minute
 
 // busybox is the image that most containers here run.
 const busybox = "localhost/busybox:latest"

@@ -40,7 +40,7 @@ func TestMain(m *testing.M) {
 }
 
 // patience bounds every wait.
-const patience = 60 * time.Second
+const patience = 5 * time.Minute
 
 // world is a node with one pod, whose containers live through what a test does.
 type world struct {
