@@ -158,18 +158,24 @@ func (n *node) startSupervisor(bin, dir string) {
 	n.supervisorDir = dir
 }
 
-// killSupervisor kills the supervisor of a directory.
+// killSupervisor kills the supervisor of a directory, and what it has forked
+// that is no container yet.
 func (n *node) killSupervisor(dir string) {
 	n.t.Helper()
+	killed := false
 	lines, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, file := range lines {
 		b, _ := os.ReadFile(file)
-		if strings.HasSuffix(string(b), "\x00"+dir+"\x00") && strings.Contains(string(b), "podstead-supervisor") {
-			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-			if p, err := os.FindProcess(pid); err == nil {
-				p.Kill()
-			}
+		if !strings.Contains(string(b), "\x00--run\x00"+dir+"\x00") || !strings.Contains(string(b), "podstead-supervisor") {
+			continue
 		}
+		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+		if p, err := os.FindProcess(pid); err == nil && p.Kill() == nil {
+			killed = true
+		}
+	}
+	if !killed {
+		n.t.Errorf("no supervisor of %s runs", dir)
 	}
 }
 
