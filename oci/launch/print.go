@@ -94,7 +94,7 @@ func (p *Program) printOp(b *strings.Builder, o *op) {
 	if o.out != noReg {
 		fmt.Fprintf(b, "%s = ", p.regName(uint64(o.out)))
 	}
-	c := &calls[o.call]
+	c := calls[o.call]
 	var args []string
 	for i, param := range c.params {
 		if param.kind == pConst && param.n == 0 && i > 0 {

@@ -1,0 +1,34 @@
+package podstead
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// TestProgramsAreSmall holds the promised sizes, in bytes. The supervisor's
+// matters most: what it maps is copied with each fork.
+func TestProgramsAreSmall(t *testing.T) {
+	if testing.Short() {
+		t.Skip("linking is not short")
+	}
+	dir := t.TempDir()
+	// As the Makefile builds them.
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", dir+"/", "./cmd/...")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build: %v\n%s", err, out)
+	}
+	for program, limit := range map[string]int64{
+		"podstead": 70e6, "podstead-supervisor": 6e6, "podstead-oci": 10e6,
+	} {
+		info, err := os.Stat(filepath.Join(dir, program))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Size() > limit {
+			t.Errorf("%s has %d bytes, more than the promised %d", program, info.Size(), limit)
+		}
+	}
+}
