@@ -111,7 +111,9 @@ func (d *daemon) recoverOutput(p *process, s *savedProcess) error {
 	return errors.Join(append(errs, p.io.watch())...)
 }
 
-// openPipe opens a pipe that a process has open.
+// openPipe opens a pipe that a process has open. The process may put something
+// else in its place at any time, such as a file that it may not open itself:
+// what is opened is first held without opening it, and looked at.
 func openPipe(pid int, inode uint64, mode int) (int, error) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/fd/"
 	want := "pipe:[" + strconv.FormatUint(inode, 10) + "]"
@@ -128,7 +130,16 @@ func openPipe(pid int, inode uint64, mode int) (int, error) {
 		if target, err := os.Readlink(dir + name); err != nil || target != want {
 			continue
 		}
-		fd, err := unix.Open(dir+name, mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		held, err := unix.Open(dir+name, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			continue
+		}
+		if pipeInode(held) != inode {
+			unix.Close(held)
+			continue
+		}
+		fd, err := unix.Open("/proc/self/fd/"+strconv.Itoa(held), mode|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+		unix.Close(held)
 		if err != nil {
 			return -1, &os.PathError{Op: "open", Path: dir + name, Err: err}
 		}
