@@ -130,6 +130,7 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 	c.p.pidns = int(c.addSlot(slot{
 		kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace",
 	}))
+	c.do("become undumpable", cSetDumpable, 0) // as any process that enters a container
 	c.do("join the container's namespaces", cSetns, target, flags)
 	c.do("enter the root", cChdir, "/")
 	c.do("reset signals", cSignals)

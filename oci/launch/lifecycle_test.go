@@ -512,6 +512,14 @@ func TestParkedIsUndumpable(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	hook, err := CompileHook(spec, "/bin/true", specs.Hook{}, ExecOptions{ID: "box", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// A hook stays root, so that its files tell nothing.
+	if before, _, _ := strings.Cut(hook.String(), "setns("); !strings.Contains(before, "set_dumpable(4, 0)") {
+		t.Errorf("a hook enters the container dumpable:\n%s", before)
+	}
 	for _, p := range []*Program{mustCompile(t, spec), x} {
 		c := forkOnly(t, p)
 		var st unix.Stat_t
