@@ -10,7 +10,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
@@ -33,12 +32,17 @@ func stream(t *testing.T, address string, options remotecommand.StreamOptions) e
 	return x.StreamWithContext(ctx, options)
 }
 
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(b []byte) (int, error) { return f(b) }
+
 // TestStreamsLeaveNothing opens and leaves streams in every way: afterwards
 // there are no more goroutines than before.
 func TestStreamsLeaveNothing(t *testing.T) {
 	n := newNode(t)
 	ctx := context.Background()
-	c := n.ready(n.begin(n.run(n.pod()), n.script(forever, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })))
+	ticks := `trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; echo tick; done`
+	c := n.ready(n.begin(n.run(n.pod()), n.script(ticks, func(c *runtimeapi.ContainerConfig) { c.Stdin = true })))
 	exec := func(script string, tty bool, in io.Reader) (string, error) {
 		resp, err := n.Exec(ctx, &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", script}, Tty: tty, Stdin: in != nil, Stdout: true})
 		if err != nil {
@@ -72,8 +76,12 @@ func TestStreamsLeaveNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.AfterFunc(50*time.Millisecond, cancel)
-		x.StreamWithContext(left, remotecommand.StreamOptions{Stdout: io.Discard})
+		// A client that leaves before its streams are there would leave its own
+		// connection open, in this process.
+		x.StreamWithContext(left, remotecommand.StreamOptions{Stdout: writerFunc(func(b []byte) (int, error) {
+			cancel()
+			return len(b), nil
+		})})
 	}
 	round()
 	var before int
