@@ -363,6 +363,21 @@ func TestHostileLayers(t *testing.T) {
 	}
 }
 
+// Zeros after the archive's end cost their sender nothing: they are not read
+// for as long as a layer may be.
+func TestLongTail(t *testing.T) {
+	for _, c := range []struct {
+		tail int
+		ok   bool
+	}{{1 << 20, true}, {65 << 20, false}} {
+		stream := imagetest.Compress(t, append(imagetest.Tar(t, file{Name: "a"}), make([]byte, c.tail)...), imagetest.Gzip)
+		_, _, err := unpack(t, stream, layer.Limits{})
+		if (err == nil) != c.ok || err != nil && !strings.Contains(err.Error(), "after the archive's end") {
+			t.Errorf("%d bytes after the end: %v", c.tail, err)
+		}
+	}
+}
+
 // An error of the source is not the layer's fault.
 func TestBrokenSource(t *testing.T) {
 	needRoot(t)

@@ -90,12 +90,17 @@ func (u *unpacking) all(stream io.Reader) error {
 	return u.drain(stream)
 }
 
+// maxTail is how much may follow an archive's end. Writers pad to a record of
+// 10 KiB, some to a tape's block; a gigabyte of zeros is only meant to keep the
+// reader busy.
+const maxTail = 64 << 20
+
 // drain reads what follows the archive's end, as the diff ID covers it.
 func (u *unpacking) drain(stream io.Reader) error {
 	var n int64
 	for {
 		m, err := stream.Read(u.buf)
-		if n += int64(m); n > streamLimit(u.limits)-u.bytes {
+		if n += int64(m); n > min(maxTail, streamLimit(u.limits)-u.bytes) {
 			return &FormatError{Err: errors.New("too many bytes after the archive's end")}
 		}
 		if err == io.EOF {
