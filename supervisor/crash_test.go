@@ -86,7 +86,7 @@ func TestEngineIsKilled(t *testing.T) {
 	if line, err := bufio.NewReader(stdout).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}
-	f.run("a", f.counting("a"))
+	pid := f.run("a", f.counting("a")).Pid
 	f.run("b", sh("read x; exit 6"), func(l *Launch) { l.Stdin = true })
 	if _, err := f.Listen(f.ctx, "cri", "unix", f.dir+"/cri.sock"); err != nil {
 		t.Fatal(err)
@@ -99,16 +99,17 @@ func TestEngineIsKilled(t *testing.T) {
 	before := time.Now()
 	os.Remove(f.dir + "/a.go")
 	f.eventually("the end in the log", func() bool { return strings.HasSuffix(f.logged("a", "stdout"), "end\n") })
-	after := time.Now()
+	f.eventually("the exit", func() bool { return !alive(pid) })
 	conn, err := net.Dial("unix", f.dir+"/cri.sock")
 	if err != nil {
 		t.Fatal(err)
 	}
 	conn.Close()
-	time.Sleep(50 * time.Millisecond) // the engine comes back later than the exit
+	time.Sleep(200 * time.Millisecond) // the engine comes back later than the exit
+	after := time.Now()
 	f.Client = f.connect()
 	p := f.ended("a")
-	if p.ExitCode != 5 || p.ExitedAt.Before(before) || p.ExitedAt.After(after.Add(40*time.Millisecond)) {
+	if p.ExitCode != 5 || p.ExitedAt.Before(before) || p.ExitedAt.After(after) {
 		t.Errorf("%+v, want an exit between %v and %v", p, before, after)
 	}
 	f.checkCounted("a", false)
