@@ -247,18 +247,18 @@ func TestKillSignals(t *testing.T) {
 
 func TestPauseAndResume(t *testing.T) {
 	onBoth(t, func(b *box) {
-		b.script("while :; do echo >> /ticks; sleep 0.02; done")
+		b.script("while :; do echo tick >> /ticks; sleep 0.02; done")
 		b.up()
+		ticks := func() int { return len(b.content("ticks")) }
+		b.eventually("the first tick", func() bool { return ticks() > 0 })
 		b.must("pause", b.id)
 		b.isStatus(statusPaused)
 		b.fails([]string{"paused"}, "exec", b.id, "true")
 		b.fails(nil, "pause", b.id)
-		before := len(b.content("ticks"))
+		before := ticks()
 		b.must("resume", b.id)
 		b.isStatus(specs.StateRunning)
-		st, _ := os.Stat(b.inside("ticks"))
-		b.eventually("the process to go on", func() bool { now, _ := os.Stat(b.inside("ticks")); return now.Size() > st.Size() })
-		_ = before
+		b.eventually("the process to go on", func() bool { return ticks() > before })
 		b.must("pause", b.id)
 		b.must("kill", b.id, "KILL")
 		if !b.ours {
