@@ -27,9 +27,17 @@ func start(t testing.TB, p *Program) int {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
+		defer c.Pidfd.Close()
 		unix.Kill(c.Pid, unix.SIGKILL)
+		// The first process of a pid namespace ends after all others in it were
+		// reaped, those that a failed test has forked into it included.
+		const bound = 30_000 // ms
+		poll := []unix.PollFd{{Fd: int32(c.Pidfd.Fd()), Events: unix.POLLIN}}
+		if n, err := unix.Poll(poll, bound); n == 0 || err != nil && err != unix.EINTR {
+			t.Errorf("process %d does not end: %v", c.Pid, err)
+			return
+		}
 		unix.Wait4(c.Pid, nil, 0, nil)
-		c.Pidfd.Close()
 	})
 	return c.Pid
 }
