@@ -23,7 +23,7 @@ var built = sync.OnceValues(func() (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, command)
-	cmd := exec.Command("go", "build", "-trimpath", "-o", path, "podstead/cmd/podstead-supervisor")
+	cmd := exec.Command("go", "build", "-o", path, "podstead/cmd/podstead-supervisor")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	out, err := cmd.CombinedOutput()
 	if err != nil {

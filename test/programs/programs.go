@@ -59,7 +59,7 @@ func build(dir, bin, packages string) error {
 		return err
 	}
 	defer os.RemoveAll(staging)
-	cmd := exec.Command("go", "build", "-trimpath", "-o", staging+"/", packages)
+	cmd := exec.Command("go", "build", "-o", staging+"/", packages)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
