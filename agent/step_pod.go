@@ -20,9 +20,9 @@ import (
 const openFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
 // Deadlines of calls to the runtime. Work goes on behind a deadline, and the
-// next try joins it.
+// next try joins it. A sandbox gets longer than runtimes take by themselves.
 const (
-	sandboxTimeout   = 4 * time.Minute
+	sandboxTimeout   = 5 * time.Minute
 	containerTimeout = 2 * time.Minute
 	teardownTimeout  = time.Minute
 )

@@ -14,7 +14,9 @@ func (p *planner) end() {
 	deadline := p.in.End.At.Add(p.in.End.Grace)
 	quiet := true
 	for name, b := range p.in.Busy {
-		if b.Kind == Start || b.Kind == Prepare || b.Kind == CreateSandbox {
+		// A runtime goes on making a sandbox that nobody waits for, and nobody
+		// would see it come; hence that is waited for and then undone.
+		if b.Kind == Start || b.Kind == Prepare {
 			p.step(Step{Kind: Cancel, Container: name})
 		}
 		quiet = false

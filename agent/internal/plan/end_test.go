@@ -51,3 +51,17 @@ func TestKillUnderWayIsOvertakenByAShorterGraceOnly(t *testing.T) {
 		}
 	}
 }
+
+// A sandbox that is being made when the pod is to end appears later, even if its
+// caller has left: the pod is not gone before.
+func TestEndWaitsForTheSandboxThatIsBeingMade(t *testing.T) {
+	at := time.Unix(1000, 0)
+	in := Input{Pod: &corev1.Pod{}, Busy: map[string]Busy{"": {Kind: CreateSandbox}}, End: &End{At: at}}
+	if p := Next(in, at); len(p.Steps) > 0 || p.Gone {
+		t.Errorf("steps %v, gone %t while it is being made", p.Steps, p.Gone)
+	}
+	in.Busy, in.Seen.Sandboxes = nil, []observe.Sandbox{{ID: "s", Ready: true}}
+	if p := Next(in, at); len(p.Steps) != 1 || p.Steps[0].Kind != StopSandbox {
+		t.Errorf("steps %v once it is there, want to stop it", p.Steps)
+	}
+}
