@@ -22,8 +22,10 @@ test-deps:
 # measure leaks on the whole host.
 test: test-deps
 	$(GO) vet ./...
+	mkdir -p bin
+	test/check-leaks >bin/before
 	$(GO) test -p 1 -timeout 8m ./...
-	test/check-leaks
+	test/check-leaks bin/before
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
 # a virtual machine; see docs/testing.md. Slow: for releases, and for changes
