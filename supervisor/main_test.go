@@ -119,9 +119,9 @@ func (forker) Adopt(program []byte, f *daemon.Forked) (daemon.Child, error) {
 	return commandChild{f.Control}, nil
 }
 
-// Fork forks a shell that waits for its start. The terminal is made by
-// the program's first word being "tty".
-func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*daemon.Forked, error) {
+// Fork forks a shell that waits for its start, or was started. The terminal is
+// made by the program's first word being "tty".
+func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*daemon.Forked, error) {
 	args := strings.Split(string(program), "\x00")
 	if args[0] == "fail" {
 		return nil, fmt.Errorf("step 3: %s: %w", args[1], syscall.ENOSPC)
@@ -178,7 +178,11 @@ func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*daemo
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	f.StartTicks, _ = strconv.ParseUint(string(fields[19]), 10, 64)
-	return f, nil
+	if start {
+		err = f.Child.Start()
+		f.Child, f.Control = nil, nil
+	}
+	return f, err
 }
 
 func openPty() (master, slave *os.File, err error) {

@@ -19,7 +19,7 @@ type Child interface {
 // Forked is what a Forker returns. The descriptors belong to the caller,
 // except Control, which is the Child's.
 type Forked struct {
-	Child      Child
+	Child      Child // nil: it was started and its image runs
 	Pid        int
 	StartTicks uint64
 	Pidfd      *os.File
@@ -31,7 +31,9 @@ type Forked struct {
 
 // Forker makes children that execute encoded launch programs.
 type Forker interface {
-	Fork(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error)
+	// Fork makes a child that waits for its start, or starts it at once, which
+	// saves waking up twice.
+	Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*Forked, error)
 	// Adopt makes a Child of one that was forked before an upgrade; of f, Pid,
 	// StartTicks, Pidfd and Control are set.
 	Adopt(program []byte, f *Forked) (Child, error)
@@ -41,24 +43,26 @@ type Forker interface {
 type Programs struct{}
 
 // Fork forks by package launch.
-func (Programs) Fork(program []byte, files []*os.File, stdio launch.Stdio) (*Forked, error) {
+func (Programs) Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*Forked, error) {
 	var p launch.Program
 	if err := p.UnmarshalBinary(program); err != nil {
 		return nil, fmt.Errorf("decode launch program: %w", err)
 	}
-	c, err := launch.Fork(&p, files, stdio)
+	c, err := launch.ForkWith(&p, files, launch.ForkOptions{Stdio: stdio, Start: start})
 	if err != nil {
 		return nil, err
 	}
-	return &Forked{
-		Child:      c,
+	f := &Forked{
 		Pid:        c.Pid,
 		StartTicks: c.StartTime,
 		Pidfd:      c.Pidfd,
 		Console:    c.Console,
-		Control:    c.Control,
 		Warnings:   c.Warnings,
-	}, nil
+	}
+	if !start {
+		f.Child, f.Control = c, c.Control
+	}
+	return f, nil
 }
 
 // Adopt adopts by package launch.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -64,7 +65,7 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 		err := d.fork(p, req, fds)
 		d.post(func() {
 			d.forks--
-			d.launched(c, seq, p, req, err)
+			d.launched(p, err)
 		})
 	}()
 	return nil
@@ -116,12 +117,16 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 			}
 		}
 	}
-	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]})
+	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]}, req.Start)
 	if err != nil {
 		return err
 	}
 	p.Pid, p.StartTicks, p.pidfd = forked.Pid, forked.StartTicks, forked.Pidfd
-	p.child, p.control, p.program = forked.Child, forked.Control, req.Program
+	if forked.Child == nil {
+		p.StartedAt = time.Now()
+	} else {
+		p.child, p.control, p.program = forked.Child, forked.Control, req.Program
+	}
 	p.Warnings = forked.Warnings
 	if forked.Console != nil {
 		if err := d.keepConsole(p, forked.Console, req.Logged, &outs); err != nil {
@@ -233,9 +238,12 @@ func newStdio(d *daemon, p *process, log *crilog.Writer, outs [2]int, pty bool) 
 }
 
 // launched takes a forked process into the loop, or reports why there is none.
-func (d *daemon) launched(c *conn, seq uint32, p *process, req *protocol.LaunchRequest, err error) {
+func (d *daemon) launched(p *process, err error) {
 	if err == nil {
 		p.State = created
+		if p.child == nil {
+			p.State = running
+		}
 		err = d.watchProcess(p)
 	}
 	if err != nil {
@@ -249,18 +257,8 @@ func (d *daemon) launched(c *conn, seq uint32, p *process, req *protocol.LaunchR
 		return
 	}
 	d.writeRecord(p)
-	if !req.Start {
-		d.launchEnded(p, nil)
-		d.sweep()
-		return
-	}
-	d.start(p, func(err error) {
-		if err == nil {
-			d.launchEnded(p, nil)
-			return
-		}
-		d.discard(p, err)
-	})
+	d.launchEnded(p, nil)
+	d.sweep()
 }
 
 // discard kills a process and forgets it when it is dead; its launch has
