@@ -11,7 +11,7 @@ import (
 )
 
 var concurrentTests = []test{
-	{"many pods at once", func(t *testing.T, s *suite) {
+	{"many pods at once", "RunPodSandbox CreateContainer StartContainer", func(t *testing.T, s *suite) {
 		each(10, func(int) {
 			c := s.pod(t).sh(t, "echo ran")
 			if c.exited(t); c.log(t) != "ran\n" {
@@ -19,7 +19,7 @@ var concurrentTests = []test{
 			}
 		})
 	}},
-	{"the same pod many times at once", func(t *testing.T, s *suite) {
+	{"the same pod many times at once", "RunPodSandbox", func(t *testing.T, s *suite) {
 		config := s.podConfig(t)
 		ids := make([]string, 8)
 		each(len(ids), func(i int) {
@@ -41,7 +41,7 @@ var concurrentTests = []test{
 			t.Errorf("%d sandboxes were made", len(distinct))
 		}
 	}},
-	{"the same container many times at once", func(t *testing.T, s *suite) {
+	{"the same container many times at once", "CreateContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "sleep 1000")
 		each(8, func(int) {
@@ -51,7 +51,7 @@ var concurrentTests = []test{
 			t.Errorf("%d containers were made", n)
 		}
 	}},
-	{"stop and remove many times at once", func(t *testing.T, s *suite) {
+	{"stop and remove many times at once", "StopContainer StopPodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, "sleep 1000")
 		each(8, func(i int) {
@@ -65,7 +65,7 @@ var concurrentTests = []test{
 			}
 		})
 	}},
-	{"remove many times at once", func(t *testing.T, s *suite) {
+	{"remove many times at once", "RemoveContainer RemovePodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, "sleep 1000")
 		each(4, func(int) {
@@ -79,7 +79,7 @@ var concurrentTests = []test{
 			}
 		})
 	}},
-	{"many execs at once", func(t *testing.T, s *suite) {
+	{"many execs at once", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		each(20, func(i int) {
 			r, err := c.execSync(t, fmt.Sprintf("echo %d; exit %d", i, i), 60)
@@ -88,7 +88,7 @@ var concurrentTests = []test{
 			}
 		})
 	}},
-	{"a retry after a deadline", func(t *testing.T, s *suite) {
+	{"a retry after a deadline", "RunPodSandbox", func(t *testing.T, s *suite) {
 		config := s.podConfig(t)
 		ctx, cancel := context.WithTimeout(t.Context(), time.Millisecond)
 		defer cancel()
@@ -108,7 +108,7 @@ var concurrentTests = []test{
 			t.Errorf("%d sandboxes were made", n)
 		}
 	}},
-	{"one stuck container does not block another", func(t *testing.T, s *suite) {
+	{"one stuck container does not block another", "StopContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		stuck := p.sh(t, ignoring)
 		stuck.says(t, "ready\n")
@@ -139,7 +139,7 @@ func each(n int, f func(i int)) {
 
 // endTests come last.
 var endTests = []test{
-	{"nothing is left", func(t *testing.T, s *suite) {
+	{"nothing is left", "", func(t *testing.T, s *suite) {
 		run := map[string]string{runLabel: s.run}
 		if left := s.sandboxes(t, &runtimeapi.PodSandboxFilter{LabelSelector: run}); len(left) != 0 {
 			t.Errorf("%d sandboxes: %v", len(left), left)

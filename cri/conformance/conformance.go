@@ -16,6 +16,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,10 @@ type Target struct {
 	PullImage string
 	// CgroupParent is below which the suite's pods get their cgroups.
 	CgroupParent string
+	// Proves says that the target has this version of the API: a test that names
+	// a field as shown fails unless the field was sent to the target, or came
+	// from it.
+	Proves bool
 	// Known maps names of tests ("exec/inherited output") to why the target is
 	// known to fail them. They are skipped.
 	Known map[string]string
@@ -52,8 +57,9 @@ const patience = 60 * time.Second
 // suite is one run of the tests on a target.
 type suite struct {
 	Target
-	run string // tells this run's objects from those of others
-	n   atomic.Int64
+	run     string // tells this run's objects from those of others
+	n       atomic.Int64
+	traffic *traffic // of the test under way
 }
 
 // runLabel is on everything that the suite makes.
@@ -62,17 +68,15 @@ const runLabel = "podstead.test/run"
 // test is one named test.
 type test struct {
 	name string
-	run  func(*testing.T, *suite)
+	// shows lists the rows of docs/cri.md that it is evidence for: verbs, and
+	// fields as in "Mount.{image,readonly} PodIP.*". May be empty.
+	shows string
+	run   func(*testing.T, *suite)
 }
 
-// Run runs the suite.
-func Run(t *testing.T, target Target) {
-	s := &suite{Target: target, run: fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano())}
-	used := map[string]bool{}
-	for _, group := range []struct {
-		name  string
-		tests []test
-	}{
+// groups are all tests, in the order in which they run.
+func groups() []group {
+	return []group{
 		{"runtime", runtimeTests},
 		{"sandbox", sandboxTests},
 		{"network", networkTests},
@@ -88,7 +92,20 @@ func Run(t *testing.T, target Target) {
 		{"image", imageTests},
 		{"concurrent", concurrentTests},
 		{"end", endTests},
-	} {
+	}
+}
+
+type group struct {
+	name  string
+	tests []test
+}
+
+// Run runs the suite.
+func Run(t *testing.T, target Target) {
+	s := &suite{Target: target, run: fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()), traffic: &traffic{}}
+	s.Runtime = recorder{target.Runtime, s.traffic}
+	used := map[string]bool{}
+	for _, group := range groups() {
 		for _, test := range group.tests {
 			name := group.name + "/" + test.name
 			t.Run(name, func(t *testing.T) {
@@ -96,7 +113,11 @@ func Run(t *testing.T, target Target) {
 					used[name] = true
 					t.Skip("known: " + why)
 				}
+				s.traffic.reset()
 				test.run(t, s)
+				if s.Proves {
+					s.prove(t, test.shows)
+				}
 			})
 		}
 	}
@@ -107,6 +128,24 @@ func Run(t *testing.T, target Target) {
 		if !used[name] && !filtered() {
 			t.Errorf("Known names %q, which is not a test", name)
 		}
+	}
+}
+
+// prove fails a test that says to show rows and did not touch them. Rows that
+// need something that not every host has are taken on trust.
+func (s *suite) prove(t *testing.T, shows string) {
+	t.Helper()
+	list, err := rows(shows)
+	if err != nil {
+		t.Fatal(err)
+	}
+	says, _, err := readSupport()
+	if err != nil {
+		t.Fatal(err)
+	}
+	list = slices.DeleteFunc(list, func(row string) bool { return strings.HasPrefix(says[row], "needs") })
+	if missing := s.traffic.missing(list); len(missing) > 0 {
+		t.Errorf("it says that it shows rows which were neither sent nor received: %s", strings.Join(missing, " "))
 	}
 }
 

@@ -12,8 +12,13 @@ import (
 )
 
 var containerTests = []test{
-	{"lifecycle", containerLifecycle},
-	{"unknown id", func(t *testing.T, s *suite) {
+	{"lifecycle", "CreateContainer StartContainer StopContainer RemoveContainer ContainerStatus CreateContainerRequest.* " +
+		"CreateContainerResponse.* StartContainerRequest.* StopContainerRequest.container_id RemoveContainerRequest.* " +
+		"ContainerStatusRequest.container_id ContainerStatusResponse.status " +
+		"ContainerStatus.{id,metadata,state,created_at,started_at,finished_at,exit_code} " +
+		"ContainerStatus.{image,image_ref,labels,annotations,log_path} " +
+		"ContainerConfig.{metadata,image,command,labels,annotations,log_path} ContainerMetadata.name ImageSpec.image", containerLifecycle},
+	{"unknown id", "StopContainer RemoveContainer ContainerStatus StartContainer", func(t *testing.T, s *suite) {
 		ctx, id := t.Context(), "no-such-container"
 		if _, err := s.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {
 			t.Errorf("stop: %v", err)
@@ -26,12 +31,12 @@ var containerTests = []test{
 		_, err = s.Runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
 		wantCode(t, "start", err, codes.NotFound)
 	}},
-	{"unknown sandbox", func(t *testing.T, s *suite) {
+	{"unknown sandbox", "CreateContainer", func(t *testing.T, s *suite) {
 		p := &pod{suite: s, config: s.podConfig(t)}
 		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: "no-such-sandbox", Config: p.script("c", "true"), SandboxConfig: p.config})
 		wantCode(t, "create", err, codes.NotFound)
 	}},
-	{"unknown image", func(t *testing.T, s *suite) {
+	{"unknown image", "CreateContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "true")
 		config.Image = &runtimeapi.ImageSpec{Image: "test.local/no/such:image"}
@@ -41,7 +46,7 @@ var containerTests = []test{
 			t.Errorf("it left containers %v", left)
 		}
 	}},
-	{"same container twice", func(t *testing.T, s *suite) {
+	{"same container twice", "CreateContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "sleep 1000")
 		c := p.create(t, config)
@@ -53,7 +58,7 @@ var containerTests = []test{
 			t.Errorf("%d containers are listed", n)
 		}
 	}},
-	{"next attempt of the same container", func(t *testing.T, s *suite) {
+	{"next attempt of the same container", "ContainerMetadata.attempt", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "true")
 		p.start(t, config).exited(t)
@@ -63,14 +68,14 @@ var containerTests = []test{
 			t.Errorf("attempt is %d", got)
 		}
 	}},
-	{"start of an exited container is refused", func(t *testing.T, s *suite) {
+	{"start of an exited container is refused", "StartContainer", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "true")
 		c.exited(t)
 		_, err := s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.id})
 		wantError(t, "start", err)
 	}},
-	{"start without the program tells why", startWithoutProgram},
-	{"exit codes", func(t *testing.T, s *suite) {
+	{"start without the program tells why", "CreateContainer", startWithoutProgram},
+	{"exit codes", "ContainerStatus.{exit_code,reason}", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		for script, want := range map[string]struct {
 			code   int32
@@ -88,8 +93,9 @@ var containerTests = []test{
 			}
 		}
 	}},
-	{"filters are joined by and", containerFilters},
-	{"removing it while it runs", func(t *testing.T, s *suite) {
+	{"filters are joined by and", "ListContainers ListContainersRequest.filter ListContainersResponse.containers ContainerFilter.* " +
+		"ContainerStateValue.state Container.{id,pod_sandbox_id,metadata,image_ref,state,created_at}", containerFilters},
+	{"removing it while it runs", "RemoveContainer", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo hello; sleep 1000")
 		eventually(t, "the log has its line", func() bool { return c.log(t) == "hello\n" })
 		c.remove(t)
@@ -99,7 +105,7 @@ var containerTests = []test{
 			t.Errorf("the log went with the container: %v", err)
 		}
 	}},
-	{"removing it before it starts", func(t *testing.T, s *suite) {
+	{"removing it before it starts", "RemoveContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.create(t, p.script("c", "sleep 1000"))
 		c.remove(t)
@@ -107,7 +113,7 @@ var containerTests = []test{
 			t.Errorf("still listed: %v", left)
 		}
 	}},
-	{"stopping it before it starts", func(t *testing.T, s *suite) {
+	{"stopping it before it starts", "StopContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.create(t, p.script("c", "sleep 1000"))
 		if _, err := s.Runtime.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: c.id, Timeout: 1}); err != nil {

@@ -10,7 +10,7 @@ import (
 )
 
 var eventTests = []test{
-	{"of a life", func(t *testing.T, s *suite) {
+	{"of a life", "GetContainerEvents ContainerEventResponse.*", func(t *testing.T, s *suite) {
 		w := s.watch(t)
 		p := s.pod(t)
 		c := p.sh(t, "exit 3")
@@ -40,7 +40,7 @@ var eventTests = []test{
 			t.Errorf("the exit's event has statuses %v", stopped.GetContainersStatuses())
 		}
 	}},
-	{"to every subscriber", func(t *testing.T, s *suite) {
+	{"to every subscriber", "GetContainerEvents", func(t *testing.T, s *suite) {
 		a, b := s.watch(t), s.watch(t)
 		p := s.pod(t)
 		for _, w := range []*watch{a, b} {

@@ -11,7 +11,7 @@ import (
 )
 
 var execTests = []test{
-	{"output and exit code", func(t *testing.T, s *suite) {
+	{"output and exit code", "ExecSync ExecSyncRequest.{container_id,cmd} ExecSyncResponse.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		r, err := c.execSync(t, "echo out; echo err >&2; exit 3", 60)
 		if err != nil {
@@ -21,14 +21,14 @@ var execTests = []test{
 			t.Errorf("stdout %q, stderr %q, exit code %d", r.GetStdout(), r.GetStderr(), r.GetExitCode())
 		}
 	}},
-	{"as the container: user, environment, directory, limits", execAsContainer},
-	{"empty input", func(t *testing.T, s *suite) {
+	{"as the container: user, environment, directory, limits", "ExecSync", execAsContainer},
+	{"empty input", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		if got := c.exec(t, "cat"); got != "" {
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"timeout kills the process", func(t *testing.T, s *suite) {
+	{"timeout kills the process", "ExecSync ExecSyncRequest.timeout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		start := time.Now()
 		_, err := c.execSync(t, "exec sleep 4444", 1)
@@ -40,21 +40,21 @@ var execTests = []test{
 			return c.exec(t, "sh", "-c", "ps | grep -c '[s]leep 4444' || true") == "0"
 		})
 	}},
-	{"inherited output does not hang", func(t *testing.T, s *suite) {
+	{"inherited output does not hang", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		r, err := c.execSync(t, "sleep 1000 & echo started", 30)
 		if err != nil || string(r.GetStdout()) != "started\n" {
 			t.Errorf("output is %q, error %v", r.GetStdout(), err)
 		}
 	}},
-	{"missing program", func(t *testing.T, s *suite) {
+	{"missing program", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		r, err := s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c.id, Cmd: []string{"/no/such/program"}})
 		if err == nil && r.GetExitCode() != 127 && r.GetExitCode() != 126 {
 			t.Errorf("exit code is %d, want an error, or what a shell returns", r.GetExitCode())
 		}
 	}},
-	{"not running", func(t *testing.T, s *suite) {
+	{"not running", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "true")
 		c.exited(t)
 		_, err := c.execSync(t, "true", 1)
@@ -62,7 +62,7 @@ var execTests = []test{
 		_, err = s.Runtime.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: "no-such-container", Cmd: []string{"true"}})
 		wantCode(t, "exec in an unknown container", err, codes.NotFound)
 	}},
-	{"much output", func(t *testing.T, s *suite) {
+	{"much output", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		r, err := c.execSync(t, "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2", 60)
 		if err != nil {
@@ -72,7 +72,7 @@ var execTests = []test{
 			t.Errorf("%d bytes of stdout, %d of stderr", len(r.GetStdout()), len(r.GetStderr()))
 		}
 	}},
-	{"too much output is cut, without an error", func(t *testing.T, s *suite) {
+	{"too much output is cut, without an error", "ExecSyncResponse.stdout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		r, err := c.execSync(t, "head -c 20000000 /dev/zero; exit 4", 60)
 		if err != nil {

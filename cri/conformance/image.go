@@ -8,7 +8,7 @@ import (
 )
 
 var imageTests = []test{
-	{"status by every name", func(t *testing.T, s *suite) {
+	{"status by every name", "ImageStatus ImageStatusRequest.image ImageStatusResponse.image Image.{id,size,repo_tags}", func(t *testing.T, s *suite) {
 		image := s.image(t, s.Image)
 		if image == nil {
 			t.Fatalf("image %s is not there", s.Image)
@@ -22,7 +22,7 @@ var imageTests = []test{
 			}
 		}
 	}},
-	{"absent", func(t *testing.T, s *suite) {
+	{"absent", "ImageStatus RemoveImage", func(t *testing.T, s *suite) {
 		if image := s.image(t, "test.local/no/such:image"); image != nil {
 			t.Errorf("status is %v", image)
 		}
@@ -33,7 +33,7 @@ var imageTests = []test{
 			}
 		}
 	}},
-	{"list", func(t *testing.T, s *suite) {
+	{"list", "ListImages ListImagesRequest.filter ListImagesResponse.images ImageFilter.image", func(t *testing.T, s *suite) {
 		id := s.image(t, s.Image).GetId()
 		for name, filter := range map[string]*runtimeapi.ImageFilter{
 			"all":     nil,
@@ -54,7 +54,7 @@ var imageTests = []test{
 			}
 		}
 	}},
-	{"ids are one", func(t *testing.T, s *suite) {
+	{"ids are one", "Container.image_id ContainerStatus.image_id Image.id", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, "sleep 1000")
 		id, status := s.image(t, s.Image).GetId(), c.status(t)
@@ -63,7 +63,8 @@ var imageTests = []test{
 			t.Errorf("image's id %q, container's %v, status's %q", id, list, status.GetImageId())
 		}
 	}},
-	{"pull and remove", func(t *testing.T, s *suite) {
+	{"pull and remove", "PullImage RemoveImage PullImageRequest.image PullImageResponse.image_ref " +
+		"RemoveImageRequest.image Image.{repo_tags,repo_digests}", func(t *testing.T, s *suite) {
 		if s.PullImage == "" {
 			t.Skip("the target has no image to pull")
 		}
@@ -87,7 +88,7 @@ var imageTests = []test{
 			t.Errorf("still there after remove: %v", image)
 		}
 	}},
-	{"pull of nothing", func(t *testing.T, s *suite) {
+	{"pull of nothing", "PullImage", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "127.0.0.1:1/no/such:image"}})
 		wantError(t, "pull from where nobody listens", err)
 		_, err = s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "Not A Name!"}})

@@ -12,7 +12,7 @@ import (
 )
 
 var logTests = []test{
-	{"format", func(t *testing.T, s *suite) {
+	{"format", "ContainerConfig.log_path PodSandboxConfig.log_directory", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo out; echo err >&2; echo; printf 'no newline'")
 		c.exited(t)
 		lines := c.logLines(t)
@@ -36,7 +36,7 @@ var logTests = []test{
 			t.Errorf("standard error is logged as %q", stderr)
 		}
 	}},
-	{"long lines", func(t *testing.T, s *suite) {
+	{"long lines", "ContainerConfig.log_path", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "head -c 100000 /dev/zero | tr '\\0' x; echo; echo after")
 		c.exited(t)
 		lines := c.logLines(t)
@@ -52,14 +52,14 @@ var logTests = []test{
 			t.Errorf("put together it has %d bytes", len(got))
 		}
 	}},
-	{"all of it is there when the exit is seen", func(t *testing.T, s *suite) {
+	{"all of it is there when the exit is seen", "ContainerConfig.log_path", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "seq 1 20000")
 		c.exited(t)
 		if got := strings.Count(c.log(t), "\n"); got != 20000 {
 			t.Errorf("%d lines, want 20000", got)
 		}
 	}},
-	{"reopen after a rename", func(t *testing.T, s *suite) {
+	{"reopen after a rename", "ReopenContainerLog ReopenContainerLogRequest.container_id", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo one; while ! test -e /go; do sleep 0.05; done; echo two; sleep 1000")
 		c.says(t, "one\n")
 		if err := os.Rename(c.logFile, c.logFile+".1"); err != nil {
@@ -78,7 +78,7 @@ var logTests = []test{
 			t.Errorf("the old file has %q", got)
 		}
 	}},
-	{"reopen of an exited container makes no file", func(t *testing.T, s *suite) {
+	{"reopen of an exited container makes no file", "ReopenContainerLog", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "true")
 		c.exited(t)
 		if err := os.Rename(c.logFile, c.logFile+".1"); err != nil {
@@ -90,13 +90,13 @@ var logTests = []test{
 			t.Errorf("a new file was made (stat: %v)", err)
 		}
 	}},
-	{"none asked for", func(t *testing.T, s *suite) {
+	{"none asked for", "", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo x; exit 6", func(config *runtimeapi.ContainerConfig) { config.LogPath = "" })
 		if got := c.exited(t).GetExitCode(); got != 6 {
 			t.Errorf("exit code is %d", got)
 		}
 	}},
-	{"of a terminal", func(t *testing.T, s *suite) {
+	{"of a terminal", "ContainerConfig.tty", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo out; echo err >&2", func(config *runtimeapi.ContainerConfig) { config.Tty = true })
 		if got := strings.ReplaceAll(c.output(t), "\r", ""); got != "out\nerr\n" {
 			t.Errorf("log is %q", got)

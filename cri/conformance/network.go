@@ -15,13 +15,13 @@ import (
 const echoServer = "exec nc -ll -p 7000 -e /bin/cat"
 
 var networkTests = []test{
-	{"containers share localhost", func(t *testing.T, s *suite) {
+	{"containers share localhost", "NamespaceOption.network", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		p.sh(t, echoServer)
 		client := p.sh(t, "sleep 1000")
 		eventually(t, "the echo server answers", func() bool { return client.echoes(t, "127.0.0.1") })
 	}},
-	{"pods reach each other", func(t *testing.T, s *suite) {
+	{"pods reach each other", "PodSandboxNetworkStatus.ip", func(t *testing.T, s *suite) {
 		server, client := s.pod(t), s.pod(t)
 		server.sh(t, echoServer)
 		c := client.sh(t, "sleep 1000")
@@ -31,12 +31,12 @@ var networkTests = []test{
 		}
 		eventually(t, "the echo server answers", func() bool { return c.echoes(t, ip) })
 	}},
-	{"the host reaches a pod", func(t *testing.T, s *suite) {
+	{"the host reaches a pod", "PodSandboxNetworkStatus.ip", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		p.sh(t, echoServer)
 		wantEcho(t, net.JoinHostPort(p.status(t).GetNetwork().GetIp(), "7000"))
 	}},
-	{"host port", func(t *testing.T, s *suite) {
+	{"host port", "PodSandboxConfig.port_mappings PortMapping.{container_port,host_port}", func(t *testing.T, s *suite) {
 		const port = 27001
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 7000, HostPort: port}}
@@ -50,7 +50,7 @@ var networkTests = []test{
 			t.Error("the host port is open although the pod has stopped")
 		}
 	}},
-	{"host network", func(t *testing.T, s *suite) {
+	{"host network", "NamespaceOption.network", func(t *testing.T, s *suite) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			t.Fatal(err)
@@ -78,7 +78,7 @@ var networkTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"resolv.conf", func(t *testing.T, s *suite) {
+	{"resolv.conf", "PodSandboxConfig.dns_config DNSConfig.*", func(t *testing.T, s *suite) {
 		got := s.pod(t).sh(t, "cat /etc/resolv.conf").output(t)
 		for _, want := range []string{"nameserver 192.0.2.53\n", "search test.local\n", "options ndots:5\n"} {
 			if !strings.Contains(got, want) {
@@ -86,7 +86,7 @@ var networkTests = []test{
 			}
 		}
 	}},
-	{"address is free again", func(t *testing.T, s *suite) {
+	{"address is free again", "StopPodSandbox", func(t *testing.T, s *suite) {
 		ips := map[string]bool{}
 		for range 3 {
 			p := s.pod(t)

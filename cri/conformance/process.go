@@ -13,7 +13,7 @@ import (
 
 // processTests are about what a container's process finds around itself.
 var processTests = []test{
-	{"command of the image", func(t *testing.T, s *suite) {
+	{"command of the image", "ContainerConfig.image", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "")
 		config.Command = nil // sh, which ends at the end of its empty input
@@ -21,7 +21,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"args replace the command of the image", func(t *testing.T, s *suite) {
+	{"args replace the command of the image", "ContainerConfig.args", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "")
 		config.Command, config.Args = nil, []string{"echo", "one", "two  three"}
@@ -29,7 +29,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"environment", func(t *testing.T, s *suite) {
+	{"environment", "ContainerConfig.envs KeyValue.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, `echo "$FROM_IMAGE $A $B $HOME $HOSTNAME"`, func(config *runtimeapi.ContainerConfig) {
 			config.Envs = []*runtimeapi.KeyValue{{Key: "A", Value: []byte("a=b c")}, {Key: "B", Value: []byte("$A")}}
 		})
@@ -37,7 +37,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"environment wins over the image", func(t *testing.T, s *suite) {
+	{"environment wins over the image", "ContainerConfig.envs", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, `echo "$FROM_IMAGE"; env | grep -c FROM_IMAGE`, func(config *runtimeapi.ContainerConfig) {
 			config.Envs = []*runtimeapi.KeyValue{{Key: "FROM_IMAGE", Value: []byte("no")}}
 		})
@@ -45,14 +45,15 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"working directory", func(t *testing.T, s *suite) {
+	{"working directory", "ContainerConfig.working_dir", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "pwd", func(config *runtimeapi.ContainerConfig) { config.WorkingDir = "/made/for/it" })
 		if got := c.output(t); got != "/made/for/it\n" {
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"user and groups", userAndGroups},
-	{"read-only root", func(t *testing.T, s *suite) {
+	{"user and groups", "LinuxContainerConfig.security_context " +
+		"LinuxContainerSecurityContext.{run_as_user,run_as_group,run_as_username,supplemental_groups}", userAndGroups},
+	{"read-only root", "LinuxContainerSecurityContext.readonly_rootfs", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "touch /x 2>/dev/null && echo wrote /; touch /dev/shm/x && echo wrote shm", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.SecurityContext.ReadonlyRootfs = true
 		})
@@ -60,14 +61,14 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"root is its own", func(t *testing.T, s *suite) {
+	{"root is its own", "CreateContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		p.sh(t, "echo x > /from-the-first").exited(t)
 		if got := p.sh(t, "ls /").output(t); strings.Contains(got, "from-the-first") {
 			t.Errorf("one container's file is in another's root: %q", got)
 		}
 	}},
-	{"capabilities", func(t *testing.T, s *suite) {
+	{"capabilities", "LinuxContainerSecurityContext.capabilities Capability.{add_capabilities,drop_capabilities}", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		drop := func(config *runtimeapi.ContainerConfig) {
 			config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}
@@ -82,7 +83,7 @@ var processTests = []test{
 			t.Errorf("by default: %q", got)
 		}
 	}},
-	{"no new privileges", func(t *testing.T, s *suite) {
+	{"no new privileges", "LinuxContainerSecurityContext.no_new_privs", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "grep NoNewPrivs /proc/self/status", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.SecurityContext.NoNewPrivs = true
 		})
@@ -90,7 +91,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"default seccomp profile", func(t *testing.T, s *suite) {
+	{"default seccomp profile", "LinuxContainerSecurityContext.seccomp SecurityProfile.profile_type", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		for want, profile := range map[string]*runtimeapi.SecurityProfile{
 			"Seccomp:\t2\n": {ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
@@ -104,7 +105,7 @@ var processTests = []test{
 			}
 		}
 	}},
-	{"masked and read-only paths", func(t *testing.T, s *suite) {
+	{"masked and read-only paths", "LinuxContainerSecurityContext.{masked_paths,readonly_paths}", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "exec 2>&1; wc -c < /proc/keys; echo 1 > /proc/sys/kernel/panic; true", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.SecurityContext.MaskedPaths = []string{"/proc/keys"}
 			config.Linux.SecurityContext.ReadonlyPaths = []string{"/proc/sys"}
@@ -113,7 +114,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"privileged", func(t *testing.T, s *suite) {
+	{"privileged", "LinuxContainerSecurityContext.privileged LinuxSandboxSecurityContext.privileged", func(t *testing.T, s *suite) {
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) { config.Linux.SecurityContext.Privileged = true })
 		c := p.sh(t, "test -w /proc/sys/kernel && mkdir /m && mount -t tmpfs x /m && echo mounted", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.SecurityContext.Privileged = true
@@ -122,17 +123,18 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"privileged needs a privileged sandbox", func(t *testing.T, s *suite) {
+	{"privileged needs a privileged sandbox", "LinuxContainerSecurityContext.privileged", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "true")
 		config.Linux.SecurityContext.Privileged = true
 		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 		wantError(t, "create", err)
 	}},
-	{"bind mounts", bindMounts},
-	{"recursively read-only mounts", recursiveReadOnly},
-	{"image volumes", imageVolumes},
-	{"strict groups", func(t *testing.T, s *suite) {
+	{"bind mounts", "ContainerConfig.mounts Mount.{container_path,host_path,readonly} ContainerStatus.mounts", bindMounts},
+	{"recursively read-only mounts", "Mount.recursive_read_only", recursiveReadOnly},
+	{"image volumes", "Mount.{image,image_sub_path}", imageVolumes},
+	{"strict groups", "LinuxContainerSecurityContext.supplemental_groups_policy ContainerStatus.user " +
+		"ContainerUser.linux LinuxContainerUser.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "id -G; sleep 1000", func(config *runtimeapi.ContainerConfig) {
 			security := config.Linux.SecurityContext
 			security.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
@@ -144,7 +146,7 @@ var processTests = []test{
 			t.Errorf("status has the user %v", user)
 		}
 	}},
-	{"user namespace", func(t *testing.T, s *suite) {
+	{"user namespace", "NamespaceOption.userns_options UserNamespace.{uids,gids} IDMapping.{host_id,length}", func(t *testing.T, s *suite) {
 		mapping := []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
@@ -154,7 +156,7 @@ var processTests = []test{
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"mount of something missing", func(t *testing.T, s *suite) {
+	{"mount of something missing", "Mount.host_path", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "true")
 		config.Mounts = []*runtimeapi.Mount{{HostPath: "/dev/null/no-such", ContainerPath: "/x"}}
@@ -166,7 +168,7 @@ var processTests = []test{
 			t.Errorf("error is %v, want one that names the path", err)
 		}
 	}},
-	{"mount over a link does not leave the root", func(t *testing.T, s *suite) {
+	{"mount over a link does not leave the root", "Mount.container_path", func(t *testing.T, s *suite) {
 		dir := t.TempDir()
 		c := s.pod(t).sh(t, "ls /tmp/made-by-mount", func(config *runtimeapi.ContainerConfig) {
 			// /bin/../../../ climbs out of a root that is resolved carelessly.
@@ -178,13 +180,13 @@ var processTests = []test{
 			os.Remove("/tmp/made-by-mount")
 		}
 	}},
-	{"terminal", func(t *testing.T, s *suite) {
+	{"terminal", "ContainerConfig.tty", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "tty", func(config *runtimeapi.ContainerConfig) { config.Tty = true })
 		if got := c.output(t); !strings.HasPrefix(got, "/dev/") {
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"devices", func(t *testing.T, s *suite) {
+	{"devices", "ContainerConfig.devices Device.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "stat -c %t:%T /dev/mine; head -c 4 /dev/mine | wc -c", func(config *runtimeapi.ContainerConfig) {
 			config.Devices = []*runtimeapi.Device{{HostPath: "/dev/zero", ContainerPath: "/dev/mine", Permissions: "rw"}}
 		})

@@ -14,7 +14,8 @@ const mebibyte = 1 << 20
 const memoryLimit = `for f in /sys/fs/cgroup/memory.max /sys/fs/cgroup/memory/memory.limit_in_bytes; do test -e $f && cat $f; done; true`
 
 var resourceTests = []test{
-	{"memory limit is the cgroup's", func(t *testing.T, s *suite) {
+	{"memory limit is the cgroup's", "LinuxContainerConfig.resources LinuxContainerResources.memory_limit_in_bytes " +
+		"ContainerStatus.resources ContainerResources.linux", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000", limited(64*mebibyte))
 		if got := c.exec(t, "sh", "-c", memoryLimit); got != "67108864" {
 			t.Errorf("the container sees the limit %q", got)
@@ -23,14 +24,15 @@ var resourceTests = []test{
 			t.Errorf("status has the limit %d", got)
 		}
 	}},
-	{"update while it runs", func(t *testing.T, s *suite) {
+	{"update while it runs", "UpdateContainerResources UpdateContainerResourcesRequest.{container_id,linux} " +
+		"LinuxContainerResources.memory_limit_in_bytes", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000", limited(64*mebibyte))
 		c.update(t, 96*mebibyte)
 		if got := c.exec(t, "sh", "-c", memoryLimit); got != "100663296" {
 			t.Errorf("the container sees the limit %q", got)
 		}
 	}},
-	{"update before it starts", func(t *testing.T, s *suite) {
+	{"update before it starts", "UpdateContainerResources", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		config := p.script("c", "sleep 1000")
 		limited(64 * mebibyte)(config)
@@ -41,23 +43,23 @@ var resourceTests = []test{
 			t.Errorf("the container sees the limit %q", got)
 		}
 	}},
-	{"update of an unknown container", func(t *testing.T, s *suite) {
+	{"update of an unknown container", "UpdateContainerResources", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: "no-such-container", Linux: &runtimeapi.LinuxContainerResources{CpuShares: 100}})
 		wantCode(t, "update", err, codes.NotFound)
 	}},
-	{"killed for memory", func(t *testing.T, s *suite) {
+	{"killed for memory", "ContainerStatus.reason LinuxContainerResources.memory_limit_in_bytes", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "dd if=/dev/zero of=/dev/null bs=100M count=1; exit $?", limited(16*mebibyte))
 		if status := c.exited(t); status.GetReason() != "OOMKilled" || status.GetExitCode() != 137 {
 			t.Errorf("reason is %q, exit code %d", status.GetReason(), status.GetExitCode())
 		}
 	}},
-	{"small memory limit starts", func(t *testing.T, s *suite) {
+	{"small memory limit starts", "LinuxContainerResources.memory_limit_in_bytes", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "echo runs", limited(8*mebibyte))
 		if got := c.output(t); got != "runs\n" {
 			t.Errorf("output is %q", got)
 		}
 	}},
-	{"oom score", func(t *testing.T, s *suite) {
+	{"oom score", "LinuxContainerResources.oom_score_adj", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "cat /proc/self/oom_score_adj", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.Resources.OomScoreAdj = 900
 		})

@@ -12,8 +12,8 @@ import (
 )
 
 var runtimeTests = []test{
-	{"version", func(t *testing.T, s *suite) {
-		v, err := s.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{})
+	{"version", "Version VersionRequest.version VersionResponse.*", func(t *testing.T, s *suite) {
+		v, err := s.Runtime.Version(t.Context(), &runtimeapi.VersionRequest{Version: "0.1.0"})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -22,7 +22,8 @@ var runtimeTests = []test{
 			t.Errorf("version is %v", v)
 		}
 	}},
-	{"status", func(t *testing.T, s *suite) {
+	{"status", "Status StatusRequest.verbose StatusResponse.{status,info} RuntimeStatus.conditions " +
+		"RuntimeCondition.{type,status}", func(t *testing.T, s *suite) {
 		r, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{Verbose: true})
 		if err != nil {
 			t.Fatal(err)
@@ -38,7 +39,7 @@ var runtimeTests = []test{
 			t.Error("verbose status has no info")
 		}
 	}},
-	{"default handler is listed", func(t *testing.T, s *suite) {
+	{"default handler is listed", "StatusResponse.{runtime_handlers,features} RuntimeHandler.features", func(t *testing.T, s *suite) {
 		r, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -50,7 +51,7 @@ var runtimeTests = []test{
 		}
 		t.Errorf("runtime handlers are %v, want one with an empty name", r.GetRuntimeHandlers())
 	}},
-	{"cgroup driver", func(t *testing.T, s *suite) {
+	{"cgroup driver", "RuntimeConfig RuntimeConfigResponse.linux", func(t *testing.T, s *suite) {
 		r, err := s.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -59,7 +60,7 @@ var runtimeTests = []test{
 			t.Error("the answer has no linux part")
 		}
 	}},
-	{"runtime config is accepted", func(t *testing.T, s *suite) {
+	{"runtime config is accepted", "UpdateRuntimeConfig UpdateRuntimeConfigRequest.runtime_config RuntimeConfig.network_config", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
 			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{}},
 		})
@@ -70,8 +71,14 @@ var runtimeTests = []test{
 }
 
 var sandboxTests = []test{
-	{"lifecycle", sandboxLifecycle},
-	{"unknown id", func(t *testing.T, s *suite) {
+	{"lifecycle", "RunPodSandbox StopPodSandbox RemovePodSandbox PodSandboxStatus ListPodSandbox " +
+		"RunPodSandboxRequest.config RunPodSandboxResponse.* StopPodSandboxRequest.* " +
+		"RemovePodSandboxRequest.* PodSandboxStatusRequest.pod_sandbox_id PodSandboxStatusResponse.status " +
+		"PodSandboxStatus.{id,metadata,state,created_at,network,linux,labels,annotations} " +
+		"PodSandboxMetadata.{name,namespace,uid} PodSandboxConfig.{metadata,labels,annotations} " +
+		"PodSandboxNetworkStatus.ip LinuxPodSandboxStatus.namespaces Namespace.options " +
+		"ListPodSandboxResponse.items PodSandbox.{id,metadata,state,created_at,labels,annotations}", sandboxLifecycle},
+	{"unknown id", "StopPodSandbox RemovePodSandbox PodSandboxStatus", func(t *testing.T, s *suite) {
 		ctx, id := t.Context(), "no-such-sandbox"
 		if _, err := s.Runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: id}); err != nil {
 			t.Errorf("stop: %v", err)
@@ -82,7 +89,7 @@ var sandboxTests = []test{
 		_, err := s.Runtime.PodSandboxStatus(ctx, &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
 		wantCode(t, "status", err, codes.NotFound)
 	}},
-	{"unknown handler leaves nothing", func(t *testing.T, s *suite) {
+	{"unknown handler leaves nothing", "RunPodSandbox RunPodSandboxRequest.runtime_handler", func(t *testing.T, s *suite) {
 		config := s.podConfig(t)
 		_, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: "no-such-handler"})
 		wantError(t, "run with an unknown handler", err)
@@ -90,7 +97,7 @@ var sandboxTests = []test{
 			t.Errorf("it left sandboxes %v", left)
 		}
 	}},
-	{"same pod twice", func(t *testing.T, s *suite) {
+	{"same pod twice", "RunPodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		// A retry gets the first call's result or an error, never a second sandbox.
 		r, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: p.config})
@@ -102,12 +109,12 @@ var sandboxTests = []test{
 			t.Errorf("%d sandboxes are listed", n)
 		}
 	}},
-	{"filters are joined by and", sandboxFilters},
-	{"missing config is refused", func(t *testing.T, s *suite) {
+	{"filters are joined by and", "ListPodSandbox ListPodSandboxRequest.filter PodSandboxFilter.* PodSandboxStateValue.state", sandboxFilters},
+	{"missing config is refused", "RunPodSandbox", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{})
 		wantError(t, "run without a config", err)
 	}},
-	{"stopping it ends its containers", func(t *testing.T, s *suite) {
+	{"stopping it ends its containers", "StopPodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, "sleep 1000")
 		p.stop(t)
@@ -117,7 +124,7 @@ var sandboxTests = []test{
 		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: p.script("late", "true"), SandboxConfig: p.config})
 		wantError(t, "create in a stopped sandbox", err)
 	}},
-	{"removing it removes its containers", func(t *testing.T, s *suite) {
+	{"removing it removes its containers", "RemovePodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, "sleep 1000")
 		if _, err := s.Runtime.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: p.id}); err != nil {
@@ -126,7 +133,7 @@ var sandboxTests = []test{
 		_, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id})
 		wantCode(t, "status of its container", err, codes.NotFound)
 	}},
-	{"next attempt of the same pod", func(t *testing.T, s *suite) {
+	{"next attempt of the same pod", "PodSandboxMetadata.attempt", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		p.stop(t)
 		next := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
@@ -139,7 +146,7 @@ var sandboxTests = []test{
 			t.Errorf("attempt is %d", got)
 		}
 	}},
-	{"sysctls", func(t *testing.T, s *suite) {
+	{"sysctls", "LinuxPodSandboxConfig.sysctls", func(t *testing.T, s *suite) {
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.Linux.Sysctls = map[string]string{"kernel.shm_rmid_forced": "1", "net.ipv4.ip_local_port_range": "1024 2048"}
 		})
@@ -148,7 +155,7 @@ var sandboxTests = []test{
 			t.Errorf("sysctls in the pod are %q", got)
 		}
 	}},
-	{"shared process namespace", func(t *testing.T, s *suite) {
+	{"shared process namespace", "NamespaceOption.pid", func(t *testing.T, s *suite) {
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 		})
@@ -158,7 +165,7 @@ var sandboxTests = []test{
 			return strings.Contains(c.exec(t, "ps"), "sleep 4242")
 		})
 	}},
-	{"shared ipc and hostname", func(t *testing.T, s *suite) {
+	{"shared ipc and hostname", "PodSandboxConfig.hostname", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		const namespaces = "hostname; readlink /proc/self/ns/ipc; readlink /proc/self/ns/net; readlink /proc/self/ns/uts"
 		a, b := p.sh(t, namespaces), p.sh(t, namespaces)

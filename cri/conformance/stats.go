@@ -12,7 +12,10 @@ import (
 const burn = "seq 1 50000 > /tmp/file; echo ready; sleep 1000"
 
 var statsTests = []test{
-	{"of a container", func(t *testing.T, s *suite) {
+	{"of a container", "ContainerStats ContainerStatsRequest.* ContainerStatsResponse.* " +
+		"ContainerStats.{attributes,cpu,memory,writable_layer} ContainerAttributes.{id,labels} " +
+		"CpuUsage.{timestamp,usage_core_nano_seconds} MemoryUsage.working_set_bytes " +
+		"FilesystemUsage.used_bytes", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, burn)
 		c.says(t, "ready\n")
 		eventually(t, "its figures are there", func() bool {
@@ -23,11 +26,12 @@ var statsTests = []test{
 			return c.usesSomething(t, r.GetStats())
 		})
 	}},
-	{"of an unknown container", func(t *testing.T, s *suite) {
+	{"of an unknown container", "ContainerStats", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.ContainerStats(t.Context(), &runtimeapi.ContainerStatsRequest{ContainerId: "no-such-container"})
 		wantCode(t, "stats", err, codes.NotFound)
 	}},
-	{"list holds what runs", func(t *testing.T, s *suite) {
+	{"list holds what runs", "ListContainerStats ListContainerStatsRequest.filter ListContainerStatsResponse.stats " +
+		"ContainerStatsFilter.*", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, burn)
 		c.says(t, "ready\n")
@@ -46,7 +50,9 @@ var statsTests = []test{
 			}
 		}
 	}},
-	{"of a sandbox", func(t *testing.T, s *suite) {
+	{"of a sandbox", "PodSandboxStats PodSandboxStatsRequest.* PodSandboxStatsResponse.stats " +
+		"PodSandboxStats.{attributes,linux} PodSandboxAttributes.{id,metadata} " +
+		"LinuxPodSandboxStats.{memory,containers}", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		c := p.sh(t, burn)
 		c.says(t, "ready\n")
@@ -63,12 +69,13 @@ var statsTests = []test{
 			t.Errorf("attributes are %v", stats.GetAttributes())
 		}
 	}},
-	{"sandbox stats are implemented", func(t *testing.T, s *suite) {
+	{"sandbox stats are implemented", "PodSandboxStats", func(t *testing.T, s *suite) {
 		// So the kubelet asks, with an empty id.
 		_, err := s.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{})
 		wantCode(t, "stats without an id", err, codes.NotFound, codes.InvalidArgument, codes.Unknown)
 	}},
-	{"image filesystem", func(t *testing.T, s *suite) {
+	{"image filesystem", "ImageFsInfo ImageFsInfoResponse.image_filesystems FilesystemUsage.* " +
+		"FilesystemIdentifier.mountpoint", func(t *testing.T, s *suite) {
 		var list []*runtimeapi.FilesystemUsage
 		eventually(t, "its usage is there", func() bool {
 			r, err := s.Runtime.ImageFsInfo(t.Context(), &runtimeapi.ImageFsInfoRequest{})

@@ -12,7 +12,7 @@ import (
 const ignoring = "trap '' TERM; echo ready; while :; do sleep 1; done"
 
 var stopTests = []test{
-	{"by SIGTERM", func(t *testing.T, s *suite) {
+	{"by SIGTERM", "StopContainer StopContainerRequest.timeout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.1; done")
 		c.says(t, "ready\n")
 		c.stop(t, 60)
@@ -23,7 +23,7 @@ var stopTests = []test{
 			t.Errorf("log is %q", got)
 		}
 	}},
-	{"by SIGKILL at the timeout", func(t *testing.T, s *suite) {
+	{"by SIGKILL at the timeout", "StopContainer StopContainerRequest.timeout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, ignoring)
 		c.says(t, "ready\n")
 		c.stop(t, 1)
@@ -31,7 +31,7 @@ var stopTests = []test{
 			t.Errorf("state is %s, exit code %d", status.GetState(), status.GetExitCode())
 		}
 	}},
-	{"timeout 0 kills at once", func(t *testing.T, s *suite) {
+	{"timeout 0 kills at once", "StopContainer", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "trap 'exit 3' TERM; echo ready; while :; do sleep 0.1; done")
 		c.says(t, "ready\n")
 		c.stop(t, 0)
@@ -39,7 +39,7 @@ var stopTests = []test{
 			t.Errorf("exit code is %d", got)
 		}
 	}},
-	{"by the signal that was asked for", func(t *testing.T, s *suite) {
+	{"by the signal that was asked for", "ContainerConfig.stop_signal ContainerStatus.stop_signal", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "trap 'exit 4' USR1; echo ready; while :; do sleep 0.1; done", func(config *runtimeapi.ContainerConfig) {
 			config.StopSignal = runtimeapi.Signal_SIGNAL_SIGUSR1
 		})
@@ -49,7 +49,7 @@ var stopTests = []test{
 			t.Errorf("exit code is %d, stop signal %s", status.GetExitCode(), status.GetStopSignal())
 		}
 	}},
-	{"a shorter timeout wins", func(t *testing.T, s *suite) {
+	{"a shorter timeout wins", "StopContainer StopContainerRequest.timeout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, ignoring)
 		c.says(t, "ready\n")
 		first := make(chan error, 1)
@@ -67,7 +67,7 @@ var stopTests = []test{
 			t.Error("the first, patient stop goes on although the container has ended")
 		}
 	}},
-	{"a caller that leaves does not stop the stopping", func(t *testing.T, s *suite) {
+	{"a caller that leaves does not stop the stopping", "StopContainer", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, ignoring)
 		c.says(t, "ready\n")
 		ctx, leave := context.WithTimeout(t.Context(), 100*time.Millisecond)
@@ -77,7 +77,7 @@ var stopTests = []test{
 		}
 		c.exited(t)
 	}},
-	{"children die with it", func(t *testing.T, s *suite) {
+	{"children die with it", "StopContainer", func(t *testing.T, s *suite) {
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
 		})
@@ -89,7 +89,7 @@ var stopTests = []test{
 			return watcher.exec(t, "sh", "-c", "ps | grep -c '[s]leep 4343' || true") == "0"
 		})
 	}},
-	{"an exited container", func(t *testing.T, s *suite) {
+	{"an exited container", "StopContainer", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "exit 5")
 		c.exited(t)
 		c.stop(t, 10)

@@ -22,7 +22,7 @@ import (
 )
 
 var streamTests = []test{
-	{"exec: output and exit code", func(t *testing.T, s *suite) {
+	{"exec: output and exit code", "Exec ExecRequest.{container_id,cmd,stdout,stderr} ExecResponse.url", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		for protocol, dial := range executors {
 			var stdout, stderr bytes.Buffer
@@ -33,7 +33,7 @@ var streamTests = []test{
 			}
 		}
 	}},
-	{"exec: input to its end", func(t *testing.T, s *suite) {
+	{"exec: input to its end", "ExecRequest.stdin", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		input := strings.Repeat("0123456789abcde\n", 1<<16)
 		var stdout bytes.Buffer
@@ -42,7 +42,7 @@ var streamTests = []test{
 			t.Errorf("%d of %d bytes came back, error %v", stdout.Len(), len(input), err)
 		}
 	}},
-	{"exec: terminal with a size", func(t *testing.T, s *suite) {
+	{"exec: terminal with a size", "ExecRequest.tty", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		var stdout bytes.Buffer
 		size := &oneSize{remotecommand.TerminalSize{Width: 123, Height: 45}, make(chan struct{})}
@@ -56,7 +56,7 @@ var streamTests = []test{
 			t.Errorf("output %q, error %v", &stdout, err)
 		}
 	}},
-	{"exec: a URL is good once", func(t *testing.T, s *suite) {
+	{"exec: a URL is good once", "ExecResponse.url", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		u := c.execURL(t, "true", remotecommand.StreamOptions{Stdout: io.Discard})
 		for _, want := range []bool{true, false} {
@@ -69,7 +69,7 @@ var streamTests = []test{
 			}
 		}
 	}},
-	{"exec: the client leaves", func(t *testing.T, s *suite) {
+	{"exec: the client leaves", "Exec", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		ctx, cancel := context.WithCancel(t.Context())
 		r, w := io.Pipe()
@@ -92,7 +92,7 @@ var streamTests = []test{
 			return c.exec(t, "sh", "-c", "ps | grep -v grep | grep -c ' cat$' || true") == "0"
 		})
 	}},
-	{"exec: refused", func(t *testing.T, s *suite) {
+	{"exec: refused", "Exec Attach PortForward ExecRequest.{tty,stderr}", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		for what, r := range map[string]*runtimeapi.ExecRequest{
 			"without streams":     {ContainerId: c.id, Cmd: []string{"true"}},
@@ -108,7 +108,8 @@ var streamTests = []test{
 		_, err = s.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: "no-such-sandbox"})
 		wantCode(t, "forward to unknown sandbox", err, codes.NotFound)
 	}},
-	{"attach: input and output", func(t *testing.T, s *suite) {
+	{"attach: input and output", "Attach AttachRequest.{container_id,stdin,stdout} AttachResponse.url " +
+		"ContainerConfig.{stdin,stdin_once}", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "while read line; do echo got $line; done; echo end; sleep 1000", func(config *runtimeapi.ContainerConfig) {
 			config.Stdin, config.StdinOnce = true, true
 		})
@@ -127,7 +128,7 @@ var streamTests = []test{
 		cancel()
 		<-ended
 	}},
-	{"attach: again, when input stays open", func(t *testing.T, s *suite) {
+	{"attach: again, when input stays open", "ContainerConfig.stdin", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "while read line; do echo got $line; done", func(config *runtimeapi.ContainerConfig) { config.Stdin = true })
 		for i := range 2 {
 			var stdout safeBuffer
@@ -144,7 +145,7 @@ var streamTests = []test{
 			t.Errorf("container is %s after the client left", state)
 		}
 	}},
-	{"attach: ends with the container", func(t *testing.T, s *suite) {
+	{"attach: ends with the container", "Attach", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "while ! test -e /go; do sleep 0.05; done; echo last")
 		var stdout safeBuffer
 		ended := c.attach(t.Context(), t, remotecommand.StreamOptions{Stdout: &stdout})
@@ -155,13 +156,13 @@ var streamTests = []test{
 			t.Errorf("attach: %v", err)
 		}
 	}},
-	{"port-forward", func(t *testing.T, s *suite) {
+	{"port-forward", "PortForward PortForwardRequest.* PortForwardResponse.url", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		p.sh(t, echoServer)
 		wantEcho(t, p.status(t).GetNetwork().GetIp()+":7000") // it listens
 		p.forward(t)
 	}},
-	{"port-forward to the host's network", func(t *testing.T, s *suite) {
+	{"port-forward to the host's network", "PortForward", func(t *testing.T, s *suite) {
 		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
 			config.Hostname = ""
 			config.Linux.SecurityContext.NamespaceOptions.Network = runtimeapi.NamespaceMode_NODE

@@ -31,7 +31,7 @@ func TestEngine(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	conformance.Run(t, conformance.Target{
-		Runtime: newEngine(t), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(),
+		Runtime: newEngine(t), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Proves: true,
 	})
 }
 
@@ -41,7 +41,7 @@ func TestEngineServed(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newEngine(t)), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(),
+		Runtime: serve(t, newEngine(t)), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Proves: true,
 	})
 }
 
