@@ -32,7 +32,7 @@ func (e *Engine) Version(context.Context, *runtimeapi.VersionRequest) (*runtimea
 func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
 	if err := e.cfg.Network.Ready(); err != nil {
-		network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
+		network.Status, network.Reason, network.Message = false, "NetworkPluginNotReady", err.Error()
 	}
 	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
 	if e.supervisorGone.Load() {

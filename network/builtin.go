@@ -32,6 +32,7 @@ type builtin struct {
 	// hostMu is held while the host's side is looked at or put in order.
 	hostMu    sync.Mutex
 	joined    bool // the subnet is registered on the host
+	enrolled  bool // the instance is, without a subnet
 	tableMade bool // the table, if it is there, is of this subnet and version
 	hostErr   error
 
@@ -299,9 +300,9 @@ const (
 )
 
 func (b *builtin) warnBandwidth(pod Pod) {
-	for _, key := range []string{ingressBandwidth, egressBandwidth} {
+	for _, key := range []string{ingressBandwidth, egressBandwidth, macAnnotation, ipsAnnotation} {
 		if v, ok := pod.Annotations[key]; ok {
-			b.log.Warn("annotation has no effect: the built-in network does not limit bandwidth",
+			b.log.Warn("annotation has no effect: the built-in network does not have what it asks for",
 				"pod", pod.String(), "annotation", key, "value", v)
 		}
 	}
@@ -419,7 +420,7 @@ func (b *builtin) destroy() error {
 	if err := locked.Leave(b.cfg.Name); err != nil {
 		return err
 	}
-	b.joined = false
+	b.joined, b.enrolled = false, false
 	if err := os.Remove(b.subnetFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}

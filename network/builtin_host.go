@@ -113,6 +113,29 @@ func (b *builtin) join() error {
 	return nil
 }
 
+// enroll makes the instance known on the host although it has no subnet: its
+// pods are connected by plugins.
+func (b *builtin) enroll() error {
+	b.hostMu.Lock()
+	defer b.hostMu.Unlock()
+	if b.joined || b.enrolled {
+		return nil
+	}
+	locked, err := b.host.Lock()
+	if err != nil {
+		return err
+	}
+	defer locked.Unlock()
+	if _, err := b.others(locked); err != nil {
+		return err
+	}
+	if err := locked.Join(shared.Instance{Name: b.cfg.Name, StateDir: b.cfg.StateDir}); err != nil {
+		return err
+	}
+	b.enrolled = true
+	return nil
+}
+
 // others lists the instances beside this one. One whose state directory is gone
 // was not destroyed but deleted, and does not count.
 func (b *builtin) others(locked *shared.Locked) ([]shared.Instance, error) {

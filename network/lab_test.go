@@ -95,7 +95,7 @@ func newConfig(t testing.TB, name string) Config {
 		level = slog.LevelInfo
 	}
 	return Config{
-		Name: name, StateDir: filepath.Join(t.TempDir(), "state"), HostDir: filepath.Join(t.TempDir(), "host"),
+		Name: name, StateDir: filepath.Join(t.TempDir(), "state"), HostDir: filepath.Join(t.TempDir(), "host"), CNICacheDirs: []string{},
 		Log: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: level})),
 	}
 }

@@ -35,6 +35,15 @@ type lease struct {
 	Ports []PortMapping `json:"ports,omitempty"`
 	Link  string        `json:"link,omitempty"` // built-in network: host's end of the veth pair
 	CNI   *attachment   `json:"cni,omitempty"`  // who connected the pod, if not the built-in network
+	Also  []*attachment `json:"also,omitempty"` // further networks by CNI plugins
+}
+
+// attachments lists the networks that plugins connected the pod to.
+func (l *lease) attachments() []*attachment {
+	if l.CNI == nil {
+		return nil
+	}
+	return append([]*attachment{l.CNI}, l.Also...)
 }
 
 // parseLease reads a lease file. It checks what the rest relies on: these files
@@ -53,8 +62,15 @@ func parseLease(data []byte) (*lease, error) {
 		return nil, errors.New("no boot ID")
 	}
 	if l.CNI != nil {
-		_, err := cni.Parse(l.CNI.File, l.CNI.Config)
-		return &l, err
+		for _, a := range l.attachments() {
+			if a == nil {
+				return nil, errors.New("empty attachment")
+			}
+			if _, err := cni.Parse(a.File, a.Config); err != nil {
+				return nil, err
+			}
+		}
+		return &l, nil
 	}
 	return &l, l.checkBuiltin()
 }

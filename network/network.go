@@ -24,6 +24,9 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"podstead/sys"
 )
@@ -42,9 +45,14 @@ type Config struct {
 	// valid keep pods from being connected. CNIBinDirs are searched for plugins.
 	CNIConfDir string
 	CNIBinDirs []string
-	// CNIExclusive says that nobody else connects anything by the network of
-	// CNIConfDir: Reconcile then lets its plugins free all that is not ours (GC).
-	CNIExclusive bool
+	// CNINetworks are names of further networks in CNIConfDir that each pod is
+	// connected to, by eth1 and so on. They count only where plugins connect pods.
+	CNINetworks []string
+	// CNINoGC keeps plugins from being told to free what nobody has.
+	CNINoGC bool
+	// CNICacheDirs are libcni's caches of other runtimes on this host, which tell
+	// what of a network they have. libcni's usual one if nil.
+	CNICacheDirs []string
 	// HostDir is where the instances of a host agree on subnets and on IP
 	// forwarding; it should be on a tmpfs, and the same for all of them.
 	// "/run/podstead-network" if empty.
@@ -91,6 +99,11 @@ type Network struct {
 	pods    keyedMutex // by pod ID: Setup and Teardown of one pod wait for each other
 	builtin *builtin
 	plugins *plugins
+
+	// What nobody waits for runs under life, which ends with Close.
+	life   context.Context
+	end    context.CancelFunc
+	worker sync.WaitGroup
 }
 
 const defaultHostDir = "/run/podstead-network"
@@ -123,7 +136,17 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Network{log: cfg.Log, leases: leases, builtin: b, plugins: newPlugins(cfg, leases, b.bootID)}, nil
+	n := &Network{log: cfg.Log, leases: leases, builtin: b}
+	n.life, n.end = context.WithCancel(context.Background())
+	n.plugins = newPlugins(cfg, leases, b, n.later)
+	return n, nil
+}
+
+// later runs f while others go on. It is told of Close by its context.
+func (n *Network) later(f func(context.Context)) {
+	if n.life.Err() == nil {
+		n.worker.Go(func() { f(n.life) })
+	}
 }
 
 // Setup connects the pod: loopback up, interface eth0, address, route, ports.
@@ -148,15 +171,15 @@ func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) {
 // connect lets the built-in network or plugins connect a pod: those that
 // connected it before, else those that are to connect new ones.
 func (n *Network) connect(ctx context.Context, pod Pod) (*lease, error) {
-	list, err := n.plugins.current()
+	lists, err := n.plugins.current()
 	if err != nil {
 		return nil, err
 	}
 	old := n.leases.get(pod.ID)
 	if old != nil && old.CNI == nil && n.builtin.holds(old, pod.Netns) {
-		list = nil
+		lists = nil
 	}
-	if old != nil && (old.CNI == nil) != (list == nil) {
+	if old != nil && (old.CNI == nil) != (lists == nil) {
 		if old.CNI != nil && n.plugins.connected(old, pod.Netns) {
 			return old, nil
 		}
@@ -164,8 +187,8 @@ func (n *Network) connect(ctx context.Context, pod Pod) (*lease, error) {
 			return nil, err
 		}
 	}
-	if list != nil {
-		return n.plugins.setup(ctx, list, pod)
+	if lists != nil {
+		return n.plugins.setup(ctx, lists, pod)
 	}
 	return n.builtin.setup(ctx, pod)
 }
@@ -218,32 +241,55 @@ func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
 // Reconcile tears down every lease whose pod is not in live, and brings the
 // kernel back to what the others say. Called at start.
 func (n *Network) Reconcile(ctx context.Context, live []string) error {
-	var errs []error
-	for _, l := range n.leases.all() {
-		if slices.Contains(live, l.PodID) {
-			continue
-		}
+	stale := slices.DeleteFunc(n.leases.all(), func(l *lease) bool { return slices.Contains(live, l.PodID) })
+	errs := make([]error, len(stale))
+	var gone errgroup.Group
+	gone.SetLimit(reconcileAtOnce)
+	for i, l := range stale {
 		n.log.Info("disconnect a pod that is gone", "pod", l.Namespace+"/"+l.Name, "sandbox", l.PodID)
-		errs = append(errs, n.Teardown(ctx, Pod{ID: l.PodID}))
+		gone.Go(func() error { errs[i] = n.Teardown(ctx, Pod{ID: l.PodID}); return nil })
 	}
+	gone.Wait()
 	errs = append(errs, n.builtin.reconcile(), n.plugins.reconcile(ctx))
 	return errors.Join(errs...)
 }
 
+// reconcileAtOnce bounds the plugins that run at once when a node starts.
+const reconcileAtOnce = 8
+
+// Check tells what a pod's network lacks, by the word of CNI plugins (CHECK) if
+// they made it. A pod that is not connected is an error.
+func (n *Network) Check(ctx context.Context, podID string) error {
+	l := n.leases.get(podID)
+	switch {
+	case l == nil:
+		return fmt.Errorf("pod %s is not connected", podID)
+	case l.CNI != nil:
+		return n.plugins.check(ctx, l)
+	case !n.builtin.holds(l, l.Netns):
+		return fmt.Errorf("pod %s/%s (%s): its link %s or what belongs to it is gone", l.Namespace, l.Name, podID, l.Link)
+	}
+	return nil
+}
+
 // Ready is nil when pods can be connected, else the reason why not.
 func (n *Network) Ready() error {
-	list, err := n.plugins.current()
+	lists, err := n.plugins.current()
 	if err != nil {
 		return err
 	}
-	if list != nil {
-		return n.plugins.run.Status(context.Background(), list)
+	if lists != nil {
+		return n.plugins.status(n.life, lists)
 	}
 	return n.builtin.ready()
 }
 
 // Close frees what the process holds. Pods stay connected.
-func (n *Network) Close() error { return n.builtin.close() }
+func (n *Network) Close() error {
+	n.end()
+	n.worker.Wait()
+	return n.builtin.close()
+}
 
 // Destroy removes bridge, table, routes and files, and restores what was
 // changed on the host. It is an error if pods are still connected.

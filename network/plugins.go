@@ -6,18 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math"
+	"maps"
 	"net/netip"
-	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"sync"
 	"time"
 
-	"k8s.io/apimachinery/pkg/api/resource"
-
 	"podstead/network/internal/bridge"
 	"podstead/network/internal/cni"
+	"podstead/network/internal/shared"
 	"podstead/sys"
 )
 
@@ -28,10 +26,19 @@ type plugins struct {
 	leases *leases
 	bootID string
 	run    *cni.Plugins
+	host   *shared.Host
+	enroll func() error // makes this instance known to others on the host
+	later  func(func(context.Context))
+
+	// collecting is held for writing while plugins collect garbage: what is
+	// attached meanwhile would not be in the list of what is valid.
+	collecting sync.RWMutex
 
 	mu      sync.Mutex
 	subnets []netip.Prefix // capability ipRanges
 	warned  string         // files that were complained about last
+	used    string         // network that new pods got last
+	dirty   bool           // something could not be undone
 }
 
 // attachment is what a lease keeps of a pod that plugins connected: enough to
@@ -42,19 +49,21 @@ type attachment struct {
 	cni.Attachment
 }
 
-func newPlugins(cfg Config, all *leases, boot string) *plugins {
-	p := &plugins{cfg: cfg, log: cfg.Log, leases: all, bootID: boot}
-	p.run = cni.New(cfg.CNIBinDirs, p.cacheDir())
+func newPlugins(cfg Config, all *leases, b *builtin, later func(func(context.Context))) *plugins {
+	p := &plugins{cfg: cfg, log: cfg.Log, leases: all, bootID: b.bootID, host: b.host, enroll: b.enroll, later: later}
+	p.run = cni.New(cfg.CNIBinDirs, cacheDir(cfg.StateDir))
 	return p
 }
 
-func (p *plugins) cacheDir() string { return filepath.Join(p.cfg.StateDir, "cni") }
+// cacheDir is where an instance's libcni keeps results.
+func cacheDir(stateDir string) string { return filepath.Join(stateDir, "cni") }
 
-// current returns the network that new pods get, or nil if there is no
-// configuration: then it is the built-in one. Where there are files but no
-// valid one it is an error; somebody wanted plugins. The directory is read each
-// time: that is little beside running a plugin, and is never out of date.
-func (p *plugins) current() (*cni.List, error) {
+// current returns the networks that new pods get, the one of eth0 first, or none
+// if there is no configuration: then it is the built-in one. Where there are
+// files but no valid one it is an error; somebody wanted plugins. The directory
+// is read each time: that is little beside running a plugin, is never out of
+// date, and needs no watch that could miss something.
+func (p *plugins) current() ([]*cni.List, error) {
 	list, bad := cni.Load(p.cfg.CNIConfDir)
 	errs := make([]error, len(bad))
 	for i, err := range bad {
@@ -64,27 +73,43 @@ func (p *plugins) current() (*cni.List, error) {
 	if list == nil {
 		return nil, err
 	}
-	p.warnOnce(list, err)
-	return list, nil
+	p.sayOnce(list, err)
+	lists := []*cni.List{list}
+	for _, name := range p.cfg.CNINetworks {
+		if name == list.Name() {
+			continue
+		}
+		more, err := cni.Find(p.cfg.CNIConfDir, name)
+		if err != nil {
+			return nil, err
+		}
+		lists = append(lists, more)
+	}
+	return lists, nil
 }
 
-// warnOnce tells of files that were passed over.
-func (p *plugins) warnOnce(list *cni.List, err error) {
+// sayOnce tells which network is used, and of files that were passed over.
+func (p *plugins) sayOnce(list *cni.List, err error) {
 	text := ""
 	if err != nil {
 		text = err.Error()
 	}
+	used := list.Name() + " " + list.File
 	p.mu.Lock()
-	changed := text != p.warned
-	p.warned = text
+	bad, other := text != p.warned, used != p.used
+	p.warned, p.used = text, used
 	p.mu.Unlock()
-	if changed && err != nil {
+	if other {
+		p.log.Info("new pods are connected by CNI plugins", "network", list.Name(), "file", list.File)
+	}
+	if bad && err != nil {
 		p.log.Warn("CNI configuration is not valid, another one is used", "used", list.File, "error", err)
 	}
 }
 
-// setup connects a pod by the plugins of list. The caller holds the pod's lock.
-func (p *plugins) setup(ctx context.Context, list *cni.List, pod Pod) (_ *lease, err error) {
+// setup connects a pod to networks, the first one by eth0, the second by eth1,
+// and so on. The caller holds the pod's lock.
+func (p *plugins) setup(ctx context.Context, lists []*cni.List, pod Pod) (_ *lease, err error) {
 	if old := p.leases.get(pod.ID); old != nil {
 		if p.connected(old, pod.Netns) {
 			return old, nil
@@ -101,42 +126,66 @@ func (p *plugins) setup(ctx context.Context, list *cni.List, pod Pod) (_ *lease,
 	if err != nil {
 		return nil, err
 	}
-	for _, name := range list.Unserved(capabilities) {
-		if name != "ipRanges" && name != "dns" && name != "cgroupPath" { // offered, not asked for
-			p.log.Warn("no CNI plugin has a capability that the pod asks for",
-				"pod", pod.String(), "capability", name, "network", list.Name(), "file", list.File)
-		}
+	p.warnUnserved(lists[0], pod, capabilities)
+	if err := p.enroll(); err != nil {
+		return nil, err
 	}
 	l := &lease{
 		Version: leaseVersion, PodID: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
 		Netns: pod.Netns, BootID: p.bootID, Created: time.Now().UTC(), Ports: ports,
-		CNI: &attachment{File: list.File, Config: list.Config(), Attachment: cni.Attachment{
-			ContainerID: pod.ID, Netns: pod.Netns, Interface: bridge.PodInterface,
+	}
+	for i, list := range lists {
+		a := &attachment{File: list.File, Config: list.Config(), Attachment: cni.Attachment{
+			ContainerID: pod.ID, Netns: pod.Netns, Interface: fmt.Sprint("eth", i),
 			Args: cniArgs(pod), Capabilities: capabilities,
-		}},
+		}}
+		if i == 0 {
+			l.CNI = a
+			continue
+		}
+		a.Capabilities = maps.Clone(capabilities)
+		for _, name := range ofFirst {
+			delete(a.Capabilities, name)
+		}
+		l.Also = append(l.Also, a)
 	}
 	if err := bridge.LoopbackUp(pod.Netns); err != nil {
 		return nil, err
 	}
-	return p.attach(ctx, list, l)
+	return p.attach(ctx, lists, l)
+}
+
+func (p *plugins) warnUnserved(list *cni.List, pod Pod, capabilities map[string]any) {
+	for _, name := range list.Unserved(capabilities) {
+		if slices.Contains(onRequest[:], name) {
+			p.log.Warn("no CNI plugin has a capability that the pod asks for",
+				"pod", pod.String(), "capability", name, "network", list.Name(), "file", list.File)
+		}
+	}
 }
 
 // attach runs the plugins between two writes of the lease: the first says that
 // there may be something to undo, the second what came of it.
-func (p *plugins) attach(ctx context.Context, list *cni.List, l *lease) (_ *lease, err error) {
+func (p *plugins) attach(ctx context.Context, lists []*cni.List, l *lease) (_ *lease, err error) {
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
+	p.collecting.RLock()
+	defer p.collecting.RUnlock()
 	if err := p.leases.put(l); err != nil {
 		return nil, err
 	}
 	// Both in one: a lease whose DEL failed must stay.
 	undo.Add("disconnect", func(ctx context.Context) error { return p.teardown(ctx, l) })
-	ips, err := p.run.Add(ctx, list, l.CNI.Attachment)
-	if err != nil {
-		return nil, err
-	}
 	done := *l
-	done.IPs = ips
+	for i, a := range l.attachments() {
+		ips, err := p.run.Add(ctx, lists[i], a.Attachment)
+		if err != nil {
+			return nil, err
+		}
+		if i == 0 {
+			done.IPs = ips
+		}
+	}
 	if err := p.leases.put(&done); err != nil {
 		return nil, err
 	}
@@ -154,122 +203,36 @@ func (p *plugins) connected(l *lease, netns string) bool {
 	return err == nil && has
 }
 
+// teardown disconnects a pod from all its networks, the last one first.
 func (p *plugins) teardown(ctx context.Context, l *lease) error {
-	list, err := cni.Parse(l.CNI.File, l.CNI.Config)
-	if err != nil {
-		return fmt.Errorf("CNI configuration in the lease: %w", err)
-	}
-	a := l.CNI.Attachment
 	// A namespace that is gone, be it with the last run of the kernel, is told
 	// to plugins as an empty path; a file may be left where it was bound.
-	if l.BootID != p.bootID || !isNamespace(a.Netns) {
-		a.Netns = ""
+	gone := l.BootID != p.bootID || !isNamespace(l.CNI.Netns)
+	var errs []error
+	for _, a := range slices.Backward(l.attachments()) {
+		list, err := cni.Parse(a.File, a.Config)
+		if err != nil {
+			return fmt.Errorf("CNI configuration in the lease: %w", err)
+		}
+		at := a.Attachment
+		if gone {
+			at.Netns = ""
+		}
+		errs = append(errs, p.run.Del(ctx, list, at))
 	}
-	if err := p.run.Del(ctx, list, a); err != nil {
+	if err := errors.Join(errs...); err != nil {
+		p.mu.Lock()
+		p.dirty = true
+		p.mu.Unlock()
 		return err
 	}
-	return p.leases.remove(l.PodID)
+	if err := p.leases.remove(l.PodID); err != nil {
+		return err
+	}
+	p.collectIfDirty()
+	return nil
 }
 
 func isNamespace(path string) bool {
 	return path != "" && sys.InNetNamespace(path, func() error { return nil }) == nil
 }
-
-// cniArgs is CNI_ARGS, as plugins know it from other runtimes.
-func cniArgs(pod Pod) [][2]string {
-	return [][2]string{
-		{"IgnoreUnknown", "1"},
-		{"K8S_POD_NAMESPACE", pod.Namespace},
-		{"K8S_POD_NAME", pod.Name},
-		{"K8S_POD_INFRA_CONTAINER_ID", pod.ID},
-		{"K8S_POD_UID", pod.UID},
-	}
-}
-
-// capabilities is what plugins can be told beside the arguments.
-func (p *plugins) capabilities(pod Pod, ports []PortMapping) (map[string]any, error) {
-	all := map[string]any{}
-	if len(ports) > 0 {
-		var mappings []cni.PortMapping
-		for _, m := range ports {
-			mapping := cni.PortMapping{HostPort: m.HostPort, ContainerPort: m.ContainerPort, Protocol: strings.ToLower(m.Protocol)}
-			if m.HostIP.IsValid() {
-				mapping.HostIP = m.HostIP.String()
-			}
-			mappings = append(mappings, mapping)
-		}
-		all["portMappings"] = mappings
-	}
-	bandwidth, err := podBandwidth(pod.Annotations)
-	if err != nil {
-		return nil, err
-	}
-	if bandwidth != (cni.Bandwidth{}) {
-		all["bandwidth"] = bandwidth
-	}
-	if d := pod.DNS; len(d.Servers)+len(d.Searches)+len(d.Options) > 0 {
-		all["dns"] = cni.DNS(d)
-	}
-	if pod.CgroupParent != "" {
-		all["cgroupPath"] = pod.CgroupParent
-	}
-	p.mu.Lock()
-	subnets := p.subnets
-	p.mu.Unlock()
-	if len(subnets) > 0 {
-		all["ipRanges"] = cni.IPRanges(subnets)
-	}
-	return cni.Normalize(all)
-}
-
-// podBandwidth reads the annotations. Bursts are not limited, as with other
-// runtimes.
-func podBandwidth(annotations map[string]string) (b cni.Bandwidth, err error) {
-	if b.IngressRate, err = rate(annotations, ingressBandwidth); err != nil {
-		return b, err
-	}
-	if b.EgressRate, err = rate(annotations, egressBandwidth); err != nil {
-		return b, err
-	}
-	if b.IngressRate > 0 {
-		b.IngressBurst = math.MaxUint32
-	}
-	if b.EgressRate > 0 {
-		b.EgressBurst = math.MaxUint32
-	}
-	return b, nil
-}
-
-func rate(annotations map[string]string, key string) (uint64, error) {
-	text, ok := annotations[key]
-	if !ok {
-		return 0, nil
-	}
-	q, err := resource.ParseQuantity(text)
-	if err != nil {
-		return 0, fmt.Errorf("annotation %s: %q: %w", key, text, err)
-	}
-	// The kubelet's own bounds.
-	if v := q.Value(); v < 1_000 || v > 1_000_000_000_000_000 {
-		return 0, fmt.Errorf("annotation %s: %s is not between 1k and 1P bits per second", key, text)
-	}
-	return uint64(q.Value()), nil
-}
-
-// reconcile frees what no lease speaks of.
-func (p *plugins) reconcile(ctx context.Context) error {
-	known := func(id string) bool { return p.leases.get(id) != nil }
-	errs := []error{p.run.DelUnknown(ctx, known)}
-	if list, err := p.current(); p.cfg.CNIExclusive && err == nil && list != nil {
-		var attached []cni.Attachment
-		for _, l := range p.leases.all() {
-			if l.CNI != nil {
-				attached = append(attached, l.CNI.Attachment)
-			}
-		}
-		errs = append(errs, p.run.GC(ctx, list, attached))
-	}
-	return errors.Join(errs...)
-}
-
-func (p *plugins) destroy() error { return os.RemoveAll(p.cacheDir()) }

@@ -1,10 +1,12 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -12,6 +14,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	"podstead/sys"
 )
@@ -134,11 +138,13 @@ func TestWhatPluginsAreTold(t *testing.T) {
 	needRoot(t)
 	bin, notes := fakePlugin(t, "fake", fakeResult)
 	cfg := cniConfig(t, bin, map[string]string{"1.conflist": fakeConf("1.0.0",
-		`, "capabilities": {"portMappings": true, "bandwidth": true, "dns": true, "ipRanges": true, "cgroupPath": true}`)})
+		`, "capabilities": {"portMappings": true, "bandwidth": true, "dns": true, "ipRanges": true, "cgroupPath": true,
+		"mac": true, "ips": true, "aliases": true, "io.kubernetes.cri.pod-annotations": true}`)})
 	n := newNetwork(t, cfg)
 	must(t, n.SetPodSubnets([]netip.Prefix{netip.MustParsePrefix("10.1.1.0/24")}))
 	pod := testPod(t, "web", PortMapping{Protocol: "TCP", HostIP: hostIP, HostPort: 8080, ContainerPort: 80})
-	pod.Annotations = map[string]string{ingressBandwidth: "10M", egressBandwidth: "1Gi"}
+	pod.Annotations = map[string]string{ingressBandwidth: "10M", egressBandwidth: "1Gi",
+		macAnnotation: "0A:00:00:00:00:01", ipsAnnotation: "10.1.1.9, fd00::9/64"}
 	pod.CgroupParent = "/kubepods/pod1"
 	pod.DNS = DNS{Servers: []string{"10.0.0.10"}, Searches: []string{"svc.local"}, Options: []string{"ndots:5"}}
 	r, err := n.Setup(bg, pod)
@@ -172,7 +178,11 @@ func TestWhatPluginsAreTold(t *testing.T) {
 			"bandwidth": {"ingressRate": 10000000, "ingressBurst": 4294967295, "egressRate": 1073741824, "egressBurst": 4294967295},
 			"dns": {"servers": ["10.0.0.10"], "searches": ["svc.local"], "options": ["ndots:5"]},
 			"ipRanges": [[{"subnet": "10.1.1.0/24"}]],
-			"cgroupPath": "/kubepods/pod1"}`), &want))
+			"cgroupPath": "/kubepods/pod1",
+			"mac": "0a:00:00:00:00:01", "ips": ["10.1.1.9", "fd00::9/64"], "aliases": ["web"],
+			"io.kubernetes.cri.pod-annotations": {
+				"kubernetes.io/ingress-bandwidth": "10M", "kubernetes.io/egress-bandwidth": "1Gi",
+				"podstead.io/pod-mac": "0A:00:00:00:00:01", "podstead.io/pod-ips": "10.1.1.9, fd00::9/64"}}`), &want))
 		if !reflect.DeepEqual(got.RuntimeConfig, want) {
 			t.Errorf("%s: runtimeConfig %v\nwant %v", verb, got.RuntimeConfig, want)
 		}
@@ -180,9 +190,11 @@ func TestWhatPluginsAreTold(t *testing.T) {
 			t.Error("DEL: no prevResult")
 		}
 	}
-	pod.Annotations[ingressBandwidth] = "lots"
-	if _, err := n.Setup(bg, pod); err == nil || !strings.Contains(err.Error(), ingressBandwidth) {
-		t.Errorf("a bandwidth of %q: %v", "lots", err)
+	for _, key := range []string{ingressBandwidth, macAnnotation, ipsAnnotation} {
+		pod.Annotations = map[string]string{key: "lots"}
+		if _, err := n.Setup(bg, pod); err == nil || !strings.Contains(err.Error(), "annotation "+key) {
+			t.Errorf("%s %q: %v", key, "lots", err)
+		}
 	}
 }
 
@@ -256,14 +268,25 @@ func TestFailingPlugins(t *testing.T) {
 	})
 }
 
-// Whoever loses our records loses no address: the cache knows, too. And GC is
-// only asked for where it cannot hit others.
+// Whoever loses our records loses no address: the cache knows, too. And garbage
+// is collected without harm to other runtimes that share the network.
 func TestPluginsFreeWhatNobodyHas(t *testing.T) {
 	needRoot(t)
-	for _, exclusive := range []bool{false, true} {
+	for _, gc := range []bool{false, true} {
 		bin, notes := fakePlugin(t, "fake", strings.Replace(fakeResult, "1.0.0", "1.1.0", 1))
 		cfg := cniConfig(t, bin, map[string]string{"1.conflist": fakeConf("1.1.0", "")})
-		cfg.CNIExclusive = exclusive
+		cfg.CNINoGC = !gc
+		// Another runtime has a pod on this network, and so has another instance.
+		neighbour := cfg
+		neighbour.Name, neighbour.StateDir = "podtest1", filepath.Join(t.TempDir(), "state")
+		theirs, err := New(neighbour)
+		must(t, err)
+		setup(t, theirs, testPod(t, "theirs"))
+		cfg.CNICacheDirs = []string{t.TempDir()}
+		must(t, os.MkdirAll(filepath.Join(cfg.CNICacheDirs[0], "results"), 0o700))
+		must(t, os.WriteFile(filepath.Join(cfg.CNICacheDirs[0], "results", "fake-x-eth0"),
+			[]byte(`{"kind": "cniCacheV1", "containerId": "of-containerd", "ifName": "eth0", "networkName": "fake"}`), 0o600))
+
 		n := newNetwork(t, cfg)
 		kept, lost := testPod(t, "kept"), testPod(t, "lost")
 		setup(t, n, kept)
@@ -272,21 +295,125 @@ func TestPluginsFreeWhatNobodyHas(t *testing.T) {
 		must(t, os.Remove(filepath.Join(notes, "calls")))
 		again := restart(t, cfg)
 		must(t, again.Reconcile(bg, []string{kept.ID}))
+		again.worker.Wait()
 		calls, err := os.ReadFile(filepath.Join(notes, "calls"))
 		must(t, err)
 		want := "DEL id-lost\n"
-		if exclusive {
+		if gc {
 			want += "GC \n"
 			stdin, err := os.ReadFile(filepath.Join(notes, "GC.stdin"))
 			must(t, err)
-			if !strings.Contains(string(stdin), `"cni.dev/valid-attachments":[{"containerID":"id-kept","ifname":"eth0"}]`) {
+			if !strings.Contains(string(stdin), `"cni.dev/valid-attachments":[`+
+				`{"containerID":"of-containerd","ifname":"eth0"},{"containerID":"id-theirs","ifname":"eth0"},{"containerID":"id-kept","ifname":"eth0"}]`) {
 				t.Errorf("GC is told %s", stdin)
 			}
 		}
+		want += "CHECK id-kept\n"
 		if string(calls) != want {
 			t.Errorf("calls: %q, want %q", calls, want)
 		}
 		must(t, n.leases.remove("id-lost"))
+		teardown(t, theirs, Pod{ID: "id-theirs"})
+		must(t, theirs.Destroy(bg))
+		must(t, theirs.Close())
+	}
+}
+
+// What could not be undone at first is a reason to look for more of it.
+func TestGarbageIsCollectedAfterAFailedDEL(t *testing.T) {
+	needRoot(t)
+	refuse := filepath.Join(t.TempDir(), "refuse")
+	bin, notes := fakePlugin(t, "fake", `[ $CNI_COMMAND = DEL ] && [ -e `+refuse+` ] && exit 1; `+strings.Replace(fakeResult, "1.0.0", "1.1.0", 1))
+	cfg := cniConfig(t, bin, map[string]string{"1.conflist": fakeConf("1.1.0", "")})
+	n := newNetwork(t, cfg)
+	pod := testPod(t, "a")
+	setup(t, n, pod)
+	must(t, os.WriteFile(refuse, nil, 0o600))
+	if n.Teardown(bg, pod) == nil {
+		t.Fatal("a DEL that fails is no error")
+	}
+	must(t, os.Remove(refuse))
+	teardown(t, n, pod)
+	n.worker.Wait()
+	calls, err := os.ReadFile(filepath.Join(notes, "calls"))
+	must(t, err)
+	if string(calls) != "ADD id-a\nDEL id-a\nDEL id-a\nGC \n" {
+		t.Errorf("calls: %q", calls)
+	}
+}
+
+// CHECK's word is told, and does no harm to the pod.
+func TestCheckFindsFault(t *testing.T) {
+	needRoot(t)
+	bin, _ := fakePlugin(t, "fake", `[ $CNI_COMMAND = CHECK ] && { echo '{"code": 101, "msg": "route is missing"}'; exit 1; }; `+fakeResult)
+	cfg := cniConfig(t, bin, map[string]string{"1.conflist": fakeConf("1.0.0", "")})
+	var out bytes.Buffer
+	cfg.Log = slog.New(slog.NewTextHandler(&out, nil))
+	n := newNetwork(t, cfg)
+	pod := testPod(t, "a")
+	setup(t, n, pod)
+	if err := n.Check(bg, pod.ID); err == nil || !strings.Contains(err.Error(), "CNI CHECK of network fake, eth0: plugin type=\"fake\"") && !strings.Contains(err.Error(), "route is missing") {
+		t.Errorf("got %v", err)
+	}
+	must(t, n.Reconcile(bg, []string{pod.ID}))
+	n.worker.Wait()
+	if !strings.Contains(out.String(), "route is missing") || !strings.Contains(out.String(), "default/a") {
+		t.Errorf("log: %s", out.String())
+	}
+	if len(leaseFiles(t, cfg)) != 1 {
+		t.Error("the pod was disconnected")
+	}
+	if err := n.Check(bg, "nobody"); err == nil {
+		t.Error("a pod that is not connected passes")
+	}
+}
+
+func TestSeveralNetworks(t *testing.T) {
+	needRoot(t)
+	needPlugins(t, "ptp", "host-local")
+	newLab(t)
+	ipam := t.TempDir()
+	conf := func(name, subnet string) string {
+		return fmt.Sprintf(`{"cniVersion": "1.0.0", "name": %q, "plugins": [{"type": "ptp",
+			"ipam": {"type": "host-local", "dataDir": %q, "ranges": [[{"subnet": %q}]]}}]}`, name, ipam, subnet)
+	}
+	cfg := cniConfig(t, debianPlugins, map[string]string{
+		"10-first.conflist": conf("first", "10.56.0.0/24"), "20-other.conflist": conf("other", "10.57.0.0/24"),
+		"30-storage.conflist": conf("storage", "10.58.0.0/24"), "05-bad.conflist": "{"})
+	cfg.CNINetworks = []string{"storage"}
+	n := newNetwork(t, cfg)
+	t.Cleanup(func() { must(t, writeSysctl("ipv4/ip_forward", "0")) }) // ptp turns it on
+	must(t, n.Ready())
+	pod := testPod(t, "a")
+	r, err := n.Setup(bg, pod)
+	must(t, err)
+	if fmt.Sprint(r.IPs) != "[10.56.0.2]" {
+		t.Errorf("got %v", r.IPs)
+	}
+	in(t, pod.Netns, func() {
+		for name, want := range map[string]string{"eth0": "10.56.0.2/24", "eth1": "10.58.0.2/24"} {
+			link, err := netlink.LinkByName(name)
+			must(t, err)
+			addrs, err := netlink.AddrList(link, netlink.FAMILY_V4)
+			must(t, err)
+			if len(addrs) != 1 || addrs[0].IPNet.String() != want {
+				t.Errorf("%s has %v, want %s", name, addrs, want)
+			}
+		}
+	})
+	again := restart(t, cfg)
+	teardown(t, again, pod)
+	must(t, n.leases.remove(pod.ID))
+	for _, f := range filesBelow(ipam) {
+		if _, err := netip.ParseAddr(filepath.Base(f)); err == nil {
+			t.Errorf("address left: %s", f)
+		}
+	}
+	must(t, os.Remove(filepath.Join(cfg.CNIConfDir, "30-storage.conflist")))
+	for _, err := range []error{again.Ready(), func() error { _, err := again.Setup(bg, testPod(t, "b")); return err }()} {
+		if err == nil || !strings.Contains(err.Error(), `is of the network "storage"`) || !strings.Contains(err.Error(), "05-bad.conflist") {
+			t.Errorf("a network that is not there: %v", err)
+		}
 	}
 }
 

@@ -36,6 +36,7 @@ type nodeOptions struct {
 	runtimeEndpoint string
 	cniConfDir      string
 	cniBinDirs      []string
+	cniNetworks     []string
 	certsDir        string
 	podCIDR         string
 	logMaxBytes     int64
@@ -76,6 +77,7 @@ func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&n.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "`DIR` whose first CNI configuration, if there is one, replaces the built-in network")
 	f.StringSliceVar(&n.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "`DIRS` of CNI plugins")
+	f.StringSliceVar(&n.cniNetworks, "cni-network", nil, "`NAMES` of further networks in the CNI configuration directory that each pod is connected to")
 	f.StringVar(&n.certsDir, "certs-dir", "/etc/containerd/certs.d", "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
 	f.StringVar(&n.podCIDR, "pod-cidr", "", "`CIDR` of the built-in network; a free private one is chosen otherwise")
 	f.Int64Var(&n.logMaxBytes, "log-max-bytes", 10<<20, "`BYTES` after which a container's log file is rotated")
@@ -195,7 +197,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 func (n *nodeOptions) openNetwork(log *slog.Logger) (*network.Network, error) {
 	cfg := network.Config{
 		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
-		CNIConfDir: n.cniConfDir, CNIBinDirs: n.cniBinDirs, Log: log,
+		CNIConfDir: n.cniConfDir, CNIBinDirs: n.cniBinDirs, CNINetworks: n.cniNetworks, Log: log,
 	}
 	if n.podCIDR != "" {
 		var err error

@@ -55,11 +55,10 @@ func Load(dir string) (*List, []*FileError) {
 	if dir == "" {
 		return nil, nil
 	}
-	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})
+	files, err := confFiles(dir)
 	if err != nil {
 		return nil, []*FileError{{dir, err}}
 	}
-	slices.Sort(files)
 	var bad []*FileError
 	for _, file := range files {
 		l, err := loadFile(file)
@@ -69,6 +68,31 @@ func Load(dir string) (*List, []*FileError) {
 		bad = append(bad, &FileError{file, err})
 	}
 	return nil, bad
+}
+
+// Find returns the network called name among the configurations of a directory,
+// the first one in the order of file names.
+func Find(dir, name string) (*List, error) {
+	files, err := confFiles(dir)
+	if err != nil {
+		return nil, err
+	}
+	var errs []error
+	for _, file := range files {
+		l, err := loadFile(file)
+		if err != nil {
+			errs = append(errs, &FileError{file, err})
+		} else if l.Name() == name {
+			return l, nil
+		}
+	}
+	return nil, errors.Join(append([]error{fmt.Errorf("no CNI configuration in %s is of the network %q", dir, name)}, errs...)...)
+}
+
+func confFiles(dir string) ([]string, error) {
+	files, err := libcni.ConfFiles(dir, []string{".conflist", ".conf", ".json"})
+	slices.Sort(files)
+	return files, err
 }
 
 // maxConf bounds a file: a real one has a few KiB.

@@ -20,6 +20,8 @@ import (
 const (
 	addTimeout    = 3 * time.Minute
 	delTimeout    = time.Minute
+	checkTimeout  = 30 * time.Second
+	gcTimeout     = 30 * time.Second // during which no pod can be attached
 	statusTimeout = 5 * time.Second
 )
 
@@ -129,10 +131,41 @@ func (p *Plugins) DelUnknown(ctx context.Context, known func(containerID string)
 	return errors.Join(errs...)
 }
 
-// GC tells plugins of a 1.1 network to free all that is not attached. Other
-// runtimes that use the same network lose theirs.
+// Check asks the plugins whether an attachment still is as they made it. A
+// network that is too old for the question has no objections.
+func (p *Plugins) Check(ctx context.Context, l *List, a Attachment) error {
+	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	err := p.cni.CheckNetworkList(ctx, l.list, a.runtime())
+	if err != nil && !errors.Is(err, libcni.ErrorCheckNotSupp) {
+		return fmt.Errorf("CNI CHECK of network %s, %s: %w", l.Name(), a.Interface, err)
+	}
+	return nil
+}
+
+// UsualCache is where libcni keeps results unless it is told otherwise.
+const UsualCache = "/var/lib/cni"
+
+// Cached lists by network what the libcni caches at dirs say is attached. A
+// directory need not exist.
+func Cached(dirs []string) (map[string][]Attachment, error) {
+	found := map[string][]Attachment{}
+	for _, dir := range dirs {
+		cached, err := libcni.NewCNIConfigWithCacheDir(nil, dir, nil).GetCachedAttachments("")
+		if err != nil {
+			return nil, fmt.Errorf("list CNI cache %s: %w", dir, err)
+		}
+		for _, c := range cached {
+			found[c.Network] = append(found[c.Network], Attachment{ContainerID: c.ContainerID, Interface: c.IfName})
+		}
+	}
+	return found, nil
+}
+
+// GC tells plugins of a 1.1 network to free all that is not attached. Nothing
+// may be attached or detached meanwhile.
 func (p *Plugins) GC(ctx context.Context, l *List, attached []Attachment) error {
-	ctx, cancel := context.WithTimeout(ctx, delTimeout)
+	ctx, cancel := context.WithTimeout(ctx, gcTimeout)
 	defer cancel()
 	args := &libcni.GCArgs{ValidAttachments: []types.GCAttachment{}}
 	for _, a := range attached {
