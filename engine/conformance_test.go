@@ -17,6 +17,6 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Target{
 		Runtime: n, Image: "test.local/conformance:1",
 		PullImage:    imagetest.Registry(t, map[string]imagetest.Image{"pulled:1": imagetest.Program(t, "/bin/busybox")}) + "/pulled:1",
-		CgroupParent: testhost.Cgroup(), Proves: true,
+		CgroupParent: testhost.Cgroup(), CDIDir: n.cdi, Proves: true,
 	})
 }

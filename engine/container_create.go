@@ -226,6 +226,9 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 	if err := e.applySeccomp(s, wanted); err != nil {
 		return err
 	}
+	if err := e.adjustSpec(k, s); err != nil {
+		return err
+	}
 	k.spec = s
 	isDefault := !wanted.Unconfined && wanted.Localhost == ""
 	k.c.mu.Lock()

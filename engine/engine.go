@@ -37,6 +37,7 @@ import (
 	"podstead/cgroup"
 	"podstead/cri"
 	"podstead/engine/handler"
+	"podstead/engine/internal/cdi"
 	"podstead/engine/internal/store"
 	"podstead/image"
 	"podstead/network"
@@ -62,8 +63,10 @@ type Config struct {
 	// LogMaxBytes and LogMaxFiles bound container logs.
 	LogMaxBytes int64
 	LogMaxFiles int
-	Version     string // of the program, for the verb Version
-	Log         *slog.Logger
+	// CDIDirs have the files that describe CDI devices; the later ones win.
+	CDIDirs []string
+	Version string // of the program, for the verb Version
+	Log     *slog.Logger
 }
 
 // Engine implements cri.Runtime. It may be shared; what persists is in the
@@ -74,7 +77,8 @@ type Engine struct {
 	host     host
 	bootID   string
 	handlers map[string]handler.Handler // by RuntimeClass handler; "" is the default
-	seed     *os.File                   // mount namespace that containers start from, see launch.NewSeed
+	devices  *cdi.Registry
+	seed     *os.File // mount namespace that containers start from, see launch.NewSeed
 
 	sandboxRecords   *store.Dir[sandboxRecord]
 	containerRecords *store.Dir[containerRecord]
@@ -108,7 +112,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		cfg.StreamAddress = "127.0.0.1:0"
 	}
 	e := &Engine{
-		cfg: cfg, log: cfg.Log,
+		cfg: cfg, log: cfg.Log, devices: cdi.New(cfg.CDIDirs),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 	}
 	if e.log == nil {

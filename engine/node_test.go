@@ -59,6 +59,7 @@ type node struct {
 	images *image.Store
 	net    *network.Network
 	logs   string // directory of pods' logs
+	cdi    string // directory of files that describe devices
 	n      atomic.Int64
 
 	supervisorDir, networkState, networkRun string
@@ -80,7 +81,7 @@ func newNode(t testing.TB) *node {
 		t.Fatal(err)
 	}
 	state := t.TempDir()
-	n := &node{t: t, logs: t.TempDir()}
+	n := &node{t: t, logs: t.TempDir(), cdi: t.TempDir()}
 	leak.Check(t, leak.Scope{Cgroup: testhost.Cgroup()})
 	t.Cleanup(func() { os.RemoveAll(run) })
 	n.startSupervisor(bin, filepath.Join(run, "supervisor"))
@@ -92,7 +93,8 @@ func newNode(t testing.TB) *node {
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		ImageDir: filepath.Join(state, "images"), Cgroups: h, Supervisor: n.client,
 		CgroupParent: testhost.Cgroup(), LogMaxBytes: 1 << 20, LogMaxFiles: 2, Version: "1.2.3",
-		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: level(t)})),
+		CDIDirs: []string{n.cdi},
+		Log:     slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: level(t)})),
 	}
 	n.images, err = image.Open(image.Config{Dir: n.cfg.ImageDir, Log: n.cfg.Log})
 	if err != nil {

@@ -63,7 +63,11 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	if err != nil {
 		return nil, err
 	}
-	resp.Info = map[string]string{"config": string(info)}
+	devices, err := json.Marshal(e.devices.State())
+	if err != nil {
+		return nil, err
+	}
+	resp.Info = map[string]string{"config": string(info), "cdi": string(devices)}
 	return resp, nil
 }
 

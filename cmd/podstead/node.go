@@ -38,6 +38,7 @@ type nodeOptions struct {
 	cniBinDirs      []string
 	cniNetworks     []string
 	certsDir        string
+	cdiDirs         []string
 	podCIDR         string
 	logMaxBytes     int64
 	logMaxFiles     int
@@ -79,6 +80,7 @@ func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
 	f.StringSliceVar(&n.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "`DIRS` of CNI plugins")
 	f.StringSliceVar(&n.cniNetworks, "cni-network", nil, "`NAMES` of further networks in the CNI configuration directory that each pod is connected to")
 	f.StringVar(&n.certsDir, "certs-dir", "/etc/containerd/certs.d", "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
+	f.StringSliceVar(&n.cdiDirs, "cdi-dir", []string{"/etc/cdi", "/var/run/cdi"}, "`DIRS` of the files that describe CDI devices; the later ones win")
 	f.StringVar(&n.podCIDR, "pod-cidr", "", "`CIDR` of the built-in network; a free private one is chosen otherwise")
 	f.Int64Var(&n.logMaxBytes, "log-max-bytes", 10<<20, "`BYTES` after which a container's log file is rotated")
 	f.IntVar(&n.logMaxFiles, "log-max-files", 5, "`NUMBER` of log files kept per container")
@@ -133,7 +135,7 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 	eng, err := engine.New(ctx, engine.Config{
 		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.cgroupRoot(), Version: version,
 		Images: images, Network: pods, Cgroups: cgroups, Supervisor: sup,
-		LogMaxBytes: n.logMaxBytes, LogMaxFiles: n.logMaxFiles, Log: log,
+		LogMaxBytes: n.logMaxBytes, LogMaxFiles: n.logMaxFiles, CDIDirs: n.cdiDirs, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("start the engine: %w", err)

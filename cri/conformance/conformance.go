@@ -45,6 +45,9 @@ type Target struct {
 	// a field as shown fails unless the field was sent to the target, or came
 	// from it.
 	Proves bool
+	// CDIDir is one of the runtime's directories of CDI files, which the suite
+	// may write to; "" skips the tests that do.
+	CDIDir string
 	// Known maps names of tests ("exec/inherited output") to why the target is
 	// known to fail them. They are skipped.
 	Known map[string]string
@@ -86,6 +89,7 @@ func groups() []group {
 		{"exec", execTests},
 		{"stream", streamTests},
 		{"log", logTests},
+		{"cdi", cdiTests},
 		{"resources", resourceTests},
 		{"stats", statsTests},
 		{"events", eventTests},

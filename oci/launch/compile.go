@@ -108,6 +108,8 @@ func (c *compiler) checkSupported() error {
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.CreateRuntime) > 0, "hooks.createRuntime"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.CreateContainer) > 0, "hooks.createContainer"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststart) > 0, "hooks.poststart"},
+		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststop) > 0, "hooks.poststop"},
 		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{len(l.NetDevices) > 0, "linux.netDevices"},

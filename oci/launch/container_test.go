@@ -254,6 +254,8 @@ func TestRefused(t *testing.T) {
 		"linux.rootfsPropagation":     func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
 		"linux.seccomp.defaultAction": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} },
 		"hooks.startContainer":        func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{}}} },
+		"hooks.poststart":             func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststart: []specs.Hook{{}}} },
+		"hooks.poststop":              func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststop: []specs.Hook{{}}} },
 		"hostname: needs":             func(s *specs.Spec) { s.Linux.Namespaces = s.Linux.Namespaces[4:] },
 	} {
 		spec := testSpec("/rootfs", "true")

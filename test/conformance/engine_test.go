@@ -30,8 +30,9 @@ import (
 func TestEngine(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: newEngine(t), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Proves: true,
+		Runtime: newEngine(t, cdi), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
 	})
 }
 
@@ -40,13 +41,14 @@ func TestEngine(t *testing.T) {
 func TestEngineServed(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newEngine(t)), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Proves: true,
+		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
 	})
 }
 
 // newEngine makes an engine with all its parts, for the time of the test.
-func newEngine(t *testing.T) *engine.Engine {
+func newEngine(t *testing.T, cdi string) *engine.Engine {
 	t.Helper()
 	archive := archive(t)
 	state := t.TempDir()
@@ -94,6 +96,7 @@ func newEngine(t *testing.T) *engine.Engine {
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		Images: images, ImageDir: filepath.Join(state, "images"), Network: pods, Cgroups: groups,
 		Supervisor: client, CgroupParent: host.Cgroup(), Version: "0.0.0-test", Log: log,
+		CDIDirs: []string{cdi},
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -414,7 +414,6 @@ func TestChecks(t *testing.T) {
 	ok := &runtimeapi.ContainerMetadata{Name: "c"}
 	img := &runtimeapi.ImageSpec{Image: "i"}
 	for name, c := range map[string]*runtimeapi.ContainerConfig{
-		"CDI_devices":    {Metadata: ok, Image: img, CDIDevices: []*runtimeapi.CDIDevice{{Name: "v/c=d"}}},
 		"not privileged": {Metadata: ok, Image: img, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}}},
 	} {
 		if err := CheckContainer(c, &runtimeapi.PodSandboxConfig{Metadata: meta}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {

@@ -96,9 +96,6 @@ func checkDNS(d *runtimeapi.DNSConfig) error {
 // CheckContainer refuses what CreateContainer cannot honour, by name, as far
 // as the request alone shows it. The request has passed cri.Validate.
 func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
-	if len(c.CDIDevices) > 0 {
-		return invalid("config.CDI_devices: CDI devices are not supported yet (%s)", c.CDIDevices[0].Name)
-	}
 	sc := c.GetLinux().GetSecurityContext()
 	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
 		return err
