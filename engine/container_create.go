@@ -18,7 +18,6 @@ import (
 	"podstead/engine/internal/spec"
 	"podstead/image"
 	"podstead/oci/launch"
-	"podstead/supervisor"
 	"podstead/sys"
 )
 
@@ -302,7 +301,7 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 			IDMapped: k.sandbox.userNamespace(),
 		},
 		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
-		Log:   supervisor.LogFile{Path: k.c.rec.LogPath, MaxBytes: e.cfg.LogMaxBytes, MaxFiles: e.cfg.LogMaxFiles},
+		Log:   e.logFile(k.c.rec.LogPath),
 		Stdin: k.config.Stdin, StdinOnce: k.config.StdinOnce,
 	})
 	if err != nil {

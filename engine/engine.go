@@ -29,13 +29,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"reflect"
 	"sync"
 	"sync/atomic"
 
-	"google.golang.org/grpc/codes"
-
 	"podstead/cgroup"
 	"podstead/cri"
+	"podstead/engine/config"
 	"podstead/engine/handler"
 	"podstead/engine/internal/cdi"
 	"podstead/engine/internal/store"
@@ -57,16 +57,11 @@ type Config struct {
 	// CgroupParent holds the pods whose request names no cgroup_parent, one
 	// group each; "/podstead" if empty.
 	CgroupParent string
-	// StreamAddress is where exec, attach and port-forward URLs lead,
-	// "127.0.0.1:0" if empty.
-	StreamAddress string
-	// LogMaxBytes and LogMaxFiles bound container logs.
-	LogMaxBytes int64
-	LogMaxFiles int
-	// CDIDirs have the files that describe CDI devices; the later ones win.
-	CDIDirs []string
-	Version string // of the program, for the verb Version
-	Log     *slog.Logger
+	// Settings are the configuration file; zero: config.Default. What of it
+	// concerns other boxes has been given to them. See Reload.
+	Settings config.Config
+	Version  string // of the program, for the verb Version
+	Log      *slog.Logger
 }
 
 // Engine implements cri.Runtime. It may be shared; what persists is in the
@@ -76,8 +71,10 @@ type Engine struct {
 	log      *slog.Logger
 	host     host
 	bootID   string
-	handlers map[string]handler.Handler // by RuntimeClass handler; "" is the default
 	devices  *cdi.Registry
+	settings atomic.Pointer[settings] // replaced as a whole by Reload
+	note     atomic.Pointer[ConfigNote]
+	builtin  handler.Handler
 	seed     *os.File // mount namespace that containers start from, see launch.NewSeed
 
 	sandboxRecords   *store.Dir[sandboxRecord]
@@ -108,11 +105,11 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if cfg.CgroupParent == "" {
 		cfg.CgroupParent = "/podstead"
 	}
-	if cfg.StreamAddress == "" {
-		cfg.StreamAddress = "127.0.0.1:0"
+	if reflect.ValueOf(cfg.Settings).IsZero() {
+		cfg.Settings = config.Default()
 	}
 	e := &Engine{
-		cfg: cfg, log: cfg.Log, devices: cdi.New(cfg.CDIDirs),
+		cfg: cfg, log: cfg.Log, devices: cdi.New(cfg.Settings.CDI.Dirs),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 	}
 	if e.log == nil {
@@ -144,14 +141,17 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if e.seed, err = launch.NewSeed(); err != nil {
 		e.log.Warn("containers start from all of the host's mounts", "error", err)
 	}
-	e.handlers = map[string]handler.Handler{"": &handler.Builtin{
+	e.builtin = &handler.Builtin{
 		Supervisor: e.cfg.Supervisor,
 		Seed:       e.seed,
 		Supports: handler.Features{
 			RecursiveReadOnlyMounts: e.host.spec.RecursiveReadOnly,
 			UserNamespaces:          e.host.userNamespaces,
 		},
-	}}
+	}
+	if err := e.Reload(e.cfg.Settings); err != nil {
+		return err
+	}
 	if err := e.load(); err != nil {
 		return fmt.Errorf("load records: %w", err)
 	}
@@ -181,13 +181,4 @@ func (e *Engine) Close() error {
 		err = errors.Join(err, e.seed.Close())
 	}
 	return err
-}
-
-// handler returns the one for a RuntimeClass's handler name.
-func (e *Engine) handler(name string) (handler.Handler, error) {
-	h, ok := e.handlers[name]
-	if !ok {
-		return nil, cri.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", name)
-	}
-	return h, nil
 }

@@ -23,14 +23,14 @@ func (e *Engine) ListImages(_ context.Context, req *runtimeapi.ListImagesRequest
 	if name := req.GetFilter().GetImage().GetImage(); name != "" {
 		img, err := e.cfg.Images.Get(name)
 		if err == nil {
-			resp.Images = append(resp.Images, criImage(img))
+			resp.Images = append(resp.Images, e.criImage(img))
 		} else if !errors.Is(err, image.ErrNotFound) {
 			return nil, err
 		}
 		return resp, nil
 	}
 	for _, img := range e.cfg.Images.List() {
-		resp.Images = append(resp.Images, criImage(img))
+		resp.Images = append(resp.Images, e.criImage(img))
 	}
 	return resp, nil
 }
@@ -48,7 +48,7 @@ func (e *Engine) ImageStatus(_ context.Context, req *runtimeapi.ImageStatusReque
 	if err != nil {
 		return nil, err
 	}
-	resp := &runtimeapi.ImageStatusResponse{Image: criImage(img)}
+	resp := &runtimeapi.ImageStatusResponse{Image: e.criImage(img)}
 	if req.Verbose {
 		b, err := json.Marshal(map[string]any{"imageSpec": img.Config, "pulled": img.Pulled})
 		if err != nil {
@@ -91,10 +91,10 @@ func (e *Engine) imageDir() string {
 	return e.cfg.StateDir
 }
 
-func criImage(img image.Image) *runtimeapi.Image {
+func (e *Engine) criImage(img image.Image) *runtimeapi.Image {
 	out := &runtimeapi.Image{
 		Id: img.ID, RepoTags: slices.Clone(img.RepoTags), RepoDigests: slices.Clone(img.RepoDigests),
-		Size: uint64(max(img.Size, 1)), Pinned: img.Pinned,
+		Size: uint64(max(img.Size, 1)), Pinned: img.Pinned || e.isPinned(img),
 		Spec: &runtimeapi.ImageSpec{Image: img.ID},
 	}
 	// The kubelet compares a number with runAsNonRoot and cannot judge a name.

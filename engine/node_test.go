@@ -19,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cgroup"
+	"podstead/engine/config"
 	"podstead/image"
 	"podstead/image/imagetest"
 	"podstead/network"
@@ -89,12 +90,14 @@ func newNode(t testing.TB) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
+	settings := config.Default()
+	settings.Logs = config.Logs{MaxBytes: config.Bytes{N: 1 << 20}, MaxFiles: 2}
+	settings.CDI.Dirs = []string{n.cdi}
 	n.cfg = Config{
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		ImageDir: filepath.Join(state, "images"), Cgroups: h, Supervisor: n.client,
-		CgroupParent: testhost.Cgroup(), LogMaxBytes: 1 << 20, LogMaxFiles: 2, Version: "1.2.3",
-		CDIDirs: []string{n.cdi},
-		Log:     slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: level(t)})),
+		CgroupParent: testhost.Cgroup(), Settings: settings, Version: "1.2.3",
+		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: level(t)})),
 	}
 	n.images, err = image.Open(image.Config{Dir: n.cfg.ImageDir, Log: n.cfg.Log})
 	if err != nil {

@@ -42,8 +42,9 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
 	}
-	for _, name := range slices.Sorted(maps.Keys(e.handlers)) {
-		f := e.handlers[name].Features()
+	handlers := e.settings.Load().handlers
+	for _, name := range slices.Sorted(maps.Keys(handlers)) {
+		f := handlers[name].Features()
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{
@@ -58,7 +59,7 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 		"stateDir": e.cfg.StateDir, "runDir": e.cfg.RunDir, "cgroupParent": e.cfg.CgroupParent,
 		"cgroupUnified": e.host.spec.CgroupUnified, "capabilities": e.host.spec.Capabilities,
 		"apparmor": e.host.spec.AppArmor, "streamAddress": e.streams.listener.Addr().String(),
-		"logMaxBytes": e.cfg.LogMaxBytes, "logMaxFiles": e.cfg.LogMaxFiles,
+		"file": e.note.Load(), "settings": e.settings.Load().Config,
 	})
 	if err != nil {
 		return nil, err

@@ -35,11 +35,14 @@ type streams struct {
 }
 
 func (e *Engine) serveStreams(ctx context.Context) (*streams, error) {
-	l, err := e.cfg.Supervisor.Listen(ctx, "stream "+e.cfg.StreamAddress, "tcp", e.cfg.StreamAddress)
+	wanted := e.settings.Load().Streams
+	l, err := e.cfg.Supervisor.Listen(ctx, "stream "+wanted.Address, "tcp", wanted.Address)
 	if err != nil {
-		return nil, fmt.Errorf("listen for streams on %s: %w", e.cfg.StreamAddress, err)
+		return nil, fmt.Errorf("listen for streams on %s: %w", wanted.Address, err)
 	}
 	config := streaming.DefaultConfig
+	config.StreamIdleTimeout = wanted.IdleTimeout.Duration
+	config.StreamCreationTimeout = wanted.CreationTimeout.Duration
 	config.Addr = l.Addr().String()
 	config.BaseURL = &url.URL{Scheme: "http", Host: l.Addr().String()}
 	server, err := streaming.NewServer(config, (*streamRuntime)(e))

@@ -7,8 +7,9 @@
 //
 // run starts a supervisor if none runs. It stays in the foreground for the
 // engine: SIGINT and SIGTERM stop the engine, and run exits with its code,
-// while containers go on. Killed, it leaves the engine running, and the next
-// run takes over.
+// while containers go on; SIGHUP is passed on to the engine, which reads its
+// configuration again. Killed, run leaves the engine running, and the next run
+// takes over.
 //
 // As a systemd unit, run is the main process. The unit needs KillMode=process,
 // so that a stop or a restart leaves the supervisor and the containers alone,
@@ -29,8 +30,11 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"sync"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"podstead/supervisor"
 	"podstead/supervisor/daemon"
@@ -118,14 +122,56 @@ func front(ctx context.Context, runDir string, grace time.Duration, argv []strin
 	if err != nil {
 		return 1, err
 	}
+	var engine hangups
+	defer engine.forward()()
 	return supervisor.RunEngine(ctx, runDir, supervisor.Engine{
-		Argv:   argv,
-		Env:    os.Environ(),
-		Dir:    wd,
-		Stdout: os.Stdout,
-		Stderr: os.Stderr,
-		Grace:  grace,
+		Argv:    argv,
+		Env:     os.Environ(),
+		Dir:     wd,
+		Stdout:  os.Stdout,
+		Stderr:  os.Stderr,
+		Grace:   grace,
+		Running: engine.runs,
 	})
+}
+
+// hangups passes SIGHUP on to the engine that runs at the time. The zero value
+// is ready.
+type hangups struct {
+	mu    sync.Mutex
+	pidfd *os.File // nil: none runs
+}
+
+// runs is told of each engine.
+func (h *hangups) runs(pid int) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.pidfd.Close() // nil is an error that nobody needs
+	h.pidfd = nil
+	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
+		h.pidfd = os.NewFile(uintptr(fd), "engine")
+	}
+}
+
+// forward begins; the returned function ends it.
+func (h *hangups) forward() (stop func()) {
+	signals, quit := make(chan os.Signal, 1), make(chan struct{})
+	signal.Notify(signals, syscall.SIGHUP)
+	go func() {
+		for {
+			select {
+			case <-quit:
+				return
+			case <-signals:
+			}
+			h.mu.Lock()
+			if h.pidfd != nil {
+				unix.PidfdSendSignal(int(h.pidfd.Fd()), unix.SIGHUP, nil, 0)
+			}
+			h.mu.Unlock()
+		}
+	}()
+	return func() { signal.Stop(signals); close(quit) }
 }
 
 func upgrade(ctx context.Context, runDir, exe string) error {

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 	"golang.org/x/sync/errgroup"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -23,6 +24,7 @@ import (
 	"podstead/cri/remote"
 	"podstead/cri/server"
 	"podstead/engine"
+	"podstead/engine/config"
 	"podstead/image"
 	"podstead/network"
 	"podstead/supervisor"
@@ -34,14 +36,10 @@ type nodeOptions struct {
 	manifests       string
 	nodeName        string
 	runtimeEndpoint string
-	cniConfDir      string
-	cniBinDirs      []string
-	cniNetworks     []string
-	certsDir        string
-	cdiDirs         []string
-	podCIDR         string
+	config          string
+	set             config.Config // what flags say of it
 	logMaxBytes     int64
-	logMaxFiles     int
+	flags           *pflag.FlagSet
 	withAgent       bool
 }
 
@@ -58,6 +56,7 @@ func nodeCommand(opt *options) *cobra.Command {
 	f.StringVar(&n.manifests, "manifests", "", "`DIR` of Pod, ConfigMap and Secret manifests to keep running")
 	f.StringVar(&n.nodeName, "node-name", host, "`NAME` of this node in pod status and the downward API")
 	f.StringVar(&n.runtimeEndpoint, "runtime-endpoint", "", "run pods on the CRI runtime at this `unix:///…` instead of the built-in engine")
+	f.StringVar(&n.config, "engine-config", "", "the engine's configuration `FILE`; "+config.DefaultPath+" if that is there")
 	n.engineFlags(cmd)
 	return cmd
 }
@@ -70,20 +69,43 @@ func criCommand(opt *options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return n.serve(cmd.Context()) },
 	}
+	cmd.Flags().StringVar(&n.config, "config", "", "the configuration `FILE`; "+config.DefaultPath+" if that is there")
 	n.engineFlags(cmd)
 	return cmd
 }
 
+// engineFlags are settings of the configuration file that can be given on the
+// command line, too, which then counts.
 func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
 	f := cmd.Flags()
-	f.StringVar(&n.cniConfDir, "cni-conf-dir", "/etc/cni/net.d", "`DIR` whose first CNI configuration, if there is one, replaces the built-in network")
-	f.StringSliceVar(&n.cniBinDirs, "cni-bin-dir", []string{"/opt/cni/bin", "/usr/lib/cni"}, "`DIRS` of CNI plugins")
-	f.StringSliceVar(&n.cniNetworks, "cni-network", nil, "`NAMES` of further networks in the CNI configuration directory that each pod is connected to")
-	f.StringVar(&n.certsDir, "certs-dir", "/etc/containerd/certs.d", "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
-	f.StringSliceVar(&n.cdiDirs, "cdi-dir", []string{"/etc/cdi", "/var/run/cdi"}, "`DIRS` of the files that describe CDI devices; the later ones win")
-	f.StringVar(&n.podCIDR, "pod-cidr", "", "`CIDR` of the built-in network; a free private one is chosen otherwise")
-	f.Int64Var(&n.logMaxBytes, "log-max-bytes", 10<<20, "`BYTES` after which a container's log file is rotated")
-	f.IntVar(&n.logMaxFiles, "log-max-files", 5, "`NUMBER` of log files kept per container")
+	n.flags = f
+	d := config.Default()
+	f.StringVar(&n.set.Network.CNIConfDir, "cni-conf-dir", d.Network.CNIConfDir, "`DIR` whose first CNI configuration, if there is one, replaces the built-in network")
+	f.StringSliceVar(&n.set.Network.CNIBinDirs, "cni-bin-dir", d.Network.CNIBinDirs, "`DIRS` of CNI plugins")
+	f.StringSliceVar(&n.set.Network.CNINetworks, "cni-network", d.Network.CNINetworks, "`NAMES` of further networks in the CNI configuration directory that each pod is connected to")
+	f.StringVar(&n.set.Images.CertsDir, "certs-dir", d.Images.CertsDir, "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
+	f.StringSliceVar(&n.set.CDI.Dirs, "cdi-dir", d.CDI.Dirs, "`DIRS` of the files that describe CDI devices; the later ones win")
+	f.StringVar(&n.set.Network.PodCIDR, "pod-cidr", d.Network.PodCIDR, "`CIDR` of the built-in network; a free private one is chosen otherwise")
+	f.Int64Var(&n.logMaxBytes, "log-max-bytes", d.Logs.MaxBytes.N, "`BYTES` after which a container's log file is rotated")
+	f.IntVar(&n.set.Logs.MaxFiles, "log-max-files", d.Logs.MaxFiles, "`NUMBER` of log files kept per container")
+}
+
+// override puts the flags that were given over what the file says.
+func (n *nodeOptions) override(c *config.Config) {
+	for flag, set := range map[string]func(){
+		"cni-conf-dir":  func() { c.Network.CNIConfDir = n.set.Network.CNIConfDir },
+		"cni-bin-dir":   func() { c.Network.CNIBinDirs = n.set.Network.CNIBinDirs },
+		"cni-network":   func() { c.Network.CNINetworks = n.set.Network.CNINetworks },
+		"cdi-dir":       func() { c.CDI.Dirs = n.set.CDI.Dirs },
+		"certs-dir":     func() { c.Images.CertsDir = n.set.Images.CertsDir },
+		"pod-cidr":      func() { c.Network.PodCIDR = n.set.Network.PodCIDR },
+		"log-max-bytes": func() { c.Logs.MaxBytes = config.Bytes{N: n.logMaxBytes} },
+		"log-max-files": func() { c.Logs.MaxFiles = n.set.Logs.MaxFiles },
+	} {
+		if n.flags.Changed(flag) {
+			set()
+		}
+	}
 }
 
 // serve runs below the supervisor: the first time this program turns into the
@@ -92,7 +114,21 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 	if err := n.prepare(); err != nil {
 		return err
 	}
+	file, err := openConfig(n.config, n.runDir, n.override)
+	if err != nil {
+		return err
+	}
+	if n.runtimeEndpoint != "" && n.config != "" {
+		return errors.New("--engine-config: with --runtime-endpoint there is no engine to be configured")
+	}
 	if n.runtimeEndpoint == "" {
+		// Whoever starts a node hears of a bad file; an engine that is started
+		// again goes on with the last good one.
+		if os.Getenv(supervisor.SupervisedEnv) == "" {
+			if _, err := file.read(); err != nil {
+				return err
+			}
+		}
 		if err := supervisor.Front(n.runDir, os.Args); err != nil {
 			return err
 		}
@@ -104,11 +140,11 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 	// The live heap is a few MiB: collecting it twice as often costs nothing
 	// that could be noticed and keeps the promise of a small node.
 	debug.SetGCPercent(50)
-	return n.run(ctx, log)
+	return n.run(ctx, file, log)
 }
 
 // run builds every box, top to bottom, and serves until ctx ends.
-func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
+func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logger) (err error) {
 	cgroups, err := cgroup.Detect()
 	if err != nil {
 		return err
@@ -116,18 +152,27 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 	if n.runtimeEndpoint != "" {
 		return n.runOnEndpoint(ctx, cgroups, log)
 	}
+	hup, stop := hangups()
+	defer stop()
+	settings, bad, err := file.load()
+	if err != nil {
+		return err
+	}
 	sup, err := supervisor.Ensure(ctx, n.runDir)
 	if err != nil {
 		return fmt.Errorf("connect to the supervisor: %w", err)
 	}
 	defer sup.Close()
 	imageDir := filepath.Join(n.stateDir, "images")
-	images, err := image.Open(image.Config{Dir: imageDir, CertsDir: n.certsDir, Log: log})
+	images, err := image.Open(image.Config{
+		Dir: imageDir, CertsDir: settings.Images.CertsDir, Log: log,
+		ParallelLayers: settings.Images.ParallelLayers, StallTimeout: settings.Images.StallTimeout.Duration,
+	})
 	if err != nil {
 		return fmt.Errorf("open the image store: %w", err)
 	}
 	defer images.Close()
-	pods, err := n.openNetwork(log)
+	pods, err := n.openNetwork(settings.Network, log)
 	if err != nil {
 		return err
 	}
@@ -135,13 +180,15 @@ func (n *nodeOptions) run(ctx context.Context, log *slog.Logger) (err error) {
 	eng, err := engine.New(ctx, engine.Config{
 		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.cgroupRoot(), Version: version,
 		Images: images, Network: pods, Cgroups: cgroups, Supervisor: sup,
-		LogMaxBytes: n.logMaxBytes, LogMaxFiles: n.logMaxFiles, CDIDirs: n.cdiDirs, Log: log,
+		Settings: settings, Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("start the engine: %w", err)
 	}
 	defer eng.Close()
 	defer func() { err = errors.Join(err, n.tidy(ctx, eng, pods, cgroups)) }()
+
+	defer file.follow(hup, settings, bad, eng, log)()
 
 	criSocket, err := sup.Listen(ctx, "cri", "unix", n.criSocket())
 	if err != nil {
@@ -196,15 +243,15 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 	}
 }
 
-func (n *nodeOptions) openNetwork(log *slog.Logger) (*network.Network, error) {
+func (n *nodeOptions) openNetwork(c config.Network, log *slog.Logger) (*network.Network, error) {
 	cfg := network.Config{
 		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
-		CNIConfDir: n.cniConfDir, CNIBinDirs: n.cniBinDirs, CNINetworks: n.cniNetworks, Log: log,
+		CNIConfDir: c.CNIConfDir, CNIBinDirs: c.CNIBinDirs, CNINetworks: c.CNINetworks, Log: log,
 	}
-	if n.podCIDR != "" {
+	if c.PodCIDR != "" {
 		var err error
-		if cfg.Subnet, err = netip.ParsePrefix(n.podCIDR); err != nil {
-			return nil, fmt.Errorf("--pod-cidr: %w", err)
+		if cfg.Subnet, err = netip.ParsePrefix(c.PodCIDR); err != nil {
+			return nil, fmt.Errorf("podCIDR: %w", err)
 		}
 	}
 	net, err := network.New(cfg)

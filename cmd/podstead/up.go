@@ -20,6 +20,7 @@ type up struct {
 	*options
 	files    []string
 	archives []string
+	config   string
 	detach   bool
 	timeout  time.Duration
 
@@ -44,6 +45,7 @@ are shown, and Ctrl-C takes down what the manifests brought up.`,
 	f := cmd.Flags()
 	f.StringArrayVarP(&u.files, "filename", "f", nil, "`FILE` or directory of manifests; - is standard input; may be repeated")
 	f.StringArrayVar(&u.archives, "load", nil, "load the images of this `ARCHIVE` first; may be repeated")
+	f.StringVar(&u.config, "engine-config", "", "the engine's configuration `FILE`, if a node has to be started")
 	f.BoolVarP(&u.detach, "detach", "d", false, "return when the pods are ready, and leave them running")
 	f.DurationVar(&u.timeout, "timeout", 5*time.Minute, "how long to wait for the pods with --detach")
 	return cmd

@@ -52,7 +52,7 @@ func (u *up) ensureNode(ctx context.Context, c *client.Client) (*ownNode, error)
 	if err != nil {
 		return nil, err
 	}
-	cmd := exec.Command(self, "node", "--state", u.stateDir, "--run", u.runDir, "--log-level", u.logLevel)
+	cmd := exec.Command(self, "node", "--state", u.stateDir, "--run", u.runDir, "--log-level", u.logLevel, "--engine-config", u.config)
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true} // Ctrl-C is for us alone
 	if err := cmd.Start(); err != nil {

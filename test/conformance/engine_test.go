@@ -19,6 +19,7 @@ import (
 	"podstead/cri/remote"
 	"podstead/cri/server"
 	"podstead/engine"
+	"podstead/engine/config"
 	"podstead/image"
 	"podstead/network"
 	"podstead/supervisor"
@@ -92,11 +93,13 @@ func newEngine(t *testing.T, cdi string) *engine.Engine {
 	if err != nil {
 		t.Fatal(err)
 	}
+	settings := config.Default()
+	settings.CDI.Dirs = []string{cdi}
 	e, err := engine.New(t.Context(), engine.Config{
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		Images: images, ImageDir: filepath.Join(state, "images"), Network: pods, Cgroups: groups,
 		Supervisor: client, CgroupParent: host.Cgroup(), Version: "0.0.0-test", Log: log,
-		CDIDirs: []string{cdi},
+		Settings: settings,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -51,7 +51,8 @@ type world struct {
 	pod     string // id
 }
 
-func newWorld(t *testing.T) *world {
+// newWorld starts a node with these arguments beside its own.
+func newWorld(t *testing.T, args ...string) *world {
 	t.Helper()
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
@@ -64,7 +65,7 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	n, err := node.Start(t.Context(), os.Getenv(programVariable), filepath.Join(t.TempDir(), "podstead"), "cri")
+	n, err := node.Start(t.Context(), os.Getenv(programVariable), filepath.Join(t.TempDir(), "podstead"), "cri", args...)
 	if err != nil {
 		t.Fatal(err)
 	}
