@@ -48,6 +48,9 @@ type Target struct {
 	// CDIDir is one of the runtime's directories of CDI files, which the suite
 	// may write to; "" skips the tests that do.
 	CDIDir string
+	// LateLog: an exit may be reported before the last output is in the log, as
+	// containerd does, which copies it from one goroutine to another.
+	LateLog bool
 	// Known maps names of tests ("exec/inherited output") to why the target is
 	// known to fail them. They are skipped.
 	Known map[string]string
@@ -321,7 +324,15 @@ func (c *container) output(t *testing.T) string {
 	if status := c.exited(t); status.GetExitCode() != 0 {
 		t.Fatalf("container exited with %d (%s: %s); its log:\n%s", status.GetExitCode(), status.GetReason(), status.GetMessage(), c.log(t))
 	}
-	return c.log(t)
+	out := c.log(t)
+	for n := 0; c.LateLog && n < 40; n++ { // two seconds, for one that says nothing
+		time.Sleep(50 * time.Millisecond)
+		before := out
+		if out = c.log(t); out != "" && out == before {
+			break
+		}
+	}
+	return out
 }
 
 // exec runs a command in the container, which must succeed, and returns its

@@ -98,6 +98,6 @@ func TestContainerd(t *testing.T) {
 	}
 	t.Cleanup(func() { r.Close() })
 	conformance.Run(t, conformance.Target{
-		Runtime: r, Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), Known: containerdDeviates,
+		Runtime: r, Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), LateLog: true, Known: containerdDeviates,
 	})
 }
