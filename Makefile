@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build run test test-vm bench fuzz test-deps clean
+.PHONY: build run test critest test-vm bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -26,6 +26,11 @@ test: test-deps
 	test/check-leaks >bin/before
 	$(GO) test -p 1 -timeout 8m ./...
 	test/check-leaks bin/before
+
+# The validation suite of Kubernetes' cri-tools, in parallel and serially, three
+# times each; see docs/testing.md. "make test" has it once.
+critest: test-deps
+	$(GO) test -count=3 -timeout 60m -v ./test/critest
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
 # a virtual machine; see docs/testing.md. Slow: for releases, and for changes

@@ -1,7 +1,7 @@
 // Package host gives a test binary a machine of its own: a network namespace
 // with only lo, a private mount tree with an empty /run, a pid namespace whose
-// end ends every process that a test left running, and a name for cgroups that
-// are removed afterwards. Tests in it may make bridges, load firewall rules and
+// end ends every process that a test left running, an IPC namespace, and a name
+// for cgroups that are removed afterwards. Tests in it may make bridges, load firewall rules and
 // start daemons; the machine underneath does not notice.
 //
 //	func TestMain(m *testing.M) { host.Main(m) }
@@ -13,7 +13,7 @@
 //
 // The host is made once per test binary, by running the binary again:
 //
-//	go test ─ outer process: clone(NEWNET|NEWNS|NEWPID), afterwards removes cgroups
+//	go test ─ outer process: clone(NEWNET|NEWNS|NEWPID|NEWIPC), afterwards removes cgroups
 //	           └─ init, pid 1: mounts, lo up, reaps orphans, reports leftovers
 //	               └─ the tests
 //
@@ -89,7 +89,7 @@ func outer() int {
 		return fail("", err)
 	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID,
+		Cloneflags: unix.CLONE_NEWNET | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWIPC,
 		Pdeathsig:  unix.SIGKILL,
 	}
 	if err := cmd.Start(); err != nil {

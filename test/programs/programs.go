@@ -18,26 +18,35 @@ import (
 
 // Crictl builds crictl and returns its path.
 func Crictl() (string, error) {
-	root, err := moduleRoot()
-	if err != nil {
+	return built("crictl", "test/tools", "sigs.k8s.io/cri-tools/cmd/crictl")
+}
+
+// Critest builds critest and returns its path. Beside it is ginkgo, which
+// critest runs itself with to run specs side by side.
+func Critest() (string, error) {
+	if _, err := built("ginkgo", "test/tools", "github.com/onsi/ginkgo/v2/ginkgo"); err != nil {
 		return "", err
 	}
-	bin := binDir(root)
-	return filepath.Join(bin, "crictl"), build(filepath.Join(root, "test", "tools"), bin, "sigs.k8s.io/cri-tools/cmd/crictl")
+	return built("critest", "test/tools", "sigs.k8s.io/cri-tools/cmd/critest")
 }
 
 // Podstead builds podstead and podstead-supervisor, and returns the path of the
 // first; the second is beside it.
-func Podstead() (string, error) {
+func Podstead() (string, error) { return built("podstead", ".", "./cmd/...") }
+
+// Standin builds what runs in the images of test/critest.
+func Standin() (string, error) { return built("standin", ".", "podstead/test/critest/standin") }
+
+// built builds packages of the module in a directory of the source tree, and
+// returns the path of the program of that name.
+func built(name, module, packages string) (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
-	bin := binDir(root)
-	return filepath.Join(bin, "podstead"), build(root, bin, "./cmd/...")
+	bin := filepath.Join(root, "test", "tools", "bin")
+	return filepath.Join(bin, name), build(filepath.Join(root, module), bin, packages)
 }
-
-func binDir(root string) string { return filepath.Join(root, "test", "tools", "bin") }
 
 // build builds packages, as seen from dir, into bin. Tests of several packages
 // run at once: they take turns, and a program that is already there, and may be
@@ -59,7 +68,11 @@ func build(dir, bin, packages string) error {
 		return err
 	}
 	defer os.RemoveAll(staging)
-	cmd := exec.Command("go", "build", "-o", staging+"/", packages)
+	args := []string{"build", "-o", staging + "/", packages}
+	if filepath.Base(packages) == "critest" { // a test binary
+		args = []string{"test", "-c", "-ldflags=-s -w", "-o", staging + "/critest", packages}
+	}
+	cmd := exec.Command("go", args...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {

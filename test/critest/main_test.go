@@ -1,0 +1,35 @@
+package critest
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"testing"
+
+	"podstead/test/host"
+	"podstead/test/programs"
+)
+
+// These hand the paths of programs to the tests inside the host.
+const (
+	critestVariable  = "PODSTEAD_TEST_CRITEST"
+	podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
+	standinVariable  = "PODSTEAD_TEST_STANDIN"
+)
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if !testing.Short() && os.Getenv(critestVariable) == "" {
+		for variable, build := range map[string]func() (string, error){
+			critestVariable: programs.Critest, podsteadVariable: programs.Podstead, standinVariable: programs.Standin,
+		} {
+			path, err := build()
+			if err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			os.Setenv(variable, path)
+		}
+	}
+	host.Main(m)
+}
