@@ -43,7 +43,7 @@ func (e *Engine) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	id, err := e.containerRuns.do(ctx, e, containerName(s.id, config.Metadata), of, createTimeout,
 		func(ctx context.Context) (string, error) { return e.createContainer(ctx, s, config, of) })
 	if err != nil {
-		return nil, err
+		return nil, cri.LeadWithReason(err)
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }

@@ -6,19 +6,17 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
 	"podstead/image"
 )
-
-// imageVolumeMountFailed begins the error that the kubelet reports as the
-// container's reason (k8s.io/cri-api/pkg/errors).
-const imageVolumeMountFailed = "ImageVolumeMountFailed"
 
 // prepareMounts returns a copy of the config whose mounts have sources that
 // exist: missing host paths are made as directories, as containerd and CRI-O
@@ -72,7 +70,7 @@ func hostPath(path string) (string, error) {
 // returns the path of what is asked for in it.
 func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimeapi.Mount) (string, error) {
 	fail := func(err error) (string, error) {
-		return "", fmt.Errorf("%s: image %s: %w", imageVolumeMountFailed, m.Image.Image, err)
+		return "", cri.WithReason(cri.ImageVolumeMountFailed, fmt.Errorf("image %s: %w", m.Image.Image, err))
 	}
 	img, err := e.cfg.Images.Get(m.Image.Image)
 	if errors.Is(err, image.ErrNotFound) {
@@ -83,8 +81,9 @@ func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimea
 	}
 	name := "image-" + strconv.Itoa(i)
 	err = e.changeContainer(k.c, func(r *containerRecord) {
-		r.ImageMounts = append(r.ImageMounts, name)
-		r.config().Mounts[i].Image.ImageRef = imageRef(img) // for the status
+		r.ImageMounts = append(slices.Clip(r.ImageMounts), name)
+		r.Config.M = proto.CloneOf(r.config()) // others may be reading the old one
+		r.config().Mounts[i].Image.ImageRef = imageRef(img)
 	})
 	if err != nil {
 		return fail(err)

@@ -12,6 +12,7 @@ import (
 
 	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
+	"podstead/sys"
 )
 
 // usernsPath is the sandbox's user namespace, "" for the host's.
@@ -32,20 +33,24 @@ func (e *Engine) makeUserNamespace(ctx context.Context, s *sandbox, h handler.Ha
 		return err
 	}
 	u := rec.namespaces().GetUsernsOptions()
-	pid, err := e.pause(ctx, s, h, &specs.Spec{
-		Hostname: rec.Hostname,
-		Linux: &specs.Linux{
-			UIDMappings: spec.IDMappings(u.Uids), GIDMappings: spec.IDMappings(u.Gids),
-			Namespaces: []specs.LinuxNamespace{
-				{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
-				{Type: specs.NetworkNamespace}, {Type: specs.IPCNamespace}, {Type: specs.UTSNamespace},
-			},
+	sp := &specs.Spec{Linux: &specs.Linux{
+		UIDMappings: spec.IDMappings(u.Uids), GIDMappings: spec.IDMappings(u.Gids),
+		Namespaces: []specs.LinuxNamespace{
+			{Type: specs.UserNamespace}, {Type: specs.PIDNamespace}, {Type: specs.MountNamespace}, {Type: specs.IPCNamespace},
 		},
-	})
+	}}
+	kinds := []string{userNamespace, sys.IPCNamespace}
+	if !rec.hostNetwork() {
+		sp.Hostname = rec.Hostname
+		sp.Linux.Namespaces = append(sp.Linux.Namespaces,
+			specs.LinuxNamespace{Type: specs.NetworkNamespace}, specs.LinuxNamespace{Type: specs.UTSNamespace})
+		kinds = append(kinds, sys.NetNamespace, sys.UTSNamespace)
+	}
+	pid, err := e.pause(ctx, s, h, sp)
 	if err != nil {
 		return err
 	}
-	for _, kind := range namespaceKinds {
+	for _, kind := range kinds {
 		if err := bindNamespace(pid, kind, e.namespacePath(s.id, kind)); err != nil {
 			return err
 		}

@@ -40,7 +40,9 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	}
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
-		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true, MountOptions: true},
+		Features: &runtimeapi.RuntimeFeatures{
+			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: e.host.userNamespaces,
+		},
 	}
 	handlers := e.settings.Load().handlers
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {

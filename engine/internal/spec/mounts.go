@@ -7,11 +7,9 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-)
 
-// rroUnsupported begins the error that the kubelet recognises as "this runtime
-// cannot enforce a recursive read-only mount" (k8s.io/cri-api/pkg/errors).
-const rroUnsupported = "RROUnsupported"
+	"podstead/cri"
+)
 
 // mounts fills s.Mounts: what every container has, then the request's mounts,
 // parents before children. A mount of the request replaces a default one of
@@ -53,15 +51,19 @@ func (in *Input) systemMounts() []specs.Mount {
 	if in.privileged() {
 		ro = "rw"
 	}
-	mounts := []specs.Mount{
+	// Only the owner of a network namespace can mount its sysfs.
+	sysfs := specs.Mount{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", ro}}
+	if in.Namespaces.User != "" && in.Namespaces.Network == "" {
+		sysfs.Type, sysfs.Source, sysfs.Options = "bind", "/sys", append([]string{"bind", "rprivate"}, sysfs.Options...)
+	}
+	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", ro}},
+		sysfs,
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", ro}},
 	}
-	return mounts
 }
 
 // podMounts are the files that the engine made for the pod.
@@ -157,7 +159,8 @@ func (in *Input) readonly(m *runtimeapi.Mount) (string, error) {
 	case m.RecursiveReadOnly && m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
 		return "", invalid("mount %s: recursive_read_only with propagation %v", m.ContainerPath, m.Propagation)
 	case m.RecursiveReadOnly && !in.Host.RecursiveReadOnly:
-		return "", invalid("%s: mount %s: the kernel has no mount_setattr (needs Linux 5.12)", rroUnsupported, m.ContainerPath)
+		return "", cri.WithReason(cri.RROUnsupported,
+			invalid("mount %s: recursive_read_only: the kernel has no mount_setattr (needs Linux 5.12)", m.ContainerPath))
 	case m.RecursiveReadOnly:
 		return "rro", nil
 	case m.Readonly:

@@ -207,7 +207,7 @@ func TestBuildRefuses(t *testing.T) {
 		{"rro propagation", "with propagation", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", Readonly: true, RecursiveReadOnly: true, Propagation: runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL})},
 		{"idmap without user namespace", "uidMappings", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", UidMappings: []*runtimeapi.IDMapping{{Length: 1}}})},
 		{"mount option", "mount_options", mount(&runtimeapi.Mount{ContainerPath: "/a", HostPath: "/b", MountOptions: []string{"suid"}})},
-		{"rro kernel", "RROUnsupported", func(in *Input) {
+		{"rro kernel", "mount_setattr", func(in *Input) {
 			in.Host.RecursiveReadOnly = false
 			in.Config.Mounts = []*runtimeapi.Mount{{ContainerPath: "/a", HostPath: "/b", Readonly: true, RecursiveReadOnly: true}}
 		}},
@@ -400,7 +400,7 @@ func TestChecks(t *testing.T) {
 	meta := &runtimeapi.PodSandboxMetadata{Name: "p", Namespace: "n", Uid: "u"}
 	for name, c := range map[string]*runtimeapi.PodSandboxConfig{
 		"config.hostname":            {Metadata: meta, Hostname: "a\nb"},
-		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Network: runtimeapi.NamespaceMode_NODE, UsernsOptions: &runtimeapi.UserNamespace{}}}}},
+		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Ipc: runtimeapi.NamespaceMode_NODE, UsernsOptions: &runtimeapi.UserNamespace{}}}}},
 		"selinux_options":            {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}}}},
 		"systemd driver":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "a-b.slice:c:d"}},
 		"below the root":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/"}},

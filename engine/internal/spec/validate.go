@@ -52,7 +52,7 @@ func checkNamespaces(o *runtimeapi.NamespaceOption) error {
 	if !HasUserNamespace(o) {
 		return nil
 	}
-	for name, m := range map[string]runtimeapi.NamespaceMode{"network": o.GetNetwork(), "ipc": o.GetIpc(), "pid": o.GetPid()} {
+	for name, m := range map[string]runtimeapi.NamespaceMode{"ipc": o.GetIpc(), "pid": o.GetPid()} {
 		if m == node {
 			return invalid("%s.%s: NODE together with a user namespace (userns_options) is not supported", field, name)
 		}
