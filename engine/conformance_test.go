@@ -17,6 +17,10 @@ func TestConformance(t *testing.T) {
 	conformance.Run(t, conformance.Target{
 		Runtime: n, Image: "test.local/conformance:1",
 		PullImage:    imagetest.Registry(t, map[string]imagetest.Image{"pulled:1": imagetest.Program(t, "/bin/busybox")}) + "/pulled:1",
+		Private: conformance.Private{
+			Image:    imagetest.PrivateRegistry(t, map[string]imagetest.Image{"private:1": imagetest.Program(t, "/bin/busybox")}, "me", "hunter2") + "/private:1",
+			Username: "me", Password: "hunter2",
+		},
 		CgroupParent: testhost.Cgroup(), CDIDir: n.cdi, Proves: true,
 	})
 }

@@ -39,6 +39,8 @@ type Target struct {
 	// PullImage names an image that the runtime can pull and that nothing uses;
 	// "" skips the tests that pull.
 	PullImage string
+	// Private is an image that can be pulled with credentials alone.
+	Private Private
 	// CgroupParent is below which the suite's pods get their cgroups.
 	CgroupParent string
 	// Proves says that the target has this version of the API: a test that names
@@ -55,6 +57,10 @@ type Target struct {
 	// known to fail them. They are skipped.
 	Known map[string]string
 }
+
+// Private is an image that its registry gives to one user only. The zero value
+// skips the tests that need one.
+type Private struct{ Image, Username, Password string }
 
 // patience bounds every wait for something that should come soon. It is long
 // because the machine may be busy, and costs nothing when all is well.
@@ -88,6 +94,9 @@ func groups() []group {
 		{"network", networkTests},
 		{"container", containerTests},
 		{"process", processTests},
+		{"security", securityTests},
+		{"mount", mountTests},
+		{"userns", userNamespaceTests},
 		{"stop", stopTests},
 		{"exec", execTests},
 		{"stream", streamTests},

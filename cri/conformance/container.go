@@ -18,6 +18,33 @@ var containerTests = []test{
 		"ContainerStatus.{id,metadata,state,created_at,started_at,finished_at,exit_code} " +
 		"ContainerStatus.{image,image_ref,labels,annotations,log_path} " +
 		"ContainerConfig.{metadata,image,command,labels,annotations,log_path} ContainerMetadata.name ImageSpec.image", containerLifecycle},
+	{"labels and annotations are kept as they are", "Container.{image,labels,annotations} ImageSpec.user_specified_image ContainerConfig.{labels,annotations,linux}", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		odd := map[string]string{"": "empty key", "a": "", "b": "\x01\n\t\"\\", "ünï": "cødé ☃", "long": strings.Repeat("x", 100000), "io.kubernetes.cri-o.x": "y"}
+		c := p.sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+			maps.Copy(config.Labels, odd)
+			maps.Copy(config.Annotations, odd)
+			config.Image.UserSpecifiedImage = "as/the/user:wrote"
+		})
+		list := p.containers(t, &runtimeapi.ContainerFilter{Id: c.id})
+		if len(list) != 1 {
+			t.Fatalf("%d containers are listed", len(list))
+		}
+		status := c.status(t)
+		for what, got := range map[string]map[string]string{
+			"listed labels": list[0].GetLabels(), "listed annotations": list[0].GetAnnotations(),
+			"labels": status.GetLabels(), "annotations": status.GetAnnotations(),
+		} {
+			for k, v := range odd {
+				if got[k] != v {
+					t.Errorf("%s: %q is %q, want %q", what, k, got[k], v)
+				}
+			}
+		}
+		if got := list[0].GetImage(); got.GetImage() == "" || got.GetUserSpecifiedImage() != "as/the/user:wrote" {
+			t.Errorf("it is listed with the image %v", got)
+		}
+	}},
 	{"unknown id", "StopContainer RemoveContainer ContainerStatus StartContainer", func(t *testing.T, s *suite) {
 		ctx, id := t.Context(), "no-such-container"
 		if _, err := s.Runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id}); err != nil {

@@ -1,10 +1,16 @@
 package conformance
 
 import (
+	"encoding/base64"
 	"slices"
+	"strings"
 	"testing"
 
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
 )
 
 var imageTests = []test{
@@ -63,14 +69,25 @@ var imageTests = []test{
 			t.Errorf("image's id %q, container's %v, status's %q", id, list, status.GetImageId())
 		}
 	}},
+	{"pull with credentials", "PullImageRequest.auth AuthConfig.{username,password,auth,server_address}", pullWithCredentials},
+	{"user and details", "Image.{uid,spec} ImageStatusRequest.verbose ImageStatusResponse.info", func(t *testing.T, s *suite) {
+		r, err := s.Runtime.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: s.Image}, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if image := r.GetImage(); image.GetUid() == nil || image.GetUid().GetValue() != 0 || image.GetUsername() != "" || image.GetSpec().GetImage() == "" {
+			t.Errorf("image of root's has uid %v, user %q, spec %v", image.GetUid(), image.GetUsername(), image.GetSpec())
+		}
+		wantJSON(t, r.GetInfo(), "imageSpec")
+	}},
 	{"pull and remove", "PullImage RemoveImage PullImageRequest.image PullImageResponse.image_ref " +
-		"RemoveImageRequest.image Image.{repo_tags,repo_digests}", func(t *testing.T, s *suite) {
+		"RemoveImageRequest.image Image.{repo_tags,repo_digests} ImageSpec.annotations PullImageRequest.sandbox_config", func(t *testing.T, s *suite) {
 		if s.PullImage == "" {
 			t.Skip("the target has no image to pull")
 		}
-		spec := &runtimeapi.ImageSpec{Image: s.PullImage}
+		spec := &runtimeapi.ImageSpec{Image: s.PullImage, Annotations: map[string]string{"podstead.test/note": "changes nothing"}}
 		for range 2 {
-			r, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: spec})
+			r, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: spec, SandboxConfig: s.podConfig(t)})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -88,12 +105,61 @@ var imageTests = []test{
 			t.Errorf("still there after remove: %v", image)
 		}
 	}},
+	{"pull that fails has the kubelet's words", "PullImage", func(t *testing.T, s *suite) {
+		_, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "127.0.0.1:1/no/such:image"}})
+		if text := status.Convert(err).Message(); cri.Code(err) != codes.Unknown || !strings.HasPrefix(text, "RegistryUnavailable: ") {
+			t.Errorf("error is %v (%v), want Unknown with RegistryUnavailable at the beginning", err, cri.Code(err))
+		}
+	}},
 	{"pull of nothing", "PullImage", func(t *testing.T, s *suite) {
 		_, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "127.0.0.1:1/no/such:image"}})
 		wantError(t, "pull from where nobody listens", err)
 		_, err = s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: "Not A Name!"}})
 		wantError(t, "pull of what is no name", err)
 	}},
+}
+
+func pullWithCredentials(t *testing.T, s *suite) {
+	private := s.Private
+	if private.Image == "" {
+		t.Skip("the target has no image that needs credentials")
+	}
+	pull := func(auth *runtimeapi.AuthConfig) error {
+		r, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: private.Image}, Auth: auth})
+		if err == nil {
+			if image := s.image(t, private.Image); image.GetId() != r.GetImageRef() {
+				t.Errorf("pulled %q, and the status is %v", r.GetImageRef(), image)
+			}
+			_, err := s.Runtime.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: private.Image}})
+			if err != nil {
+				t.Errorf("remove: %v", err)
+			}
+		}
+		return err
+	}
+	both := base64.StdEncoding.EncodeToString([]byte(private.Username + ":" + private.Password))
+	host, _, _ := strings.Cut(private.Image, "/")
+	for name, auth := range map[string]*runtimeapi.AuthConfig{
+		"user and password":        {Username: private.Username, Password: private.Password},
+		"both in one":              {Auth: both},
+		"for the image's registry": {Username: private.Username, Password: private.Password, ServerAddress: host},
+	} {
+		if err := pull(auth); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	for name, auth := range map[string]*runtimeapi.AuthConfig{
+		"without credentials":  nil,
+		"with others":          {Username: private.Username, Password: "not-the-password"},
+		"for another registry": {Username: private.Username, Password: private.Password, ServerAddress: "registry.example"},
+		"that are garbage":     {Auth: "not base64"},
+	} {
+		err := pull(auth)
+		wantError(t, name, err)
+		if err != nil && (strings.Contains(err.Error(), private.Password) || strings.Contains(err.Error(), "not-the-password")) {
+			t.Errorf("%s: the error tells the password: %v", name, err)
+		}
+	}
 }
 
 // image asks for an image; nil is none.

@@ -50,6 +50,21 @@ var networkTests = []test{
 			t.Error("the host port is open although the pod has stopped")
 		}
 	}},
+	{"host port of one address", "PortMapping.host_ip", func(t *testing.T, s *suite) {
+		const port = 27002
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.PortMappings = []*runtimeapi.PortMapping{
+				{ContainerPort: 7000, HostPort: port, HostIp: "127.0.0.1"},
+				{ContainerPort: 7002}, // no host port is asked for
+			}
+		})
+		p.sh(t, echoServer)
+		wantEcho(t, fmt.Sprintf("127.0.0.1:%d", port))
+		if conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.2:%d", port), time.Second); err == nil {
+			conn.Close()
+			t.Error("the port is open at another address of the host")
+		}
+	}},
 	{"host network", "NamespaceOption.network", func(t *testing.T, s *suite) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {

@@ -1,13 +1,9 @@
 package conformance
 
 import (
-	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
 
@@ -68,72 +64,7 @@ var processTests = []test{
 			t.Errorf("one container's file is in another's root: %q", got)
 		}
 	}},
-	{"capabilities", "LinuxContainerSecurityContext.capabilities Capability.{add_capabilities,drop_capabilities}", func(t *testing.T, s *suite) {
-		p := s.pod(t)
-		drop := func(config *runtimeapi.ContainerConfig) {
-			config.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{DropCapabilities: []string{"ALL"}, AddCapabilities: []string{"NET_BIND_SERVICE"}}
-		}
-		if got := p.sh(t, "grep CapEff /proc/self/status", drop).output(t); got != "CapEff:\t0000000000000400\n" {
-			t.Errorf("with all but one dropped: %q", got)
-		}
-		// Default capabilities hold CHOWN (bit 0) and not SYS_ADMIN (bit 21).
-		var caps uint64
-		got := p.sh(t, "grep CapEff /proc/self/status").output(t)
-		if _, err := fmt.Sscanf(got, "CapEff:\t%x", &caps); err != nil || caps&1 == 0 || caps&(1<<21) != 0 {
-			t.Errorf("by default: %q", got)
-		}
-	}},
-	{"no new privileges", "LinuxContainerSecurityContext.no_new_privs", func(t *testing.T, s *suite) {
-		c := s.pod(t).sh(t, "grep NoNewPrivs /proc/self/status", func(config *runtimeapi.ContainerConfig) {
-			config.Linux.SecurityContext.NoNewPrivs = true
-		})
-		if got := c.output(t); got != "NoNewPrivs:\t1\n" {
-			t.Errorf("output is %q", got)
-		}
-	}},
-	{"default seccomp profile", "LinuxContainerSecurityContext.seccomp SecurityProfile.profile_type", func(t *testing.T, s *suite) {
-		p := s.pod(t)
-		for want, profile := range map[string]*runtimeapi.SecurityProfile{
-			"Seccomp:\t2\n": {ProfileType: runtimeapi.SecurityProfile_RuntimeDefault},
-			"Seccomp:\t0\n": {ProfileType: runtimeapi.SecurityProfile_Unconfined},
-		} {
-			c := p.sh(t, "grep Seccomp: /proc/self/status", func(config *runtimeapi.ContainerConfig) {
-				config.Linux.SecurityContext.Seccomp = profile
-			})
-			if got := c.output(t); got != want {
-				t.Errorf("%s: %q", profile.GetProfileType(), got)
-			}
-		}
-	}},
-	{"masked and read-only paths", "LinuxContainerSecurityContext.{masked_paths,readonly_paths}", func(t *testing.T, s *suite) {
-		c := s.pod(t).sh(t, "exec 2>&1; wc -c < /proc/keys; echo 1 > /proc/sys/kernel/panic; true", func(config *runtimeapi.ContainerConfig) {
-			config.Linux.SecurityContext.MaskedPaths = []string{"/proc/keys"}
-			config.Linux.SecurityContext.ReadonlyPaths = []string{"/proc/sys"}
-		})
-		if got := c.output(t); !strings.HasPrefix(got, "0\n") || !strings.Contains(strings.ToLower(got), "read-only") {
-			t.Errorf("output is %q", got)
-		}
-	}},
-	{"privileged", "LinuxContainerSecurityContext.privileged LinuxSandboxSecurityContext.privileged", func(t *testing.T, s *suite) {
-		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) { config.Linux.SecurityContext.Privileged = true })
-		c := p.sh(t, "test -w /proc/sys/kernel && mkdir /m && mount -t tmpfs x /m && echo mounted", func(config *runtimeapi.ContainerConfig) {
-			config.Linux.SecurityContext.Privileged = true
-		})
-		if got := c.output(t); got != "mounted\n" {
-			t.Errorf("output is %q", got)
-		}
-	}},
-	{"privileged needs a privileged sandbox", "LinuxContainerSecurityContext.privileged", func(t *testing.T, s *suite) {
-		p := s.pod(t)
-		config := p.script("c", "true")
-		config.Linux.SecurityContext.Privileged = true
-		_, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
-		wantError(t, "create", err)
-	}},
-	{"bind mounts", "ContainerConfig.mounts Mount.{container_path,host_path,readonly} ContainerStatus.mounts", bindMounts},
-	{"recursively read-only mounts", "Mount.recursive_read_only", recursiveReadOnly},
-	{"image volumes", "Mount.{image,image_sub_path}", imageVolumes},
-	{"strict groups", "LinuxContainerSecurityContext.supplemental_groups_policy ContainerStatus.user " +
+	{"strict groups", "LinuxContainerSecurityContext.supplemental_groups_policy RuntimeFeatures.supplemental_groups_policy ContainerStatus.user " +
 		"ContainerUser.linux LinuxContainerUser.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "id -G; sleep 1000", func(config *runtimeapi.ContainerConfig) {
 			security := config.Linux.SecurityContext
@@ -141,43 +72,12 @@ var processTests = []test{
 			security.SupplementalGroups = []int64{5000}
 			security.SupplementalGroupsPolicy = runtimeapi.SupplementalGroupsPolicy_Strict
 		})
+		if features, _ := s.features(t); !features.GetSupplementalGroupsPolicy() {
+			t.Error("the runtime does not have the feature")
+		}
 		c.says(t, "1000 5000\n") // and not 2000, which is in the image's /etc/group
 		if user := c.status(t).GetUser().GetLinux(); user.GetUid() != 1000 || user.GetGid() != 1000 {
 			t.Errorf("status has the user %v", user)
-		}
-	}},
-	{"user namespace", "NamespaceOption.userns_options UserNamespace.{uids,gids} IDMapping.{host_id,length}", func(t *testing.T, s *suite) {
-		mapping := []*runtimeapi.IDMapping{{HostId: 1 << 20, Length: 1 << 16}}
-		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
-			config.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
-		})
-		c := p.sh(t, "echo $(cat /proc/self/uid_map /proc/self/gid_map); touch /x; stat -c %u:%g /x /bin/busybox; hostname")
-		if got := c.output(t); got != "0 1048576 65536 0 1048576 65536\n0:0\n0:0\nconformance-host\n" {
-			t.Errorf("output is %q", got)
-		}
-	}},
-	{"mount of something missing", "Mount.host_path", func(t *testing.T, s *suite) {
-		p := s.pod(t)
-		config := p.script("c", "true")
-		config.Mounts = []*runtimeapi.Mount{{HostPath: "/dev/null/no-such", ContainerPath: "/x"}}
-		r, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
-		if err == nil {
-			_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.GetContainerId()})
-		}
-		if err == nil || !strings.Contains(err.Error(), "no-such") {
-			t.Errorf("error is %v, want one that names the path", err)
-		}
-	}},
-	{"mount over a link does not leave the root", "Mount.container_path", func(t *testing.T, s *suite) {
-		dir := t.TempDir()
-		c := s.pod(t).sh(t, "ls /tmp/made-by-mount", func(config *runtimeapi.ContainerConfig) {
-			// /bin/../../../ climbs out of a root that is resolved carelessly.
-			config.Mounts = []*runtimeapi.Mount{{HostPath: dir, ContainerPath: "/bin/../../../tmp/made-by-mount"}}
-		})
-		c.output(t)
-		if _, err := os.Stat("/tmp/made-by-mount"); err == nil {
-			t.Error("the mount point was made on the host")
-			os.Remove("/tmp/made-by-mount")
 		}
 	}},
 	{"terminal", "ContainerConfig.tty", func(t *testing.T, s *suite) {
@@ -226,77 +126,4 @@ func userAndGroups(t *testing.T, s *suite) {
 	config.Linux.SecurityContext.RunAsGroup = id(1)
 	_, err = s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
 	wantError(t, "create with a group and no user", err)
-}
-
-func bindMounts(t *testing.T, s *suite) {
-	dir := t.TempDir()
-	if err := os.WriteFile(filepath.Join(dir, "file"), []byte("from the host\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	c := s.pod(t).sh(t, "exec 2>&1; cat /rw/file /one; echo x > /rw/new; echo y > /ro/new; true", func(config *runtimeapi.ContainerConfig) {
-		config.Mounts = []*runtimeapi.Mount{
-			{HostPath: dir, ContainerPath: "/rw"},
-			{HostPath: dir, ContainerPath: "/ro", Readonly: true},
-			{HostPath: filepath.Join(dir, "file"), ContainerPath: "/one", Readonly: true},
-		}
-	})
-	got := c.output(t)
-	if !strings.HasPrefix(got, "from the host\nfrom the host\n") || !strings.Contains(strings.ToLower(got), "read-only") {
-		t.Errorf("output is %q", got)
-	}
-	if b, err := os.ReadFile(filepath.Join(dir, "new")); err != nil || string(b) != "x\n" {
-		t.Errorf("the host sees %q, %v", b, err)
-	}
-	if mounts := c.status(t).GetMounts(); len(mounts) != 3 {
-		t.Errorf("status has mounts %v, want three", mounts)
-	}
-}
-
-// recursiveReadOnly needs to be root in the runtime's mount namespace.
-func recursiveReadOnly(t *testing.T, s *suite) {
-	dir := t.TempDir()
-	below := filepath.Join(dir, "below")
-	if err := os.Mkdir(below, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	if err := unix.Mount("tmpfs", below, "tmpfs", 0, ""); err != nil {
-		t.Skipf("cannot mount a file system for the test: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := unix.Unmount(below, unix.MNT_DETACH); err != nil {
-			t.Error(err)
-		}
-	})
-	c := s.pod(t).sh(t, "touch /ro/below/a 2>/dev/null && echo one; touch /rro/below/b 2>/dev/null && echo two; true", func(config *runtimeapi.ContainerConfig) {
-		config.Mounts = []*runtimeapi.Mount{
-			{HostPath: dir, ContainerPath: "/ro", Readonly: true},
-			{HostPath: dir, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
-		}
-	})
-	if got := c.output(t); got != "one\n" {
-		t.Errorf("it could write below: %q", got)
-	}
-}
-
-func imageVolumes(t *testing.T, s *suite) {
-	p := s.pod(t)
-	volume := func(subPath string) *runtimeapi.Mount {
-		return &runtimeapi.Mount{Image: &runtimeapi.ImageSpec{Image: s.Image}, ImageSubPath: subPath, ContainerPath: "/volume", Readonly: true}
-	}
-	for subPath, file := range map[string]string{"": "/volume/bin/busybox", "bin": "/volume/busybox"} {
-		c := p.sh(t, "exec 2>&1; test -x "+file+" && echo there; touch /volume/x", func(config *runtimeapi.ContainerConfig) {
-			config.Mounts = []*runtimeapi.Mount{volume(subPath)}
-		})
-		c.exited(t)
-		if got := c.log(t); !strings.HasPrefix(got, "there\n") || !strings.Contains(strings.ToLower(got), "read-only") {
-			t.Errorf("with sub-path %q: %q", subPath, got)
-		}
-	}
-	config := p.script("missing", "true")
-	config.Mounts = []*runtimeapi.Mount{volume("no/such/path")}
-	r, err := s.Runtime.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: p.id, Config: config, SandboxConfig: p.config})
-	if err == nil {
-		_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: r.GetContainerId()})
-	}
-	wantError(t, "a sub-path that is not in the image", err)
 }

@@ -1,6 +1,10 @@
 package conformance
 
 import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
 	"testing"
 
 	"google.golang.org/grpc/codes"
@@ -47,7 +51,7 @@ var resourceTests = []test{
 		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: "no-such-container", Linux: &runtimeapi.LinuxContainerResources{CpuShares: 100}})
 		wantCode(t, "update", err, codes.NotFound)
 	}},
-	{"killed for memory", "ContainerStatus.reason LinuxContainerResources.memory_limit_in_bytes", func(t *testing.T, s *suite) {
+	{"killed for memory", "ContainerStatus.{reason,message} LinuxContainerResources.memory_limit_in_bytes", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "dd if=/dev/zero of=/dev/null bs=100M count=1; exit $?", limited(16*mebibyte))
 		if status := c.exited(t); status.GetReason() != "OOMKilled" || status.GetExitCode() != 137 {
 			t.Errorf("reason is %q, exit code %d", status.GetReason(), status.GetExitCode())
@@ -57,6 +61,24 @@ var resourceTests = []test{
 		c := s.pod(t).sh(t, "echo runs", limited(8*mebibyte))
 		if got := c.output(t); got != "runs\n" {
 			t.Errorf("output is %q", got)
+		}
+	}},
+	{"cpu", "LinuxContainerResources.{cpu_shares,cpu_quota,cpu_period,cpuset_cpus,cpuset_mems}", cpuLimits},
+	{"swap", "LinuxContainerResources.memory_swap_limit_in_bytes", swapLimit},
+	{"huge pages", "LinuxContainerResources.hugepage_limits HugepageLimit.*", hugePages},
+	{"unified", "LinuxContainerResources.unified", unified},
+	{"update takes all or nothing", "UpdateContainerResources UpdateContainerResourcesRequest.annotations", func(t *testing.T, s *suite) {
+		c := s.pod(t).sh(t, "sleep 1000", limited(64*mebibyte))
+		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c.id, Annotations: map[string]string{"podstead.test/x": "y"},
+			Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 32 * mebibyte, CpusetCpus: "9999"},
+		})
+		wantError(t, "an update with a processor that no machine has", err)
+		if got := c.exec(t, "sh", "-c", memoryLimit); got != "67108864" {
+			t.Errorf("after the failed update the container sees the limit %q", got)
+		}
+		if got := c.status(t).GetResources().GetLinux(); got.GetMemoryLimitInBytes() != 64*mebibyte || got.GetCpusetCpus() != "" {
+			t.Errorf("status has the limits %v", got)
 		}
 	}},
 	{"oom score", "LinuxContainerResources.oom_score_adj", func(t *testing.T, s *suite) {
@@ -89,4 +111,103 @@ func (c *container) update(t *testing.T, bytes int64) {
 	if got := c.status(t).GetResources().GetLinux().GetMemoryLimitInBytes(); got != bytes {
 		t.Errorf("status has the limit %d after the update", got)
 	}
+}
+
+// cgroupFile reads a file of the container's cgroup as the container sees it:
+// by its name on v2, or by that on v1, which has the controller before it.
+func (c *container) cgroupFile(t *testing.T, v2, v1 string) string {
+	t.Helper()
+	script := fmt.Sprintf("cd /sys/fs/cgroup; test -e cgroup.controllers && cat %s || cat %s", v2, v1)
+	return strings.Join(strings.Fields(c.exec(t, "sh", "-c", script)), " ")
+}
+
+func cpuLimits(t *testing.T, s *suite) {
+	c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+		config.Linux.Resources = &runtimeapi.LinuxContainerResources{CpuShares: 2048, CpuQuota: 50000, CpuPeriod: 200000, CpusetCpus: "0", CpusetMems: "0"}
+	})
+	want := func(when string, files map[[2]string][]string) {
+		for file, want := range files {
+			if got := c.cgroupFile(t, file[0], file[1]); !slices.Contains(want, got) {
+				t.Errorf("%s: %s or %s is %q, want one of %q", when, file[0], file[1], got, want)
+			}
+		}
+	}
+	// The weight for 2048 shares depends on the formula, which runc changed.
+	want("at first", map[[2]string][]string{
+		{"cpu.weight", "cpu/cpu.shares"}:                {"2048", "79", "158", "170"},
+		{"cpu.max", "cpu/cpu.cfs_quota_us"}:             {"50000", "50000 200000"},
+		{"cpu.max", "cpu/cpu.cfs_period_us"}:            {"200000", "50000 200000"},
+		{"cpuset.cpus.effective", "cpuset/cpuset.cpus"}: {"0"},
+		{"cpuset.mems.effective", "cpuset/cpuset.mems"}: {"0"},
+	})
+	_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+		ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{CpuQuota: 80000, CpuPeriod: 100000, CpuShares: 2},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want("after an update", map[[2]string][]string{
+		{"cpu.weight", "cpu/cpu.shares"}:     {"2", "1"},
+		{"cpu.max", "cpu/cpu.cfs_quota_us"}:  {"80000", "80000 100000"},
+		{"cpu.max", "cpu/cpu.cfs_period_us"}: {"100000", "80000 100000"},
+	})
+	r := c.status(t).GetResources().GetLinux()
+	if r.GetCpuQuota() != 80000 || r.GetCpuPeriod() != 100000 || r.GetCpuShares() != 2 || r.GetCpusetCpus() != "0" {
+		t.Errorf("status has the limits %v", r)
+	}
+}
+
+func swapLimit(t *testing.T, s *suite) {
+	c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+		config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mebibyte, MemorySwapLimitInBytes: 96 * mebibyte}
+	})
+	if c.exec(t, "sh", "-c", "cd /sys/fs/cgroup; ls memory.swap.max memory/memory.memsw.limit_in_bytes 2>/dev/null; true") == "" {
+		t.Skip("the kernel does not account swap")
+	}
+	// v1 has a limit of both together.
+	if got := c.cgroupFile(t, "memory.swap.max", "memory/memory.memsw.limit_in_bytes"); got != fmt.Sprint(32*mebibyte) && got != fmt.Sprint(96*mebibyte) {
+		t.Errorf("the limit is %s", got)
+	}
+	if got := c.status(t).GetResources().GetLinux().GetMemorySwapLimitInBytes(); got != 96*mebibyte {
+		t.Errorf("status has the limit %d", got)
+	}
+}
+
+func hugePages(t *testing.T, s *suite) {
+	if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
+		t.Skip("the machine has no huge pages of 2 MB")
+	}
+	c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+		config.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 * mebibyte}}}
+	})
+	file := c.exec(t, "sh", "-c", "find /sys/fs/cgroup/ -name 'hugetlb.2MB.max' -o -name 'hugetlb.2MB.limit_in_bytes' | head -1")
+	if file == "" {
+		t.Skip("the container cannot see a limit of huge pages")
+	}
+	if got := c.exec(t, "cat", file); got != fmt.Sprint(4*mebibyte) {
+		t.Errorf("the limit is %s", got)
+	}
+	if got := c.status(t).GetResources().GetLinux().GetHugepageLimits(); len(got) != 1 || got[0].GetLimit() != 4*mebibyte {
+		t.Errorf("status has the limits %v", got)
+	}
+}
+
+// unified is obeyed on cgroup v2 and refused elsewhere, never ignored.
+func unified(t *testing.T, s *suite) {
+	p := s.pod(t)
+	with := func(key, value string) func(*runtimeapi.ContainerConfig) {
+		return func(config *runtimeapi.ContainerConfig) {
+			config.Linux.Resources = &runtimeapi.LinuxContainerResources{Unified: map[string]string{key: value}}
+		}
+	}
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err != nil {
+		wantError(t, "unified without cgroup v2", p.refuses(t, with("memory.high", "64M")))
+		return
+	}
+	c := p.sh(t, "sleep 1000", with("memory.high", fmt.Sprint(64*mebibyte)))
+	if got := c.cgroupFile(t, "memory.high", ""); got != fmt.Sprint(64*mebibyte) {
+		t.Errorf("memory.high is %s", got)
+	}
+	wantError(t, "what is no file of a cgroup", p.refuses(t, with("../x", "1")))
+	wantError(t, "an unknown file", p.refuses(t, with("memory.no-such", "1")))
 }

@@ -1,8 +1,11 @@
 package conformance
 
 import (
+	"encoding/json"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -51,7 +54,7 @@ var runtimeTests = []test{
 		}
 		t.Errorf("runtime handlers are %v, want one with an empty name", r.GetRuntimeHandlers())
 	}},
-	{"cgroup driver", "RuntimeConfig RuntimeConfigResponse.linux", func(t *testing.T, s *suite) {
+	{"cgroup driver", "RuntimeConfig RuntimeConfigResponse.linux LinuxRuntimeConfiguration.cgroup_driver", func(t *testing.T, s *suite) {
 		r, err := s.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
 		if err != nil {
 			t.Fatal(err)
@@ -60,12 +63,14 @@ var runtimeTests = []test{
 			t.Error("the answer has no linux part")
 		}
 	}},
-	{"runtime config is accepted", "UpdateRuntimeConfig UpdateRuntimeConfigRequest.runtime_config RuntimeConfig.network_config", func(t *testing.T, s *suite) {
-		_, err := s.Runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
-			RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{}},
-		})
-		if err != nil {
-			t.Error(err)
+	{"runtime config is accepted", "UpdateRuntimeConfig UpdateRuntimeConfigRequest.runtime_config RuntimeConfig.network_config NetworkConfig.pod_cidr", func(t *testing.T, s *suite) {
+		for _, cidr := range []string{"", "10.88.0.0/16", "10.88.0.0/16,fd00:88::/64"} {
+			_, err := s.Runtime.UpdateRuntimeConfig(t.Context(), &runtimeapi.UpdateRuntimeConfigRequest{
+				RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}},
+			})
+			if err != nil {
+				t.Errorf("%q: %v", cidr, err)
+			}
 		}
 	}},
 }
@@ -164,6 +169,122 @@ var sandboxTests = []test{
 		eventually(t, "the other container's process is seen", func() bool {
 			return strings.Contains(c.exec(t, "ps"), "sleep 4242")
 		})
+	}},
+	{"namespaces of the host", "NamespaceOption.{ipc,pid}", func(t *testing.T, s *suite) {
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			o := config.Linux.SecurityContext.NamespaceOptions
+			o.Ipc, o.Pid = runtimeapi.NamespaceMode_NODE, runtimeapi.NamespaceMode_NODE
+		})
+		for _, ns := range []string{"ipc", "pid"} {
+			own, err := os.Readlink("/proc/self/ns/" + ns)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := p.sh(t, "readlink /proc/self/ns/"+ns).output(t); got != own+"\n" {
+				t.Errorf("it is in %q, want %s", got, own)
+			}
+		}
+		o := p.status(t).GetLinux().GetNamespaces().GetOptions()
+		if o.GetIpc() != runtimeapi.NamespaceMode_NODE || o.GetPid() != runtimeapi.NamespaceMode_NODE {
+			t.Errorf("status has %v", o)
+		}
+	}},
+	{"process namespace of another container", "NamespaceOption.{pid,target_id} LinuxContainerSecurityContext.namespace_options", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		into := func(target string) func(*runtimeapi.ContainerConfig) {
+			return func(config *runtimeapi.ContainerConfig) {
+				config.Linux.SecurityContext.NamespaceOptions = &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_TARGET, TargetId: target}
+			}
+		}
+		target := p.sh(t, "exec sleep 4545")
+		eventually(t, "the target is seen", func() bool {
+			return strings.Contains(p.sh(t, "ps", into(target.id)).output(t), "sleep 4545")
+		})
+		wantError(t, "an unknown target", p.refuses(t, into("no-such-container")))
+		wantError(t, "a target in another pod", s.pod(t).refuses(t, into(target.id)))
+	}},
+	{"host names", "PodSandboxConfig.hostname", func(t *testing.T, s *suite) {
+		long := strings.Repeat("a", 60) + ".bcd" // 64, all that Linux takes
+		for _, name := range []string{"a", "web-0.nginx.default.svc.cluster.local", long} {
+			p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) { config.Hostname = name })
+			if got := p.sh(t, "hostname; echo $HOSTNAME; cat /etc/hostname").output(t); got != strings.Repeat(name+"\n", 3) {
+				t.Errorf("%s: output is %q", name, got)
+			}
+		}
+		config := s.podConfig(t)
+		config.Hostname = long + "e"
+		r, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+		if err == nil {
+			s.removePod(t, r.GetPodSandboxId())
+		}
+		wantError(t, "a name of 65 bytes", err)
+	}},
+	{"cgroup parent", "LinuxPodSandboxConfig.cgroup_parent", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		c := p.sh(t, "sleep 1000")
+		// Wherever the memory controller is mounted, the pod's group is there.
+		parent := p.config.GetLinux().GetCgroupParent()
+		dirs := append(glob(t, "/sys/fs/cgroup"+parent), glob(t, "/sys/fs/cgroup/memory"+parent)...)
+		if len(dirs) != 1 {
+			t.Fatalf("groups of the pod: %q", dirs)
+		}
+		if below := glob(t, dirs[0]+"/*"+c.id+"*"); len(below) != 1 {
+			t.Errorf("groups of the container below the pod's: %q", below)
+		}
+	}},
+	{"cgroup parent of the other driver", "LinuxPodSandboxConfig.cgroup_parent", func(t *testing.T, s *suite) {
+		r, err := s.Runtime.RuntimeConfig(t.Context(), &runtimeapi.RuntimeConfigRequest{})
+		if err != nil || r.GetLinux().GetCgroupDriver() != runtimeapi.CgroupDriver_CGROUPFS {
+			t.Skip("the driver is not cgroupfs")
+		}
+		config := s.podConfig(t)
+		config.Linux.CgroupParent = "kubepods-besteffort-pod1.slice"
+		sandbox, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config})
+		if err == nil {
+			s.removePod(t, sandbox.GetPodSandboxId())
+		}
+		if err == nil || !strings.Contains(err.Error(), "cgroup_parent") {
+			t.Errorf("error is %v, want one that names the field", err)
+		}
+	}},
+	{"resources of the pod", "UpdatePodSandboxResources UpdatePodSandboxResourcesRequest.* LinuxPodSandboxConfig.{overhead,resources}", func(t *testing.T, s *suite) {
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.Linux.Overhead, config.Linux.Resources = memory(1*mebibyte), memory(64*mebibyte)
+		})
+		update := func(id string) error {
+			_, err := s.Runtime.UpdatePodSandboxResources(t.Context(), &runtimeapi.UpdatePodSandboxResourcesRequest{
+				PodSandboxId: id, Overhead: memory(2 * mebibyte), Resources: memory(77 * mebibyte),
+			})
+			return err
+		}
+		if err := update(p.id); err != nil {
+			t.Fatal(err)
+		}
+		if info := p.info(t); !strings.Contains(info, "80740352") || strings.Contains(info, "67108864") {
+			t.Errorf("verbose status does not have the new sums: %s", info)
+		}
+		wantCode(t, "update of an unknown sandbox", update("no-such-sandbox"), codes.NotFound)
+	}},
+	{"verbose status is JSON", "PodSandboxStatusRequest.verbose PodSandboxStatusResponse.{info,containers_statuses,timestamp} ContainerStatusRequest.verbose ContainerStatusResponse.info", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		c := p.sh(t, "sleep 1000")
+		p.info(t)
+		sandbox, err := s.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id})
+		if err != nil || len(sandbox.GetInfo()) != 0 {
+			t.Errorf("info of the sandbox, not asked for: %v, %v", sandbox.GetInfo(), err)
+		}
+		if list := sandbox.GetContainersStatuses(); len(list) != 1 || list[0].GetId() != c.id || sandbox.GetTimestamp() == 0 {
+			t.Errorf("statuses of its containers at %d: %v", sandbox.GetTimestamp(), list)
+		}
+		plain, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id})
+		if err != nil || len(plain.GetInfo()) != 0 {
+			t.Errorf("info of the container, not asked for: %v, %v", plain.GetInfo(), err)
+		}
+		verbose, err := s.Runtime.ContainerStatus(t.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: c.id, Verbose: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		wantJSON(t, verbose.GetInfo(), "pid", "runtimeSpec")
 	}},
 	{"shared ipc and hostname", "PodSandboxConfig.hostname", func(t *testing.T, s *suite) {
 		p := s.pod(t)
@@ -266,6 +387,40 @@ func (p *pod) status(t *testing.T) *runtimeapi.PodSandboxStatus {
 		t.Fatalf("sandbox status: %v", err)
 	}
 	return r.GetStatus()
+}
+
+// info is the sandbox's verbose status.
+func (p *pod) info(t *testing.T) string {
+	t.Helper()
+	r, err := p.Runtime.PodSandboxStatus(t.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.id, Verbose: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantJSON(t, r.GetInfo(), "pid")
+	return r.GetInfo()["info"]
+}
+
+// wantJSON fails the test unless info has what crictl's templates use.
+func wantJSON(t *testing.T, info map[string]string, keys ...string) {
+	t.Helper()
+	var got map[string]any
+	if err := json.Unmarshal([]byte(info["info"]), &got); err != nil {
+		t.Errorf("info is no JSON object (%v): %v", err, info)
+	}
+	for _, key := range keys {
+		if _, ok := got[key]; !ok {
+			t.Errorf("info has no %s: %v", key, info)
+		}
+	}
+}
+
+func glob(t *testing.T, pattern string) []string {
+	t.Helper()
+	list, err := filepath.Glob(pattern)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list
 }
 
 func (p *pod) stop(t *testing.T) {

@@ -74,7 +74,7 @@ var statsTests = []test{
 		_, err := s.Runtime.PodSandboxStats(t.Context(), &runtimeapi.PodSandboxStatsRequest{})
 		wantCode(t, "stats without an id", err, codes.NotFound, codes.InvalidArgument, codes.Unknown)
 	}},
-	{"image filesystem", "ImageFsInfo ImageFsInfoResponse.image_filesystems FilesystemUsage.* " +
+	{"image filesystem", "ImageFsInfo ImageFsInfoResponse.* FilesystemUsage.* " +
 		"FilesystemIdentifier.mountpoint", func(t *testing.T, s *suite) {
 		var list []*runtimeapi.FilesystemUsage
 		eventually(t, "its usage is there", func() bool {

@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -47,6 +48,26 @@ var stopTests = []test{
 		c.stop(t, 60)
 		if status := c.status(t); status.GetExitCode() != 4 || status.GetStopSignal() != runtimeapi.Signal_SIGNAL_SIGUSR1 {
 			t.Errorf("exit code is %d, stop signal %s", status.GetExitCode(), status.GetStopSignal())
+		}
+	}},
+	{"by a real-time signal", "ContainerConfig.stop_signal ContainerStatus.stop_signal", func(t *testing.T, s *suite) {
+		for signal, number := range map[runtimeapi.Signal]int{
+			runtimeapi.Signal_SIGNAL_SIGRTMIN: 34, runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3: 37, runtimeapi.Signal_SIGNAL_SIGRTMAX: 64,
+		} {
+			c := s.pod(t).sh(t, fmt.Sprintf("trap 'exit 4' %d; echo ready; while :; do sleep 0.1; done", number), func(config *runtimeapi.ContainerConfig) {
+				config.StopSignal = signal
+			})
+			c.says(t, "ready\n")
+			c.stop(t, 60)
+			if status := c.status(t); status.GetExitCode() != 4 || status.GetStopSignal() != signal {
+				t.Errorf("%s: exit code is %d, stop signal %s", signal, status.GetExitCode(), status.GetStopSignal())
+			}
+		}
+	}},
+	{"SIGTERM is reported when nothing was asked for", "ContainerStatus.stop_signal", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		if got := p.create(t, p.script("c", "true")).status(t).GetStopSignal(); got != runtimeapi.Signal_SIGNAL_SIGTERM {
+			t.Errorf("stop signal is %s", got)
 		}
 	}},
 	{"a shorter timeout wins", "StopContainer StopContainerRequest.timeout", func(t *testing.T, s *suite) {

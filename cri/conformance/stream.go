@@ -128,6 +128,39 @@ var streamTests = []test{
 		cancel()
 		<-ended
 	}},
+	{"attach: both outputs, and a terminal", "AttachRequest.{stderr,tty}", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		const ask = "while read line; do echo out $line; echo err $line >&2; done"
+		open := func(config *runtimeapi.ContainerConfig) { config.Stdin = true }
+		terminal := func(config *runtimeapi.ContainerConfig) { config.Stdin, config.Tty = true, true }
+		for _, tty := range []bool{false, true} {
+			change := open
+			if tty {
+				change = terminal
+			}
+			c := p.sh(t, ask, change)
+			var stdout, stderr safeBuffer
+			o := remotecommand.StreamOptions{Stdout: &stdout, Tty: tty}
+			if !tty {
+				o.Stderr = &stderr
+			}
+			in, feed := io.Pipe()
+			o.Stdin = in
+			ctx, cancel := context.WithCancel(t.Context())
+			ended := c.attach(ctx, t, o)
+			io.WriteString(feed, "x\n")
+			eventually(t, "both answers come", func() bool {
+				all := stdout.String() + stderr.String()
+				return strings.Contains(all, "out x") && strings.Contains(all, "err x")
+			})
+			if got := stderr.String(); !tty && got != "err x\n" || tty && got != "" {
+				t.Errorf("terminal %t: standard error is %q", tty, got)
+			}
+			cancel()
+			<-ended
+			feed.Close()
+		}
+	}},
 	{"attach: again, when input stays open", "ContainerConfig.stdin", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "while read line; do echo got $line; done", func(config *runtimeapi.ContainerConfig) { config.Stdin = true })
 		for i := range 2 {

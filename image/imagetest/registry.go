@@ -22,6 +22,22 @@ func Registry(t testing.TB, images map[string]Image) string {
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
+// PrivateRegistry is a Registry for one user.
+func PrivateRegistry(t testing.TB, images map[string]Image, username, password string) string {
+	t.Helper()
+	h := Handler(t, images, nil)
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if u, p, _ := r.BasicAuth(); u != username || p != password {
+			w.Header().Set("WWW-Authenticate", `Basic realm="private"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
 // Handler is a registry that holds the images, and under "repository:tag"
 // also the indexes, for servers that behave otherwise.
 func Handler(t testing.TB, images map[string]Image, indexes map[string]Blob) http.Handler {

@@ -46,6 +46,16 @@ func registry(t *testing.T) string {
 	return imagetest.Registry(t, map[string]imagetest.Image{"test/pulled:1": imagetest.Busybox(t)}) + "/test/pulled:1"
 }
 
+// private serves an image to one user.
+func private(t *testing.T) conformance.Private {
+	t.Helper()
+	images := map[string]imagetest.Image{"test/private:1": imagetest.Busybox(t)}
+	return conformance.Private{
+		Image:    imagetest.PrivateRegistry(t, images, "me", "hunter2") + "/test/private:1",
+		Username: "me", Password: "hunter2",
+	}
+}
+
 // containerdDeviates tells where containerd 1.6 does not do what the suite
 // asks for, which is the CRI of 2026.
 var containerdDeviates = map[string]string{
@@ -55,10 +65,12 @@ var containerdDeviates = map[string]string{
 	"container/unknown id":                                 "StopContainer returns NotFound, and critest allows it",
 	"stop/a caller that leaves does not stop the stopping": "the stopping ends with the call, and SIGKILL does not come",
 	"stop/by the signal that was asked for":                "stop_signal came in CRI 0.33",
-	"process/recursively read-only mounts":                 "recursive_read_only came in CRI 0.30",
-	"process/image volumes":                                "image mounts came in CRI 0.31",
+	"mount/options":                                        "mount_options came in CRI 0.37",
+	"mount/recursively read-only, refused":                 "recursive_read_only came in CRI 0.30",
+	"mount/image volumes":                                  "image mounts came in CRI 0.31",
+	"mount/image volumes, refused":                         "image mounts came in CRI 0.31",
 	"process/strict groups":                                "supplemental_groups_policy came in CRI 0.31",
-	"process/user namespace":                               "userns_options came in CRI 0.25",
+	"userns/refused":                                       "userns_options came in CRI 0.25",
 	"exec/inherited output does not hang":                  "waits until the output is closed",
 	"exec/too much output is cut, without an error":        "cut at 16 MiB, which makes a message that is too large",
 	"log/all of it is there when the exit is seen":         "the exit is told before the output is read to its end",
@@ -98,6 +110,7 @@ func TestContainerd(t *testing.T) {
 	}
 	t.Cleanup(func() { r.Close() })
 	conformance.Run(t, conformance.Target{
-		Runtime: r, Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), LateLog: true, Known: containerdDeviates,
+		Runtime: r, Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(),
+		LateLog: true, Known: containerdDeviates,
 	})
 }

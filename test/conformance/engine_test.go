@@ -33,7 +33,7 @@ func TestEngine(t *testing.T) {
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: newEngine(t, cdi), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
+		Runtime: newEngine(t, cdi), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
 	})
 }
 
@@ -44,7 +44,7 @@ func TestEngineServed(t *testing.T) {
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
+		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
 	})
 }
 
