@@ -108,7 +108,7 @@ func newNode(t testing.TB) *node {
 	n.networkState, n.networkRun = filepath.Join(state, "network"), filepath.Join(run, "network")
 	n.net, err = network.New(network.Config{
 		Name: "ptest0", StateDir: n.networkState, RunDir: n.networkRun,
-		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Log: n.cfg.Log,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Log: n.cfg.Log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -35,6 +35,7 @@ type builtin struct {
 	enrolled  bool // the instance is, without a subnet
 	tableMade bool // the table, if it is there, is of this subnet and version
 	hostErr   error
+	clusters  []netip.Prefix // pod CIDRs of the node, if the cluster told
 
 	// tableMu is held for reading between the removal of a lease's ports from
 	// the table and that of the lease, so that no table made anew has them.
@@ -46,14 +47,14 @@ type builtin struct {
 	pool   *ipam.Pool
 	ports  portOwners
 
-	// What depends on the subnet. It changes under hostMu, and only while there
+	// What depends on the subnets. It changes under hostMu, and only while there
 	// is no lease and no Setup is past prepare: others may read it freely.
-	subnet netip.Prefix // zero until chosen
-	bridge *bridge.Bridge
-	table  *nat.Table
+	subnets []netip.Prefix // one of a family; none until chosen
+	bridge  *bridge.Bridge
+	table   *nat.Table
 }
 
-func newBuiltin(cfg Config, all *leases) (*builtin, error) {
+func newBuiltin(cfg Config, all *leases, clusters []netip.Prefix) (*builtin, error) {
 	boot, err := bootID()
 	if err != nil {
 		return nil, err
@@ -63,61 +64,86 @@ func newBuiltin(cfg Config, all *leases) (*builtin, error) {
 		return nil, err
 	}
 	b := &builtin{cfg: cfg, log: cfg.Log, leases: all, bootID: boot, host: host, ports: portOwners{}}
-	remembered, err := b.rememberedSubnet()
+	b.clusters = clusters
+	remembered, err := b.rememberedSubnets()
 	if err != nil {
 		return nil, err
 	}
-	subnet := remembered
-	if cfg.Subnet.IsValid() && cfg.Subnet.Masked() != remembered {
-		if err := ipam.Check(cfg.Subnet); err != nil {
+	subnets := remembered
+	if set := b.setSubnetsOrNone(); len(set) > 0 && !slices.Equal(set, remembered) {
+		if err := ipam.Check(set); err != nil {
 			return nil, err
 		}
-		if n := len(b.own()); n > 0 && remembered.IsValid() {
-			return nil, fmt.Errorf("subnet cannot be changed from %s to %s while %d pods are connected", remembered, cfg.Subnet, n)
+		switch n := len(b.own()); {
+		case n == 0 || len(remembered) == 0:
+			subnets = set
+		case len(cfg.Subnets) > 0:
+			return nil, fmt.Errorf("subnet cannot be changed from %s to %s while %d pods are connected", ipam.Join(remembered), ipam.Join(set), n)
 		}
-		subnet = cfg.Subnet.Masked()
 	}
-	if subnet.IsValid() {
-		if err := b.use(subnet); err != nil {
+	if len(subnets) > 0 {
+		if err := b.use(subnets); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
 }
 
-// rememberedSubnet reads it from its file. Without one, for it was lost, but with
-// leases, it is the bridge's. If that is gone, too, no pod is connected any more.
-func (b *builtin) rememberedSubnet() (netip.Prefix, error) {
-	subnet, err := b.readSubnet()
+// setSubnetsOrNone returns the subnets that somebody has set: our configuration,
+// or the cluster's.
+func (b *builtin) setSubnetsOrNone() []netip.Prefix {
+	if len(b.cfg.Subnets) == 0 {
+		return masked(b.clusters)
+	}
+	return masked(b.cfg.Subnets)
+}
+
+func masked(subnets []netip.Prefix) []netip.Prefix {
+	var all []netip.Prefix
+	for _, s := range subnets {
+		all = append(all, s.Masked())
+	}
+	return all
+}
+
+// rememberedSubnets reads them from their file. Without one, for it was lost, but
+// with leases, they are the bridge's. If that is gone, too, no pod is connected
+// any more.
+func (b *builtin) rememberedSubnets() ([]netip.Prefix, error) {
+	subnets, err := readSubnets(b.subnetFile())
 	if err != nil {
 		b.log.Error("remembered subnet is unreadable", "error", err)
 	}
-	if subnet.IsValid() || len(b.own()) == 0 {
-		return subnet, nil
+	if len(subnets) > 0 || len(b.own()) == 0 {
+		return subnets, nil
 	}
-	if subnet, err = bridge.Subnet(b.cfg.Name); err != nil || ipam.Check(subnet) == nil {
-		return subnet, err
+	if subnets, err = bridge.Subnets(b.cfg.Name); err != nil || ipam.Check(subnets) == nil {
+		return subnets, err
 	}
 	for _, l := range b.own() {
 		b.leases.setAside(b.leases.path(l.PodID), errors.New("its subnet is not known"))
 		b.leases.remove(l.PodID)
 	}
-	return netip.Prefix{}, nil
+	return nil, nil
 }
 
-// use makes the parts that depend on the subnet, and gives the leases what they
+// use makes the parts that depend on the subnets, and gives the leases what they
 // have. It changes nothing outside of the process.
-func (b *builtin) use(subnet netip.Prefix) error {
+func (b *builtin) use(subnets []netip.Prefix) error {
 	all := b.own()
 	var newest netip.Addr
 	if len(all) > 0 {
 		newest = all[len(all)-1].IPs[0]
 	}
-	pool, err := ipam.NewPool(subnet, newest)
+	pool, err := ipam.NewPool(subnets, newest)
 	if err != nil {
 		return err
 	}
-	br, err := bridge.Open(b.cfg.Name, netip.PrefixFrom(ipam.Gateway(subnet), subnet.Bits()))
+	var gateways []netip.Prefix
+	for _, s := range subnets {
+		gateways = append(gateways, netip.PrefixFrom(ipam.Gateway(s), s.Bits()))
+	}
+	br, err := bridge.Open(b.cfg.Name, gateways...)
 	if err != nil {
 		return err
 	}
@@ -126,11 +152,11 @@ func (b *builtin) use(subnet netip.Prefix) error {
 	if err := b.closeSockets(); err != nil {
 		return err
 	}
-	b.subnet, b.pool, b.bridge = subnet, pool, br
-	b.table = nat.New(b.cfg.Name, b.cfg.Name, subnet)
+	b.subnets, b.pool, b.bridge = subnets, pool, br
+	b.table = nat.New(b.cfg.Name, b.cfg.Name, subnets...)
 	b.ports = portOwners{}
 	for _, l := range all {
-		if err := pool.Take(l.IPs[0]); err != nil {
+		if err := pool.Take(l.IPs); err != nil {
 			b.leases.setAside(b.leases.path(l.PodID), err)
 			b.leases.remove(l.PodID)
 			continue
@@ -148,17 +174,12 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, p := range ports {
-		if p.HostIP.Is6() {
-			return nil, fmt.Errorf("host port %s: the built-in network has no IPv6 yet", portString(p))
-		}
-	}
 	b.countSetup(+1)
 	defer b.countSetup(-1)
 	if err := b.prepare(); err != nil {
 		return nil, err
 	}
-	var wanted netip.Addr // the address that the pod had
+	var wanted []netip.Addr // the addresses that the pod had
 	if old := b.leases.get(pod.ID); old != nil {
 		connected, err := b.connected(old, pod.Netns)
 		if err != nil || connected {
@@ -168,9 +189,9 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		if err := errors.Join(b.bridge.Remove(old.Link), b.teardown(ctx, old)); err != nil {
 			return nil, err
 		}
-		wanted = old.IPs[0]
+		wanted = old.IPs
 	}
-	if err := b.checkOthers(ports); err != nil {
+	if err := b.checkPorts(ports); err != nil {
 		return nil, err
 	}
 	b.warnBandwidth(pod)
@@ -197,7 +218,7 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 }
 
 func (b *builtin) addPorts(l *lease) error {
-	ports := natPorts(l.Ports, l.IPs[0])
+	ports := natPorts(l.Ports, l.IPs)
 	if err := b.table.Add(ports); err != nil {
 		return err
 	}
@@ -208,7 +229,7 @@ func (b *builtin) addPorts(l *lease) error {
 }
 
 func (b *builtin) removePorts(l *lease) error {
-	ports := natPorts(l.Ports, l.IPs[0])
+	ports := natPorts(l.Ports, l.IPs)
 	if err := b.table.Remove(ports); err != nil {
 		return err
 	}
@@ -235,20 +256,20 @@ func (b *builtin) connected(l *lease, netns string) (bool, error) {
 }
 
 func (b *builtin) port(l *lease) bridge.Port {
-	return bridge.Port{Name: l.Link, Alias: fmt.Sprintf("pod %s/%s %s", l.Namespace, l.Name, l.PodID), Addr: l.IPs[0]}
+	return bridge.Port{Name: l.Link, Alias: fmt.Sprintf("pod %s/%s %s", l.Namespace, l.Name, l.PodID), Addrs: l.IPs}
 }
 
-// allocate gives the pod an address and host ports, in memory.
-func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted netip.Addr) (*lease, error) {
+// allocate gives the pod addresses and host ports, in memory.
+func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted []netip.Addr) (*lease, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if err := b.ports.take(ports, pod.ID, pod.String()); err != nil {
 		return nil, err
 	}
-	ip := wanted
-	if !wanted.IsValid() || b.pool.Take(wanted) != nil {
+	ips := wanted
+	if len(wanted) != len(b.subnets) || b.pool.Take(wanted) != nil {
 		var err error
-		if ip, err = b.pool.Get(); err != nil {
+		if ips, err = b.pool.Get(); err != nil {
 			b.ports.release(ports, pod.ID)
 			return nil, err
 		}
@@ -256,7 +277,7 @@ func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted netip.Addr) (*le
 	return &lease{
 		Version: leaseVersion, PodID: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
 		Netns: pod.Netns, BootID: b.bootID, Created: time.Now().UTC(),
-		IPs: []netip.Addr{ip}, Ports: ports, Link: newLinkName(),
+		IPs: ips, Ports: ports, Link: newLinkName(),
 	}, nil
 }
 
@@ -271,7 +292,7 @@ func (b *builtin) free(l *lease) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ports.release(l.Ports, l.PodID)
-	b.pool.Put(l.IPs[0])
+	b.pool.Put(l.IPs)
 }
 
 // teardown disconnects a pod. The caller holds the pod's lock.
@@ -334,28 +355,25 @@ func (b *builtin) holds(l *lease, netns string) bool {
 	return err == nil && ok
 }
 
-// setSubnets takes the first IPv4 subnet if it may.
+// setSubnets takes the cluster's subnets if it may.
 func (b *builtin) setSubnets(subnets []netip.Prefix) error {
+	if err := ipam.Check(subnets); err != nil {
+		return err
+	}
+	subnets = masked(subnets)
 	b.hostMu.Lock()
 	defer b.hostMu.Unlock()
-	for _, s := range subnets {
-		switch {
-		case !s.Addr().Is4():
-			b.log.Warn("pod subnet has no effect: the built-in network has no IPv6 yet", "subnet", s.String())
-			continue
-		case s.Masked() == b.subnet:
-			return nil
-		case b.cfg.Subnet.IsValid() || b.busy():
-			b.log.Warn("pod subnet has no effect: the built-in network has another one", "subnet", s.String(), "used", b.subnet.String())
-			return nil
-		}
-		if err := ipam.Check(s); err != nil {
-			return err
-		}
-		b.joined = false
-		return b.use(s.Masked())
+	b.clusters = subnets
+	switch {
+	case slices.Equal(subnets, b.subnets):
+		return nil
+	case len(b.cfg.Subnets) > 0 || b.busy():
+		b.log.Warn("pod subnet has no effect: the built-in network has another one",
+			"subnet", ipam.Join(subnets), "used", ipam.Join(b.subnets))
+		return nil
 	}
-	return nil
+	b.joined = false
+	return b.use(subnets)
 }
 
 // reconcile puts the host's side in order and removes ports of the bridge that

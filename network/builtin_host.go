@@ -42,7 +42,7 @@ func (b *builtin) prepareLocked() error {
 		return err
 	}
 	if created {
-		b.log.Info("bridge created", "bridge", b.cfg.Name, "subnet", b.subnet.String())
+		b.log.Info("bridge created", "bridge", b.cfg.Name, "subnet", ipam.Join(b.subnets))
 		b.warnForward()
 	}
 	if b.tableMade {
@@ -60,7 +60,7 @@ func (b *builtin) replaceTable() error {
 	defer b.tableMu.Unlock()
 	var ports []nat.Port
 	for _, l := range b.live() {
-		ports = append(ports, natPorts(l.Ports, l.IPs[0])...)
+		ports = append(ports, natPorts(l.Ports, l.IPs)...)
 	}
 	if err := b.table.Replace(ports); err != nil {
 		return err
@@ -69,7 +69,7 @@ func (b *builtin) replaceTable() error {
 	return nil
 }
 
-// join agrees on a subnet with the other instances of the host.
+// join agrees on subnets with the other instances of the host.
 func (b *builtin) join() error {
 	locked, err := b.host.Lock()
 	if err != nil {
@@ -80,37 +80,53 @@ func (b *builtin) join() error {
 	if err != nil {
 		return err
 	}
-	subnet := b.subnet
-	if other := overlapping(subnet, others); other != nil {
-		if b.cfg.Subnet.IsValid() || len(b.own()) > 0 {
-			return fmt.Errorf("subnet %s overlaps %s of instance %s (%s)", subnet, other.Subnet, other.Name, other.StateDir)
-		}
-		b.log.Warn("remembered subnet is in use, another one is chosen", "subnet", subnet.String(), "instance", other.Name)
-		subnet = netip.Prefix{}
-	}
-	if !subnet.IsValid() {
-		if subnet, err = b.chooseSubnet(others); err != nil {
-			return err
-		}
+	subnets, err := b.agree(others)
+	if err != nil {
+		return err
 	}
 	b.tableMade = false
-	if subnet != b.subnet {
-		if err := b.use(subnet); err != nil {
+	if !slices.Equal(subnets, b.subnets) {
+		if err := b.use(subnets); err != nil {
 			return err
 		}
 	}
-	data, err := json.Marshal(subnetRecord{Subnet: subnet})
+	data, err := json.Marshal(subnetRecord{Subnets: subnets})
 	if err != nil {
 		return err
 	}
 	if err := writeJSON(b.subnetFile(), data); err != nil {
 		return err
 	}
-	if err := locked.Join(shared.Instance{Name: b.cfg.Name, StateDir: b.cfg.StateDir, Subnet: subnet}); err != nil {
+	if err := locked.Join(shared.Instance{Name: b.cfg.Name, StateDir: b.cfg.StateDir, Subnets: subnets}); err != nil {
 		return err
 	}
 	b.joined = true
 	return nil
+}
+
+// agree returns the subnets to use: those that are set or in use, else those
+// that are remembered if they still will do, else others.
+func (b *builtin) agree(others []shared.Instance) ([]netip.Prefix, error) {
+	set := b.setSubnetsOrNone()
+	fixed := len(set) > 0 || len(b.own()) > 0
+	for _, s := range b.subnets {
+		other, theirs := overlapping(s, others)
+		switch {
+		case other != nil && fixed:
+			return nil, fmt.Errorf("subnet %s overlaps %s of instance %s (%s)", s, theirs, other.Name, other.StateDir)
+		case other != nil:
+			b.log.Warn("remembered subnet is in use, another one is chosen", "subnet", s.String(), "instance", other.Name)
+			return b.chooseSubnets(others)
+		}
+	}
+	v6 := slices.ContainsFunc(b.subnets, func(s netip.Prefix) bool { return s.Addr().Is6() })
+	if v6 && fixed {
+		return b.subnets, shared.CheckIPv6()
+	}
+	if len(b.subnets) > 0 && (fixed || v6 == (shared.CheckIPv6() == nil)) {
+		return b.subnets, nil
+	}
+	return b.chooseSubnets(others)
 }
 
 // enroll makes the instance known on the host although it has no subnet: its
@@ -163,24 +179,44 @@ func (b *builtin) others(locked *shared.Locked) ([]shared.Instance, error) {
 	return others, nil
 }
 
-func overlapping(subnet netip.Prefix, others []shared.Instance) *shared.Instance {
+func overlapping(subnet netip.Prefix, others []shared.Instance) (*shared.Instance, netip.Prefix) {
 	for i := range others {
-		if subnet.IsValid() && others[i].Subnet.Overlaps(subnet) {
-			return &others[i]
+		for _, s := range others[i].Subnets {
+			if s.Overlaps(subnet) {
+				return &others[i], s
+			}
 		}
 	}
-	return nil
+	return nil, netip.Prefix{}
 }
 
-func (b *builtin) chooseSubnet(others []shared.Instance) (netip.Prefix, error) {
+// chooseSubnets chooses an IPv4 subnet and, if the host has IPv6, one of it.
+func (b *builtin) chooseSubnets(others []shared.Instance) ([]netip.Prefix, error) {
 	taken, err := bridge.Taken(b.cfg.Name)
 	if err != nil {
-		return netip.Prefix{}, err
+		return nil, err
 	}
 	for _, i := range others {
-		taken = append(taken, i.Subnet)
+		taken = append(taken, i.Subnets...)
 	}
-	return ipam.Choose(append(taken, nameservers()...))
+	v4, err := ipam.Choose(append(taken, nameservers()...))
+	if err != nil {
+		return nil, err
+	}
+	if err := shared.CheckIPv6(); err != nil {
+		b.log.Info("pods get no IPv6 addresses", "reason", err)
+		return []netip.Prefix{v4}, nil
+	}
+	return []netip.Prefix{v4, ipam.Choose6(b.identity(), taken)}, nil
+}
+
+// identity names this instance among all in the world.
+func (b *builtin) identity() string {
+	machine, err := os.ReadFile("/etc/machine-id")
+	if err != nil || len(machine) < 16 {
+		machine = []byte(b.bootID) // remembered with the subnet
+	}
+	return strings.TrimSpace(string(machine)) + " " + b.cfg.Name + " " + b.cfg.StateDir
 }
 
 // nameservers lists those of the host as prefixes: they may lie behind the
@@ -204,22 +240,57 @@ func nameservers() []netip.Prefix {
 	return found
 }
 
-// forward turns IP forwarding on if it is off.
+// forward turns forwarding on where it is off.
 func (b *builtin) forward() error {
-	on, err := shared.Forwarding()
-	if err != nil || on {
-		return err
+	for _, s := range b.subnets {
+		family := shared.IPv4
+		if s.Addr().Is6() {
+			family = shared.IPv6
+		}
+		on, err := shared.Forwarding(family)
+		if err != nil {
+			return err
+		}
+		if on {
+			continue
+		}
+		if err := b.turnOn(family); err != nil {
+			return err
+		}
 	}
+	return nil
+}
+
+func (b *builtin) turnOn(family shared.Family) error {
 	locked, err := b.host.Lock()
 	if err != nil {
 		return err
 	}
 	defer locked.Unlock()
-	if err := locked.Forward(); err != nil {
+	if err := locked.Forward(family); err != nil {
 		return err
 	}
-	b.log.Info("net.ipv4.ip_forward turned on")
+	b.log.Info("forwarding turned on", "family", string(family))
 	return nil
+}
+
+// checkPorts tells what of the host ports this network or the kernel cannot do,
+// or another instance has.
+func (b *builtin) checkPorts(ports []PortMapping) error {
+	for _, p := range ports {
+		if p.HostIP.IsValid() && !slices.ContainsFunc(b.subnets, func(s netip.Prefix) bool { return s.Addr().Is4() == p.HostIP.Is4() }) {
+			return fmt.Errorf("host port %s: pods have no address of that family, only of %s", portString(p), ipam.Join(b.subnets))
+		}
+		if p.HostIP == netip.IPv6Loopback() {
+			return fmt.Errorf("host port %s: the kernel leads nothing from ::1 to a pod", portString(p))
+		}
+		if p.Protocol == "SCTP" {
+			if err := nat.CheckSCTP(); err != nil {
+				return fmt.Errorf("host port %s: %w", portString(p), err)
+			}
+		}
+	}
+	return b.checkOthers(ports)
 }
 
 // checkOthers tells if another instance has one of these host ports: of two
@@ -241,8 +312,7 @@ func (b *builtin) checkOthers(ports []PortMapping) error {
 			return err
 		}
 		for _, p := range ports {
-			n := natPorts([]PortMapping{p}, netip.Addr{})[0]
-			if slices.ContainsFunc(taken, n.Conflicts) {
+			if slices.ContainsFunc(taken, natPort(p, netip.Addr{}).Conflicts) {
 				return fmt.Errorf("host port %s is taken by a pod of instance %s (%s)", portString(p), i.Name, i.StateDir)
 			}
 		}
@@ -275,33 +345,33 @@ func (b *builtin) ready() error {
 	}
 	table := b.table
 	if table == nil { // no pod was ever connected
-		table = nat.New(b.cfg.Name, b.cfg.Name, netip.Prefix{})
+		table = nat.New(b.cfg.Name, b.cfg.Name)
 		defer table.Close()
 	}
 	_, err := table.Exists()
 	return err
 }
 
-// subnetRecord is the file that remembers the subnet.
+// subnetRecord is the file that remembers the subnets.
 type subnetRecord struct {
-	Subnet netip.Prefix `json:"subnet"`
+	Subnets []netip.Prefix `json:"subnets"`
 }
 
-// readSubnet returns the remembered subnet, or none.
-func (b *builtin) readSubnet() (netip.Prefix, error) {
-	data, err := os.ReadFile(b.subnetFile())
+// readSubnets returns the subnets that a file remembers, or none.
+func readSubnets(file string) ([]netip.Prefix, error) {
+	data, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return netip.Prefix{}, nil
+		return nil, nil
 	}
 	if err != nil {
-		return netip.Prefix{}, err
+		return nil, err
 	}
 	var r subnetRecord
-	if err := json.Unmarshal(data, &r); err != nil {
-		return netip.Prefix{}, fmt.Errorf("%s: %w", b.subnetFile(), err)
+	if err = json.Unmarshal(data, &r); err == nil {
+		err = ipam.Check(r.Subnets)
 	}
-	if err := ipam.Check(r.Subnet); err != nil {
-		return netip.Prefix{}, fmt.Errorf("%s: %w", b.subnetFile(), err)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
 	}
-	return r.Subnet.Masked(), nil
+	return masked(r.Subnets), nil
 }

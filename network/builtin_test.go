@@ -27,7 +27,7 @@ func TestPodsReachEachOtherAndTheHost(t *testing.T) {
 	serve(t, a.Netns, "tcp", "127.0.0.1:81", "a")
 	serve(t, "", "tcp", ":8000", "host")
 	serve(t, lab.outside, "tcp", ":8000", "outside")
-	gateway := n.builtin.subnet.Addr().Next().String()
+	gateway := n.builtin.subnets[0].Addr().Next().String()
 
 	expect(t, a.Netns, "tcp", ipB.String()+":80", "b sees "+ipA.String())
 	expect(t, a.Netns, "udp", ipB.String()+":53", "b sees "+ipA.String())
@@ -47,9 +47,11 @@ func TestPodsReachEachOtherAndTheHost(t *testing.T) {
 // is lost, for the bridge does not forward yet, is asked again a second later.
 func TestFirstPacketArrives(t *testing.T) {
 	newLab(t)
-	n := newNetwork(t, newConfig(t, "podtest0"))
+	cfg := newConfig(t, "podtest0")
+	cfg.Subnets = prefixes("10.9.0.0/24") // with IPv6 a pod speaks by itself
+	n := newNetwork(t, cfg)
 	setup(t, n, testPod(t, "first"))
-	gateway := n.builtin.subnet.Addr().Next().String()
+	gateway := n.builtin.subnets[0].Addr().Next().String()
 	serve(t, "", "udp", gateway+":9", "host")
 	for i := range 20 {
 		pod := testPod(t, fmt.Sprint("pod", i))
@@ -77,10 +79,10 @@ func TestPodSubnets(t *testing.T) {
 		}
 		return n.SetPodSubnets(all)
 	}
-	must(t, set("fd00::/64", "10.60.0.0/24"))
+	must(t, set("10.60.0.0/24", "fd00::/64"))
 	a := testPod(t, "a")
-	if ip := setup(t, n, a); ip.String() != "10.60.0.2" {
-		t.Errorf("got %s", ip)
+	if r, err := n.Setup(bg, a); err != nil || fmt.Sprint(r.IPs) != "[10.60.0.2 fd00::2]" {
+		t.Errorf("got %v, %v", r.IPs, err)
 	}
 	must(t, set("10.61.0.0/24"))
 	if ip := setup(t, n, testPod(t, "b")); ip.String() != "10.60.0.3" {
@@ -100,9 +102,20 @@ func TestPodSubnets(t *testing.T) {
 		t.Errorf("rules of the old subnet:\n%s", rules)
 	}
 	must(t, n.Reconcile(context.Background(), nil))
-	if set("10.62.0.0/32") == nil {
-		t.Error("a subnet with no room was taken")
+	for _, bad := range [][]string{{"10.62.0.0/32"}, {"10.62.0.0/24", "10.63.0.0/24"}, {}} {
+		if set(bad...) == nil {
+			t.Errorf("%v was taken", bad)
+		}
 	}
+	// The cluster says it once: a restart, and even a Destroy, do not lose it.
+	must(t, set("fd00:1::/112"))
+	must(t, n.Destroy(bg))
+	again := restart(t, cfg)
+	if r, err := again.Setup(bg, testPod(t, "d")); err != nil || fmt.Sprint(r.IPs) != "[fd00:1::2]" {
+		t.Errorf("got %v, %v", r.IPs, err)
+	}
+	must(t, again.Reconcile(bg, nil))
+	must(t, again.Destroy(bg))
 }
 
 // Docker and others drop what is forwarded by default; we can only say so.

@@ -33,10 +33,29 @@ type lab struct {
 }
 
 var (
-	hostIP    = netip.MustParseAddr("192.0.2.1")
-	hostIP2   = netip.MustParseAddr("192.0.2.3")
-	outsideIP = netip.MustParseAddr("192.0.2.2")
+	hostIP     = netip.MustParseAddr("192.0.2.1")
+	hostIP2    = netip.MustParseAddr("192.0.2.3")
+	hostIP6    = netip.MustParseAddr("2001:db8::1")
+	hostIP62   = netip.MustParseAddr("2001:db8::3")
+	outsideIP  = netip.MustParseAddr("192.0.2.2")
+	outsideIP6 = netip.MustParseAddr("2001:db8::2")
 )
+
+func prefixes(texts ...string) (all []netip.Prefix) {
+	for _, s := range texts {
+		all = append(all, netip.MustParsePrefix(s))
+	}
+	return all
+}
+
+// wireAddr is an address on the wire, usable at once.
+func wireAddr(ip netip.Addr) *netlink.Addr {
+	bits := 24
+	if ip.Is6() {
+		bits = 64
+	}
+	return &netlink.Addr{IPNet: ipNet(ip, bits), Flags: unix.IFA_F_NODAD}
+}
 
 func newLab(t testing.TB) *lab {
 	needRoot(t)
@@ -50,8 +69,8 @@ func newLab(t testing.TB) *lab {
 	veth.PeerName, veth.PeerNamespace = "wire", netlink.NsFd(ns.Fd())
 	must(t, netlink.LinkAdd(veth))
 	t.Cleanup(func() { netlink.LinkDel(veth) })
-	for _, ip := range []netip.Addr{hostIP, hostIP2} {
-		must(t, netlink.AddrAdd(veth, &netlink.Addr{IPNet: ipNet(ip, 24)}))
+	for _, ip := range []netip.Addr{hostIP, hostIP2, hostIP6, hostIP62} {
+		must(t, netlink.AddrAdd(veth, wireAddr(ip)))
 	}
 	must(t, netlink.LinkSetUp(veth))
 	must(t, sys.InNetNamespace(outside, func() error {
@@ -61,8 +80,10 @@ func newLab(t testing.TB) *lab {
 				return err
 			}
 			if name == "wire" {
-				if err := netlink.AddrAdd(link, &netlink.Addr{IPNet: ipNet(outsideIP, 24)}); err != nil {
-					return err
+				for _, ip := range []netip.Addr{outsideIP, outsideIP6} {
+					if err := netlink.AddrAdd(link, wireAddr(ip)); err != nil {
+						return err
+					}
 				}
 			}
 			if err := netlink.LinkSetUp(link); err != nil {
@@ -71,12 +92,14 @@ func newLab(t testing.TB) *lab {
 		}
 		return nil
 	}))
-	must(t, netlink.RouteAdd(&netlink.Route{Gw: outsideIP.AsSlice()}))
+	for _, gw := range []netip.Addr{outsideIP, outsideIP6} {
+		must(t, netlink.RouteAdd(&netlink.Route{LinkIndex: veth.Attrs().Index, Gw: gw.AsSlice()}))
+	}
 	return &lab{outside: outside}
 }
 
 func ipNet(ip netip.Addr, bits int) *net.IPNet {
-	return &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(bits, 32)}
+	return &net.IPNet{IP: ip.AsSlice(), Mask: net.CIDRMask(bits, ip.BitLen())}
 }
 
 // newNetns makes a network namespace as the engine does, and returns its path.
@@ -117,6 +140,7 @@ func newNetwork(t testing.TB, cfg Config) *Network {
 		if after := hostState(t); after != before {
 			t.Errorf("host is not as before:\n%s\nbut:\n%s", before, after)
 		}
+		os.Remove(clusterFile(cfg.StateDir)) // the cluster's word, which outlives the network
 		for _, dir := range []string{cfg.StateDir, cfg.HostDir} {
 			if left := filesBelow(dir); len(left) > 0 {
 				t.Errorf("files left: %v", left)
@@ -137,10 +161,12 @@ func hostState(t testing.TB) string {
 			fmt.Fprintln(&out, "link", l.Attrs().Name)
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	must(t, err)
 	for _, r := range routes {
-		fmt.Fprintln(&out, "route", r.Dst, r.Gw)
+		if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() { // those of veths
+			fmt.Fprintln(&out, "route", r.Dst, r.Gw)
+		}
 	}
 	c, err := nftables.New()
 	must(t, err)
@@ -149,9 +175,12 @@ func hostState(t testing.TB) string {
 	for _, table := range tables {
 		fmt.Fprintln(&out, "table", table.Name)
 	}
-	fwd, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
-	must(t, err)
-	fmt.Fprintln(&out, "ip_forward", strings.TrimSpace(string(fwd)))
+	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/default/forwarding", "ipv6/conf/wire/accept_ra"} {
+		value, err := os.ReadFile("/proc/sys/net/" + key)
+		if err == nil { // else there is no wire
+			fmt.Fprintln(&out, key, strings.TrimSpace(string(value)))
+		}
+	}
 	return out.String()
 }
 
@@ -214,7 +243,7 @@ func serve(t testing.TB, netns, network, addr, name string) {
 	in(t, netns, func() {
 		switch network {
 		case "tcp":
-			l, err := net.Listen("tcp4", addr)
+			l, err := net.Listen("tcp", addr)
 			must(t, err)
 			t.Cleanup(func() { l.Close() })
 			go func() {
@@ -228,7 +257,7 @@ func serve(t testing.TB, netns, network, addr, name string) {
 				}
 			}()
 		case "udp":
-			p, err := net.ListenPacket("udp4", addr)
+			p, err := net.ListenPacket("udp", addr)
 			must(t, err)
 			t.Cleanup(func() { p.Close() })
 			go func() {
@@ -252,14 +281,14 @@ type writerTo struct {
 
 func (w writerTo) Write(b []byte) (int, error) { return w.p.WriteTo(b, w.to) }
 
-func host(a net.Addr) string { return netip.MustParseAddrPort(a.String()).Addr().String() }
+func host(a net.Addr) string { return netip.MustParseAddrPort(a.String()).Addr().Unmap().String() }
 
 // ask connects from a namespace ("" is the host) and returns the answer.
 func ask(t testing.TB, netns, network, addr string) (answer string, err error) {
 	t.Helper()
 	in(t, netns, func() {
 		var c net.Conn
-		if c, err = net.DialTimeout(network+"4", addr, timeout); err != nil {
+		if c, err = net.DialTimeout(network, addr, timeout); err != nil {
 			return
 		}
 		defer c.Close()

@@ -80,8 +80,13 @@ func (l *lease) checkBuiltin() error {
 	if l.Link == "" || len(l.Link) > 15 || strings.ContainsAny(l.Link, "/ \x00") {
 		return fmt.Errorf("link name %q is not valid", l.Link)
 	}
-	if len(l.IPs) != 1 || !l.IPs[0].Is4() {
-		return fmt.Errorf("addresses %v: one IPv4 address expected", l.IPs)
+	for _, ip := range l.IPs {
+		if !ip.IsValid() || ip.Zone() != "" || ip.Is4In6() {
+			return fmt.Errorf("address %s is not valid", ip)
+		}
+	}
+	if n := len(l.IPs); n != 1 && (n != 2 || l.IPs[0].Is4() == l.IPs[1].Is4()) {
+		return fmt.Errorf("addresses %v: one of a family expected", l.IPs)
 	}
 	ports, err := normalizePorts(l.Ports)
 	l.Ports = ports

@@ -63,7 +63,7 @@ func FuzzParseLease(f *testing.F) {
 			return
 		}
 		if l.CNI == nil {
-			natPorts(l.Ports, l.IPs[0])
+			natPorts(l.Ports, l.IPs)
 			portOwners{}.take(l.Ports, l.PodID, l.Name)
 		}
 		out, err := json.Marshal(l)

@@ -15,6 +15,7 @@ package network
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -32,14 +33,17 @@ import (
 )
 
 // Config of a Network. Several instances on one host must differ in Name,
-// StateDir and Subnet.
+// StateDir and Subnets.
 type Config struct {
 	// Name is that of the bridge and the nftables table, and so unique per
 	// instance; a letter followed by at most 10 letters, digits, "-" or "_".
 	Name     string
 	StateDir string // leases, CNI result cache
 	RunDir   string
-	Subnet   netip.Prefix // of the built-in network; zero: one that is free on this host is chosen and remembered
+	// Subnets of the built-in network, at most one of each address family. None:
+	// an IPv4 one that is free on this host is chosen and remembered, and if the
+	// host has IPv6, a unique local one of that.
+	Subnets []netip.Prefix
 	// CNIConfDir is looked at for each new pod: the first valid *.conflist, *.conf
 	// or *.json in it takes the built-in network's place. Files of which none is
 	// valid keep pods from being connected. CNIBinDirs are searched for plugins.
@@ -132,13 +136,18 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, err
 	}
-	b, err := newBuiltin(cfg, leases)
+	clusters, err := readClusterSubnets(cfg.StateDir)
+	if err != nil {
+		cfg.Log.Error("remembered pod CIDRs are unreadable", "error", err)
+	}
+	b, err := newBuiltin(cfg, leases, clusters)
 	if err != nil {
 		return nil, err
 	}
 	n := &Network{log: cfg.Log, leases: leases, builtin: b}
 	n.life, n.end = context.WithCancel(context.Background())
 	n.plugins = newPlugins(cfg, leases, b, n.later)
+	n.plugins.subnets = clusters
 	return n, nil
 }
 
@@ -228,14 +237,28 @@ func (n *Network) teardown(ctx context.Context, l *lease) error {
 }
 
 // SetPodSubnets sets what UpdateRuntimeConfig brings: the node's part of the
-// cluster's pod addresses. CNI plugins get it as the capability ipRanges for
-// new pods. The built-in network takes it if it is free to: Config.Subnet is
-// not set and no pod is connected.
+// cluster's pod addresses, which is remembered, for the cluster says it once.
+// CNI plugins get it as the capability ipRanges for new pods. The built-in
+// network takes it if it is free to: Config.Subnets is not set and no pod is
+// connected.
 func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
+	if err := n.builtin.setSubnets(subnets); err != nil {
+		return err
+	}
 	n.plugins.mu.Lock()
 	n.plugins.subnets = slices.Clone(subnets)
 	n.plugins.mu.Unlock()
-	return n.builtin.setSubnets(subnets)
+	data, err := json.Marshal(subnetRecord{Subnets: subnets})
+	if err != nil {
+		return err
+	}
+	return writeJSON(clusterFile(n.builtin.cfg.StateDir), data)
+}
+
+func clusterFile(stateDir string) string { return filepath.Join(stateDir, "pod-cidrs.json") }
+
+func readClusterSubnets(stateDir string) ([]netip.Prefix, error) {
+	return readSubnets(clusterFile(stateDir))
 }
 
 // Reconcile tears down every lease whose pod is not in live, and brings the

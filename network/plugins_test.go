@@ -103,7 +103,7 @@ func TestRealPlugins(t *testing.T) {
 		t.Errorf("cache left: %v", left)
 	}
 	// Without a configuration the built-in network does it.
-	if ip := setup(t, n, testPod(t, "c")); !n.builtin.subnet.Contains(ip) {
+	if ip := setup(t, n, testPod(t, "c")); !n.builtin.subnets[0].Contains(ip) {
 		t.Errorf("got %s", ip)
 	}
 	must(t, n.Reconcile(bg, nil))
@@ -426,7 +426,7 @@ func TestChoiceOfConfiguration(t *testing.T) {
 	n := newNetwork(t, cfg)
 	first := testPod(t, "first")
 	builtin := setup(t, n, first)
-	if !n.builtin.subnet.Contains(builtin) {
+	if !n.builtin.subnets[0].Contains(builtin) {
 		t.Errorf("no files: got %s", builtin)
 	}
 	writeConf(t, cfg, "20.conflist", `{"name": "half`)

@@ -50,14 +50,23 @@ func protocolNumber(name string) (uint8, error) {
 	return 0, fmt.Errorf("protocol %q is not TCP, UDP or SCTP", name)
 }
 
-// natPorts translates normalized mappings for the table.
-func natPorts(ports []PortMapping, pod netip.Addr) []nat.Port {
-	out := make([]nat.Port, len(ports))
-	for i, p := range ports {
-		proto, _ := protocolNumber(p.Protocol) // checked by normalizePorts
-		out[i] = nat.Port{Protocol: proto, HostIP: p.HostIP, HostPort: p.HostPort, PodIP: pod, PodPort: p.ContainerPort}
+// natPorts translates normalized mappings for the table: one entry for each of
+// the pod's addresses that a mapping leads to.
+func natPorts(ports []PortMapping, pod []netip.Addr) []nat.Port {
+	var out []nat.Port
+	for _, p := range ports {
+		for _, ip := range pod {
+			if !p.HostIP.IsValid() || p.HostIP.Is4() == ip.Is4() {
+				out = append(out, natPort(p, ip))
+			}
+		}
 	}
 	return out
+}
+
+func natPort(p PortMapping, pod netip.Addr) nat.Port {
+	proto, _ := protocolNumber(p.Protocol) // checked by normalizePorts
+	return nat.Port{Protocol: proto, HostIP: p.HostIP, HostPort: p.HostPort, PodIP: pod, PodPort: p.ContainerPort}
 }
 
 // portOwners knows who has which host port. It is not safe for concurrent use.

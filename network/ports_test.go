@@ -20,7 +20,7 @@ func TestHostPorts(t *testing.T) {
 		PortMapping{HostPort: 0, ContainerPort: 81})
 	other := testPod(t, "other", PortMapping{HostIP: hostIP, HostPort: 9090, ContainerPort: 80})
 	ip, otherIP := setup(t, n, web), setup(t, n, other)
-	gateway := n.builtin.subnet.Addr().Next().String()
+	gateway := n.builtin.subnets[0].Addr().Next().String()
 	serve(t, web.Netns, "tcp", ":80", "web")
 	serve(t, web.Netns, "udp", ":53", "web")
 	serve(t, other.Netns, "tcp", ":80", "other")
@@ -64,7 +64,7 @@ func TestPodsDoNotReachTheHostsLoopback(t *testing.T) {
 	n := newNetwork(t, newConfig(t, "podtest0"))
 	a := testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
 	setup(t, n, a)
-	gateway := n.builtin.subnet.Addr().Next().String()
+	gateway := n.builtin.subnets[0].Addr().Next().String()
 	secret, err := net.ListenPacket("udp4", "127.0.0.1:7777")
 	must(t, err)
 	defer secret.Close()
@@ -102,23 +102,27 @@ func TestPodsDoNotReachTheHostsLoopback(t *testing.T) {
 func TestUDPFollowsTheHostPort(t *testing.T) {
 	lab := newLab(t)
 	n := newNetwork(t, newConfig(t, "podtest0"))
-	var client net.Conn
+	udpFollows(t, lab, n, "192.0.2.1:5353", "192.0.2.2")
+}
+
+func udpFollows(t *testing.T, lab *lab, n *Network, addr, client string) {
+	var conn net.Conn
 	in(t, lab.outside, func() {
 		var err error
-		client, err = net.Dial("udp4", "192.0.2.1:5353")
+		conn, err = net.Dial("udp", addr)
 		must(t, err)
 	})
-	defer client.Close()
-	client.Write([]byte("?")) // nobody there: remembered as a connection to the host
+	defer conn.Close()
+	conn.Write([]byte("?")) // nobody there: remembered as a connection to the host
 	askClient := func() string {
 		buf := make([]byte, 100)
 		deadline := time.Now().Add(timeout)
 		for time.Now().Before(deadline) {
-			if _, err := client.Write([]byte("?")); err != nil {
+			if _, err := conn.Write([]byte("?")); err != nil {
 				continue // the answer to an earlier packet: port unreachable
 			}
-			client.SetReadDeadline(deadline)
-			if n, err := client.Read(buf); err == nil {
+			conn.SetReadDeadline(deadline)
+			if n, err := conn.Read(buf); err == nil {
 				return string(buf[:n])
 			}
 		}
@@ -128,7 +132,7 @@ func TestUDPFollowsTheHostPort(t *testing.T) {
 		pod := testPod(t, name, PortMapping{Protocol: "UDP", HostPort: 5353, ContainerPort: 53})
 		setup(t, n, pod)
 		serve(t, pod.Netns, "udp", ":53", name)
-		if got, want := askClient(), name+" sees 192.0.2.2"; got != want {
+		if got, want := askClient(), name+" sees "+client; got != want {
 			t.Fatalf("got %q, want %q", got, want)
 		}
 		teardown(t, n, pod)
@@ -149,8 +153,8 @@ func TestHostPortConflictNamesThePod(t *testing.T) {
 		{[]PortMapping{{HostPort: 9000, ContainerPort: 81}}, "host port 9000/TCP is taken by pod default/first"},
 		{[]PortMapping{{HostPort: 5, ContainerPort: 1}, {HostPort: 5, ContainerPort: 2}}, "host port 5/TCP is asked for twice"},
 		{[]PortMapping{{Protocol: "ICMP", HostPort: 5, ContainerPort: 1}}, `host port 5: protocol "ICMP" is not TCP, UDP or SCTP`},
-		{[]PortMapping{{HostIP: netip.MustParseAddr("fd00::1"), HostPort: 5, ContainerPort: 1}}, "no IPv6 yet"},
 		{[]PortMapping{{HostPort: 5}}, "container port is 0"},
+		{[]PortMapping{{HostIP: netip.IPv6Loopback(), HostPort: 5, ContainerPort: 1}}, "the kernel leads nothing from ::1 to a pod"},
 	} {
 		pod := testPod(t, "second", c.ports...)
 		_, err := n.Setup(context.Background(), pod)
@@ -194,7 +198,7 @@ func TestPortOwners(t *testing.T) {
 func TestTableAsNftShowsIt(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
-	cfg.Subnet = netip.MustParsePrefix("10.1.0.0/24")
+	cfg.Subnets = prefixes("10.1.0.0/24")
 	n := newNetwork(t, cfg)
 	setup(t, n, testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80}, PortMapping{Protocol: "SCTP", HostIP: hostIP, HostPort: 99, ContainerPort: 9}))
 	got := nft(t, "list", "table", "inet", "podtest0")

@@ -86,7 +86,7 @@ func TestTeardownWithoutNamespace(t *testing.T) {
 func TestDisconnectedPodIsCutOff(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
-	cfg.Subnet = netip.MustParsePrefix("10.9.0.0/30") // room for one pod
+	cfg.Subnets = prefixes("10.9.0.0/30") // room for one pod
 	n := newNetwork(t, cfg)
 	for i := range 5 {
 		pod := testPod(t, fmt.Sprint("pod", i))
@@ -100,7 +100,7 @@ func TestDisconnectedPodIsCutOff(t *testing.T) {
 func TestExhaustedSubnet(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
-	cfg.Subnet = netip.MustParsePrefix("10.9.0.8/29")
+	cfg.Subnets = prefixes("10.9.0.8/29")
 	n := newNetwork(t, cfg)
 	pods := make([]Pod, 5)
 	var ips []netip.Addr
@@ -200,11 +200,11 @@ func TestReadyAgain(t *testing.T) {
 func TestSubnetFileIsLost(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
-	cfg.Subnet = netip.MustParsePrefix("10.9.0.0/24")
+	cfg.Subnets = prefixes("10.9.0.0/24")
 	n := newNetwork(t, cfg)
 	pod := testPod(t, "a")
 	ip := setup(t, n, pod)
-	cfg.Subnet = netip.Prefix{}
+	cfg.Subnets = nil
 	must(t, os.WriteFile(n.builtin.subnetFile(), []byte("{"), 0o600))
 	again := restart(t, cfg)
 	if got := setup(t, again, pod); got != ip {
@@ -279,15 +279,15 @@ func TestTwoInstances(t *testing.T) {
 		defer n2.Close()
 		b := testPod(t, "b", PortMapping{HostPort: 8081, ContainerPort: 80})
 		ipB := setup(t, n2, b)
-		if n1.builtin.subnet.Overlaps(n2.builtin.subnet) {
-			t.Fatalf("both have %s", n1.builtin.subnet)
+		if n1.builtin.subnets[0].Overlaps(n2.builtin.subnets[0]) {
+			t.Fatalf("both have %s", n1.builtin.subnets[0])
 		}
 		serve(t, a.Netns, "tcp", ":80", "a")
 		serve(t, b.Netns, "tcp", ":80", "b")
 		expect(t, lab.outside, "tcp", "192.0.2.1:8080", "a sees 192.0.2.2")
 		expect(t, lab.outside, "tcp", "192.0.2.1:8081", "b sees 192.0.2.2")
-		expect(t, b.Netns, "tcp", "192.0.2.1:8080", "a sees "+n1.builtin.subnet.Addr().Next().String())
-		expect(t, a.Netns, "tcp", ipB.String()+":80", "b sees "+n2.builtin.subnet.Addr().Next().String())
+		expect(t, b.Netns, "tcp", "192.0.2.1:8080", "a sees "+n1.builtin.subnets[0].Addr().Next().String())
+		expect(t, a.Netns, "tcp", ipB.String()+":80", "b sees "+n2.builtin.subnets[0].Addr().Next().String())
 		if ipA == ipB {
 			t.Errorf("both pods have %s", ipA)
 		}
@@ -305,7 +305,7 @@ func TestTwoInstances(t *testing.T) {
 			t.Errorf("a second instance of the same name: %v", err)
 		}
 		overlap := newConfig(t, "podtest2")
-		overlap.HostDir, overlap.Subnet = one.HostDir, n1.builtin.subnet
+		overlap.HostDir, overlap.Subnets = one.HostDir, n1.builtin.subnets
 		n4, err := New(overlap)
 		must(t, err)
 		if _, err := n4.Setup(bg, b); err == nil || !strings.Contains(err.Error(), "of instance podtest0") {
@@ -354,13 +354,13 @@ func TestChosenSubnetAvoidsTheHosts(t *testing.T) {
 	cfg := newConfig(t, "podtest0")
 	n := newNetwork(t, cfg)
 	setup(t, n, testPod(t, "a"))
-	if want := netip.MustParsePrefix("172.29.0.0/22"); n.builtin.subnet != want {
-		t.Errorf("chose %s, want %s", n.builtin.subnet, want)
+	if want := netip.MustParsePrefix("172.29.0.0/22"); n.builtin.subnets[0] != want {
+		t.Errorf("chose %s, want %s", n.builtin.subnets[0], want)
 	}
 	// It is remembered.
 	again := restart(t, cfg)
-	if again.builtin.subnet != n.builtin.subnet {
-		t.Errorf("remembered %s, chose %s", again.builtin.subnet, n.builtin.subnet)
+	if again.builtin.subnets[0] != n.builtin.subnets[0] {
+		t.Errorf("remembered %s, chose %s", again.builtin.subnets[0], n.builtin.subnets[0])
 	}
 }
 

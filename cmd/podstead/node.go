@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -85,7 +84,7 @@ func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
 	f.StringSliceVar(&n.set.Network.CNINetworks, "cni-network", d.Network.CNINetworks, "`NAMES` of further networks in the CNI configuration directory that each pod is connected to")
 	f.StringVar(&n.set.Images.CertsDir, "certs-dir", d.Images.CertsDir, "`DIR` of registry mirrors and certificates: HOST/hosts.toml")
 	f.StringSliceVar(&n.set.CDI.Dirs, "cdi-dir", d.CDI.Dirs, "`DIRS` of the files that describe CDI devices; the later ones win")
-	f.StringVar(&n.set.Network.PodCIDR, "pod-cidr", d.Network.PodCIDR, "`CIDR` of the built-in network; a free private one is chosen otherwise")
+	f.StringVar(&n.set.Network.PodCIDR, "pod-cidr", d.Network.PodCIDR, "`CIDRS` of the built-in network, one of IPv4, one of IPv6 or both, separated by a comma; free private ones are chosen otherwise")
 	f.Int64Var(&n.logMaxBytes, "log-max-bytes", d.Logs.MaxBytes.N, "`BYTES` after which a container's log file is rotated")
 	f.IntVar(&n.set.Logs.MaxFiles, "log-max-files", d.Logs.MaxFiles, "`NUMBER` of log files kept per container")
 }
@@ -248,11 +247,9 @@ func (n *nodeOptions) openNetwork(c config.Network, log *slog.Logger) (*network.
 		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
 		CNIConfDir: c.CNIConfDir, CNIBinDirs: c.CNIBinDirs, CNINetworks: c.CNINetworks, Log: log,
 	}
-	if c.PodCIDR != "" {
-		var err error
-		if cfg.Subnet, err = netip.ParsePrefix(c.PodCIDR); err != nil {
-			return nil, fmt.Errorf("podCIDR: %w", err)
-		}
+	var err error
+	if cfg.Subnets, err = c.PodSubnets(); err != nil {
+		return nil, fmt.Errorf("network.podCIDR: %w", err)
 	}
 	net, err := network.New(cfg)
 	if err != nil {

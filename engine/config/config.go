@@ -75,7 +75,9 @@ type Network struct {
 	CNIBinDirs []string `json:"cniBinDirs,omitempty" reload:"restart"`
 	// CNINetworks are further networks of CNIConfDir, by name, for each pod.
 	CNINetworks []string `json:"cniNetworks,omitempty" reload:"restart"`
-	PodCIDR     string   `json:"podCIDR,omitempty" reload:"restart"` // of the built-in network; empty: a free one
+	// PodCIDR is that of the built-in network: one of IPv4, one of IPv6, or both
+	// separated by a comma. Empty: free ones.
+	PodCIDR string `json:"podCIDR,omitempty" reload:"restart"`
 }
 
 // Images says where images come from.

@@ -84,6 +84,7 @@ func TestRefusedByName(t *testing.T) {
 		{"network: {cniBinDirs: [bin]}", "network.cniBinDirs[0]: "},
 		{"network: {podCIDR: 10.0.0.1/8}", "network.podCIDR: 10.0.0.1/8 has bits beyond its prefix: want 10.0.0.0/8"},
 		{"network: {podCIDR: x}", "network.podCIDR: "},
+		{"network: {podCIDR: \"10.0.0.0/24,10.1.0.0/24\"}", "network.podCIDR: 10.0.0.0/24,10.1.0.0/24: want one subnet of an address family"},
 		{"images: {parallelLayers: 0}", "images.parallelLayers: "},
 		{"images: {stallTimeout: 5}", "images.stallTimeout: 5 is no duration"},
 		{"images: {stallTimeout: soon}", `images.stallTimeout: "soon" is no duration`},

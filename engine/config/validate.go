@@ -75,14 +75,30 @@ func (h Handler) validate(at string, f *findings) {
 func (n Network) validate(f *findings) {
 	absolute("network.cniConfDir", n.CNIConfDir, f)
 	directories("network.cniBinDirs", n.CNIBinDirs, f)
-	if n.PodCIDR == "" {
-		return
-	}
-	if p, err := netip.ParsePrefix(n.PodCIDR); err != nil {
+	if _, err := n.PodSubnets(); err != nil {
 		f.add("network.podCIDR", "%v", err)
-	} else if p != p.Masked() {
-		f.add("network.podCIDR", "%s has bits beyond its prefix: want %s", p, p.Masked())
 	}
+}
+
+// PodSubnets reads PodCIDR.
+func (n Network) PodSubnets() (subnets []netip.Prefix, err error) {
+	if n.PodCIDR == "" {
+		return nil, nil
+	}
+	for _, text := range strings.Split(n.PodCIDR, ",") {
+		p, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return nil, err
+		}
+		if p != p.Masked() {
+			return nil, fmt.Errorf("%s has bits beyond its prefix: want %s", p, p.Masked())
+		}
+		subnets = append(subnets, p)
+	}
+	if len(subnets) > 2 || len(subnets) == 2 && subnets[0].Addr().Is4() == subnets[1].Addr().Is4() {
+		return nil, fmt.Errorf("%s: want one subnet of an address family", n.PodCIDR)
+	}
+	return subnets, nil
 }
 
 func (i Images) validate(f *findings) {

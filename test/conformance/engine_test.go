@@ -78,7 +78,7 @@ func newEngine(t *testing.T, cdi string) *engine.Engine {
 	}
 	pods, err := network.New(network.Config{
 		Name: "ptest0", StateDir: filepath.Join(state, "network"), RunDir: filepath.Join(run, "network"),
-		Subnet: netip.MustParsePrefix("10.88.0.0/16"), Log: log,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Log: log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -24,15 +24,17 @@ import (
 // the one of the whole process, and are safe for concurrent use except for
 // Ensure and Destroy.
 type Bridge struct {
-	name    string
-	gateway netip.Prefix // address of the host in the pod network, with the subnet's length
-	nl      *netlink.Handle
+	name     string
+	gateways []netip.Prefix // addresses of the host in the pod network, with the subnets' lengths
+	ipv6     bool           // one of them is
+	nl       *netlink.Handle
 }
 
 const kernelTimeout = 30 * time.Second
 
-// Open prepares to work on the bridge called name. gateway is its address.
-func Open(name string, gateway netip.Prefix) (*Bridge, error) {
+// Open prepares to work on the bridge called name. gateways are its addresses,
+// at most one of each family.
+func Open(name string, gateways ...netip.Prefix) (*Bridge, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("open netlink socket: %w", err)
@@ -42,7 +44,8 @@ func Open(name string, gateway netip.Prefix) (*Bridge, error) {
 		h.Close()
 		return nil, err
 	}
-	return &Bridge{name: name, gateway: gateway, nl: h}, nil
+	ipv6 := slices.ContainsFunc(gateways, func(g netip.Prefix) bool { return g.Addr().Is6() })
+	return &Bridge{name: name, gateways: gateways, ipv6: ipv6, nl: h}, nil
 }
 
 // Close closes the netlink socket and changes nothing in the kernel.
@@ -62,7 +65,7 @@ func (b *Bridge) Ensure() (created bool, err error) {
 		created = true
 	}
 	if !created && link.Attrs().Flags&net.FlagUp != 0 {
-		if ok, err := b.hasAddress(link); err != nil || ok {
+		if ok, err := b.hasAddresses(link); err != nil || ok {
 			return false, err
 		}
 	}
@@ -96,7 +99,7 @@ func (b *Bridge) create() (netlink.Link, error) {
 	attrs.MTU = b.egressMTU()
 	// Without an address of its own a bridge takes the lowest one of its ports,
 	// and changes it as pods come and go, which pods would notice.
-	attrs.HardwareAddr = MAC(b.gateway.Addr())
+	attrs.HardwareAddr = MAC(b.gateways[0].Addr())
 	link := &netlink.Bridge{LinkAttrs: attrs}
 	if err := b.nl.LinkAdd(link); err != nil {
 		return nil, fmt.Errorf("create bridge %s: %w", b.name, err)
@@ -110,7 +113,10 @@ func (b *Bridge) configure(link netlink.Link) error {
 	for _, s := range []struct{ key, value string }{
 		// A pod could otherwise make itself the host's IPv6 router (CVE-2020-10749).
 		{"ipv6/conf/" + b.name + "/accept_ra", "0"},
-		{"ipv6/conf/" + b.name + "/disable_ipv6", "1"},
+		{"ipv6/conf/" + b.name + "/accept_redirects", "0"},
+		// Nobody else has these addresses; to ask around for them takes a second.
+		{"ipv6/conf/" + b.name + "/accept_dad", "0"},
+		{"ipv6/conf/" + b.name + "/disable_ipv6", flag(!b.ipv6)},
 		// Replies to a client on 127.0.0.1 that was led to a pod come in here.
 		// Package nat drops what pods send to 127.0.0.0/8 (CVE-2020-8558).
 		{"ipv4/conf/" + b.name + "/route_localnet", "1"},
@@ -120,7 +126,7 @@ func (b *Bridge) configure(link netlink.Link) error {
 			return err
 		}
 	}
-	if err := b.setAddress(link); err != nil {
+	if err := b.setAddresses(link); err != nil {
 		return err
 	}
 	if err := b.nl.LinkSetUp(link); err != nil {
@@ -129,40 +135,74 @@ func (b *Bridge) configure(link netlink.Link) error {
 	return nil
 }
 
-func (b *Bridge) hasAddress(link netlink.Link) (bool, error) {
-	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
+// addresses lists those of a link, except for link-local ones.
+func (b *Bridge) addresses(link netlink.Link) ([]netlink.Addr, error) {
+	addrs, err := b.nl.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
-		return false, fmt.Errorf("list addresses of %s: %w", b.name, err)
+		return nil, fmt.Errorf("list addresses of %s: %w", b.name, err)
 	}
-	return slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toPrefix(a.IPNet) == b.gateway }), nil
+	return slices.DeleteFunc(addrs, func(a netlink.Addr) bool {
+		return a.IPNet == nil || a.IP.To4() == nil && a.IP.IsLinkLocalUnicast()
+	}), nil
 }
 
-// setAddress gives the bridge its address and takes others away, which are of a
-// subnet that the instance had before.
-func (b *Bridge) setAddress(link netlink.Link) error {
-	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
+func (b *Bridge) hasAddresses(link netlink.Link) (bool, error) {
+	addrs, err := b.addresses(link)
 	if err != nil {
-		return fmt.Errorf("list addresses of %s: %w", b.name, err)
+		return false, err
+	}
+	for _, g := range b.gateways {
+		if !slices.ContainsFunc(addrs, func(a netlink.Addr) bool { return toPrefix(a.IPNet) == g }) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// setAddresses gives the bridge its addresses and takes others away, which are
+// of subnets that the instance had before.
+func (b *Bridge) setAddresses(link netlink.Link) error {
+	addrs, err := b.addresses(link)
+	if err != nil {
+		return err
 	}
 	for i := range addrs {
-		if toPrefix(addrs[i].IPNet) == b.gateway {
+		if slices.Contains(b.gateways, toPrefix(addrs[i].IPNet)) {
 			continue
 		}
 		if err := b.nl.AddrDel(link, &addrs[i]); err != nil {
 			return fmt.Errorf("remove address %s of %s: %w", addrs[i].IPNet, b.name, err)
 		}
 	}
-	if err := b.nl.AddrReplace(link, &netlink.Addr{IPNet: toIPNet(b.gateway)}); err != nil {
-		return fmt.Errorf("add address %s to %s: %w", b.gateway, b.name, err)
+	for _, g := range b.gateways {
+		if err := b.nl.AddrReplace(link, address(g)); err != nil {
+			return fmt.Errorf("add address %s to %s: %w", g, b.name, err)
+		}
 	}
 	return nil
+}
+
+// address is one to be used at once: nobody else has it (RFC 4862, 5.4).
+func address(p netip.Prefix) *netlink.Addr {
+	a := &netlink.Addr{IPNet: toIPNet(p)}
+	if p.Addr().Is6() {
+		a.Flags = unix.IFA_F_NODAD
+	}
+	return a
+}
+
+func flag(on bool) string {
+	if on {
+		return "1"
+	}
+	return "0"
 }
 
 // egressMTU is the MTU of the link that the host's default route leads out of:
 // a pod that sends larger packets than that depends on ICMP coming back.
 func (b *Bridge) egressMTU() int {
 	const ethernet = 1500
-	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return ethernet
 	}
@@ -202,7 +242,7 @@ func (b *Bridge) Destroy() error {
 // routes, except for default routes, and its addresses. Those of our bridge itself
 // are left out.
 func Taken(bridge string) ([]netip.Prefix, error) {
-	b, err := Open(bridge, netip.Prefix{})
+	b, err := Open(bridge)
 	if err != nil {
 		return nil, err
 	}
@@ -214,7 +254,7 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 		own = link.Attrs().Index
 	}
 	var taken []netip.Prefix
-	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -223,7 +263,7 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 			taken = append(taken, p)
 		}
 	}
-	addrs, err := b.nl.AddrList(nil, netlink.FAMILY_V4)
+	addrs, err := b.nl.AddrList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -235,31 +275,35 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 	return taken, nil
 }
 
-// Subnet reads from the kernel the subnet of the bridge called name; the zero
-// Prefix if there is no such bridge.
-func Subnet(name string) (netip.Prefix, error) {
-	b, err := Open(name, netip.Prefix{})
+// Subnets reads from the kernel the subnets of the bridge called name; none if
+// there is no such bridge.
+func Subnets(name string) ([]netip.Prefix, error) {
+	b, err := Open(name)
 	if err != nil {
-		return netip.Prefix{}, err
+		return nil, err
 	}
 	defer b.Close()
 	link, err := b.find()
 	if err != nil || link == nil {
-		return netip.Prefix{}, err
+		return nil, err
 	}
-	addrs, err := b.nl.AddrList(link, netlink.FAMILY_V4)
-	if err != nil || len(addrs) == 0 {
-		return netip.Prefix{}, err
+	addrs, err := b.addresses(link)
+	if err != nil {
+		return nil, err
 	}
-	return toPrefix(addrs[0].IPNet).Masked(), nil
+	var subnets []netip.Prefix
+	for _, a := range addrs {
+		subnets = append(subnets, toPrefix(a.IPNet).Masked())
+	}
+	return subnets, nil
 }
 
-// MAC is the hardware address that goes with an IPv4 address: locally
-// administered, and the same whenever the address is given out again, so that
-// no neighbour cache is ever wrong about it.
+// MAC is the hardware address that goes with an IP address, by its last four
+// bytes: locally administered, and the same whenever the address is given out
+// again, so that no neighbour cache is ever wrong about it.
 func MAC(ip netip.Addr) net.HardwareAddr {
-	b := ip.As4()
-	return net.HardwareAddr{0x0a, 0x58, b[0], b[1], b[2], b[3]}
+	b := ip.AsSlice()
+	return append(net.HardwareAddr{0x0a, 0x58}, b[len(b)-4:]...)
 }
 
 // WriteSysctl writes below /proc/sys/net in the network namespace of the

@@ -21,9 +21,9 @@ const PodInterface = "eth0"
 
 // Port connects one pod: a veth pair.
 type Port struct {
-	Name  string     // of the host's end; unique on the host
-	Alias string     // shown by ip link: which pod this is for
-	Addr  netip.Addr // of the pod
+	Name  string       // of the host's end; unique on the host
+	Alias string       // shown by ip link: which pod this is for
+	Addrs []netip.Addr // of the pod, one for each subnet of the bridge
 }
 
 // Attach connects the network namespace at the path netns to the bridge and
@@ -117,7 +117,7 @@ func addPair(p Port, bridge netlink.Link, nsFd int) error {
 	nl.NewIfInfomsgChild(peer, unix.AF_UNSPEC)
 	peer.AddRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(PodInterface))
 	peer.AddRtAttr(unix.IFLA_MTU, mtu)
-	peer.AddRtAttr(unix.IFLA_ADDRESS, MAC(p.Addr))
+	peer.AddRtAttr(unix.IFLA_ADDRESS, MAC(p.Addrs[0]))
 	peer.AddRtAttr(unix.IFLA_NET_NS_FD, nl.Uint32Attr(uint32(nsFd)))
 	req.AddData(info)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
@@ -186,24 +186,42 @@ func (b *Bridge) configurePod(p Port, netns string) error {
 		if err != nil {
 			return fmt.Errorf("look for %s: %w", PodInterface, err)
 		}
-		// This network is IPv4 only. A link-local address would be the door for
-		// router advertisements of other pods (CVE-2020-10749).
-		if err := WriteSysctl("ipv6/conf/"+PodInterface+"/disable_ipv6", "1"); err != nil {
+		if err := b.podSysctls(); err != nil {
 			return err
 		}
-		addr := netip.PrefixFrom(p.Addr, b.gateway.Bits())
-		if err := h.AddrAdd(eth, &netlink.Addr{IPNet: toIPNet(addr)}); err != nil {
-			return fmt.Errorf("add address %s to %s: %w", addr, PodInterface, err)
+		for i, a := range p.Addrs {
+			addr := netip.PrefixFrom(a, b.gateways[i].Bits())
+			if err := h.AddrAdd(eth, address(addr)); err != nil {
+				return fmt.Errorf("add address %s to %s: %w", addr, PodInterface, err)
+			}
 		}
 		if err := h.LinkSetUp(eth); err != nil {
 			return fmt.Errorf("set %s up: %w", PodInterface, err)
 		}
-		route := &netlink.Route{LinkIndex: eth.Attrs().Index, Gw: b.gateway.Addr().AsSlice()}
-		if err := h.RouteAdd(route); err != nil {
-			return fmt.Errorf("add default route by %s: %w", b.gateway.Addr(), err)
+		for i := range p.Addrs {
+			gateway := b.gateways[i].Addr()
+			route := &netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gateway.AsSlice()}
+			if err := h.RouteAdd(route); err != nil {
+				return fmt.Errorf("add default route by %s: %w", gateway, err)
+			}
 		}
 		return nil
 	})
+}
+
+// podSysctls prepares eth0 of the namespace that the calling thread is in.
+func (b *Bridge) podSysctls() error {
+	const conf = "ipv6/conf/" + PodInterface
+	if !b.ipv6 {
+		// A link-local address would be the door for router advertisements of
+		// other pods (CVE-2020-10749).
+		return WriteSysctl(conf+"/disable_ipv6", "1")
+	}
+	return errors.Join(
+		WriteSysctl(conf+"/disable_ipv6", "0"),
+		WriteSysctl(conf+"/accept_ra", "0"),
+		WriteSysctl(conf+"/accept_dad", "0"),
+	)
 }
 
 // Attached tells whether Attach of this port was done to its end.
@@ -227,17 +245,19 @@ func (b *Bridge) Attached(p Port, netns string) (bool, error) {
 		if err != nil {
 			return err
 		}
-		// The route is the last step of Attach.
-		routes, err := h.RouteList(eth, netlink.FAMILY_V4)
-		if err != nil {
-			return err
+		if eth.Attrs().ParentIndex != host.Attrs().Index || eth.Attrs().HardwareAddr.String() != MAC(p.Addrs[0]).String() {
+			return nil
 		}
-		for _, r := range routes {
-			if (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(b.gateway.Addr().AsSlice()) {
-				complete = eth.Attrs().ParentIndex == host.Attrs().Index && eth.Attrs().HardwareAddr.String() == MAC(p.Addr).String()
-			}
+		// The routes are the last step of Attach.
+		routes, err := h.RouteList(eth, netlink.FAMILY_ALL)
+		complete = err == nil
+		for i := range p.Addrs {
+			gateway := b.gateways[i].Addr().AsSlice()
+			complete = complete && slices.ContainsFunc(routes, func(r netlink.Route) bool {
+				return (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(gateway)
+			})
 		}
-		return nil
+		return err
 	})
 	if errors.Is(err, os.ErrNotExist) {
 		return false, nil
@@ -248,32 +268,20 @@ func (b *Bridge) Attached(p Port, netns string) (bool, error) {
 // Detach cuts a port off: nothing that the pod's end sends arrives any more. The
 // pair itself ends with the pod's namespace; waiting for the kernel to delete
 // it here would take tens of milliseconds. A port that is gone is no error.
-func (b *Bridge) Detach(name string) error {
-	link, err := b.nl.LinkByName(name)
-	if isNotFound(err) {
-		return nil
-	}
-	if err != nil {
-		return fmt.Errorf("look for %s: %w", name, err)
-	}
-	if err := b.nl.LinkSetDown(link); err != nil && !isNotFound(err) {
-		return fmt.Errorf("set %s down: %w", name, err)
-	}
-	return nil
-}
+func (b *Bridge) Detach(name string) error { return b.onPort(name, "set down", b.nl.LinkSetDown) }
 
 // Remove deletes a port and waits until the kernel has done so. A port that is
 // gone is no error.
-func (b *Bridge) Remove(name string) error {
+func (b *Bridge) Remove(name string) error { return b.onPort(name, "delete", b.nl.LinkDel) }
+
+// onPort does something to a port unless it is gone.
+func (b *Bridge) onPort(name, what string, do func(netlink.Link) error) error {
 	link, err := b.nl.LinkByName(name)
-	if isNotFound(err) {
-		return nil
+	if err == nil {
+		err = do(link)
 	}
-	if err != nil {
-		return fmt.Errorf("look for %s: %w", name, err)
-	}
-	if err := b.nl.LinkDel(link); err != nil && !isNotFound(err) {
-		return fmt.Errorf("delete %s: %w", name, err)
+	if err != nil && !isNotFound(err) {
+		return fmt.Errorf("%s %s: %w", what, name, err)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package ipam
 
 import (
+	"crypto/sha256"
 	"fmt"
 	"net/netip"
 )
@@ -27,6 +28,23 @@ func Choose(taken []netip.Prefix) (netip.Prefix, error) {
 	}
 	return netip.Prefix{}, fmt.Errorf("no free private subnet among %v: set one", candidates)
 }
+
+// Choose6 returns a unique local IPv6 subnet (RFC 4193) that overlaps none of
+// taken. Its global ID comes from seed, which names the instance among all in
+// the world: the same instance gets the same subnet again.
+func Choose6(seed string, taken []netip.Prefix) netip.Prefix {
+	for n := 0; ; n++ {
+		id := sha256.Sum256(fmt.Appendf(nil, "%s %d", seed, n))
+		b := [16]byte{0: 0xfd}
+		copy(b[1:6], id[:5])
+		if s := netip.PrefixFrom(netip.AddrFrom16(b), 64); !overlapsAny(s, taken) || n == maxTries {
+			return s
+		}
+	}
+}
+
+// maxTries is never reached by a host that has not routed half of fd00::/8.
+const maxTries = 100
 
 func overlapsAny(s netip.Prefix, taken []netip.Prefix) bool {
 	for _, t := range taken {

@@ -5,10 +5,24 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
+
+// CheckSCTP tells if the kernel cannot lead SCTP to another address: its
+// connection tracking must know the protocol, which can be left out of it.
+func CheckSCTP() error {
+	const dir = "/proc/sys/net/netfilter/"
+	if _, err := os.Stat(dir + "nf_conntrack_max"); err != nil {
+		return nil // cannot be told
+	}
+	if _, err := os.Stat(dir + "nf_conntrack_sctp_timeout_established"); err != nil {
+		return errors.New("the kernel's connection tracking has no SCTP (CONFIG_NF_CT_PROTO_SCTP)")
+	}
+	return nil
+}
 
 // ForgetAdded makes the kernel forget connections that began before host ports
 // were added: a UDP client that sends on without a pause would otherwise stay
@@ -44,8 +58,7 @@ func (t *Table) forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bo
 		// The kernel may say that the list changed while it was read. What is
 		// looked for was there before; a second look finds what the first missed.
 		for range 3 {
-			_, err = h.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, filter)
-			if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			if err = t.forgetOnce(h, filter); !errors.Is(err, netlink.ErrDumpInterrupted) {
 				return err
 			}
 		}
@@ -53,6 +66,15 @@ func (t *Table) forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bo
 	})
 	if err != nil {
 		return fmt.Errorf("forget connections to UDP host ports: %w", err)
+	}
+	return nil
+}
+
+func (t *Table) forgetOnce(h *netlink.Handle, filter flowFilter) error {
+	for _, f := range t.families {
+		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.nfproto), filter); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -65,7 +87,7 @@ type flowFilter struct {
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
 func (f flowFilter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 	for _, p := range f.ports {
-		if flow.Forward.Protocol == p.Protocol && flow.Forward.DstPort == p.HostPort &&
+		if p.PodIP.Is4() == (flow.Forward.DstIP.To4() != nil) && flow.Forward.Protocol == p.Protocol && flow.Forward.DstPort == p.HostPort &&
 			(!p.HostIP.IsValid() || toAddr(flow.Forward.DstIP) == p.HostIP) && f.match(p, flow) {
 			return true
 		}

@@ -33,6 +33,10 @@ func (t *Table) ForwardDrops() ([]string, error) {
 		switch c.Table.Family {
 		case nftables.TableFamilyIPv4:
 			drops = append(drops, fmt.Sprintf("chain ip %s %s", c.Table.Name, c.Name))
+		case nftables.TableFamilyIPv6:
+			if t.has(unix.NFPROTO_IPV6) {
+				drops = append(drops, fmt.Sprintf("chain ip6 %s %s", c.Table.Name, c.Name))
+			}
 		case nftables.TableFamilyINet:
 			drops = append(drops, fmt.Sprintf("chain inet %s %s", c.Table.Name, c.Name))
 		}
@@ -45,6 +49,10 @@ func (t *Table) ForwardDrops() ([]string, error) {
 		drops = append(drops, "iptables-legacy chain FORWARD")
 	}
 	return drops, nil
+}
+
+func (t *Table) has(nfproto byte) bool {
+	return slices.ContainsFunc(t.families, func(f *family) bool { return f.nfproto == nfproto })
 }
 
 // Of linux/netfilter_ipv4/ip_tables.h and x_tables.h.

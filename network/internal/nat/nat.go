@@ -4,7 +4,7 @@
 // ports is one atomic transaction that takes the kernel a fraction of a
 // millisecond however many there are.
 //
-// As `nft list table inet NAME` shows it:
+// As `nft list table inet NAME` shows it, for IPv4:
 //
 //	map host_ports    { type inet_proto . inet_service : ipv4_addr . inet_service }
 //	map host_ip_ports { type ipv4_addr . inet_proto . inet_service : ipv4_addr . inet_service }
@@ -26,16 +26,17 @@
 //	    oifname != BRIDGE ip saddr SUBNET ip daddr != SUBNET ip daddr != 224.0.0.0/4 masquerade fully-random
 //	}
 //	chain redirects { type filter hook output priority filter; oifname BRIDGE icmp type redirect drop }
+//
+// For IPv6 there are the same again: maps host_ports6 and host_ip_ports6, and
+// rules for ::1, ff00::/8 and ICMPv6.
 package nat
 
 import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -44,38 +45,28 @@ import (
 // Close must follow.
 type Table struct {
 	session
-	bridge string
-	subnet netip.Prefix
-	table  *nftables.Table
-	ports  *nftables.Set // any address of the host
-	ipPort *nftables.Set // one address
+	bridge   string
+	table    *nftables.Table
+	families []*family
 }
 
 // Port is one host port: what arrives for HostIP:HostPort goes to PodIP:PodPort.
 type Port struct {
 	Protocol uint8      // IPPROTO_*
-	HostIP   netip.Addr // zero: all addresses of the host
+	HostIP   netip.Addr // zero: all addresses of the host that are of PodIP's family
 	HostPort uint16
 	PodIP    netip.Addr
 	PodPort  uint16
 }
 
-// New describes the table called name for the pods of subnet behind bridge.
-func New(name, bridge string, subnet netip.Prefix) *Table {
-	t := &nftables.Table{Name: name, Family: nftables.TableFamilyINet}
-	target := nftables.MustConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
-	newMap := func(name string, key ...nftables.SetDatatype) *nftables.Set {
-		return &nftables.Set{
-			Table: t, Name: name, IsMap: true, Concatenation: true,
-			KeyType: nftables.MustConcatSetType(key...), DataType: target,
-			KeyByteOrder: binaryutil.BigEndian,
-		}
+// New describes the table called name for the pods of subnets behind bridge: at
+// most one of each family.
+func New(name, bridge string, subnets ...netip.Prefix) *Table {
+	t := &Table{bridge: bridge, table: &nftables.Table{Name: name, Family: nftables.TableFamilyINet}}
+	for _, s := range subnets {
+		t.families = append(t.families, newFamily(t.table, s.Masked()))
 	}
-	return &Table{
-		bridge: bridge, subnet: subnet.Masked(), table: t,
-		ports:  newMap("host_ports", nftables.TypeInetProto, nftables.TypeInetService),
-		ipPort: newMap("host_ip_ports", nftables.TypeIPAddr, nftables.TypeInetProto, nftables.TypeInetService),
-	}
+	return t
 }
 
 // Exists tells whether the table is there. Others take it away, too: a firewall
@@ -104,8 +95,8 @@ func (t *Table) Replace(ports []Port) error {
 		c.AddTable(t.table) // so that there is one to delete
 		c.DelTable(t.table)
 		c.AddTable(t.table)
-		for _, m := range []*nftables.Set{t.ports, t.ipPort} {
-			if err := c.AddSet(m, nil); err != nil {
+		for _, f := range t.families {
+			if err := errors.Join(c.AddSet(f.ports, nil), c.AddSet(f.ipPorts, nil)); err != nil {
 				return err
 			}
 		}
@@ -139,14 +130,23 @@ func (t *Table) Add(ports []Port) error {
 }
 
 func (t *Table) addElements(c *nftables.Conn, ports []Port) error {
-	anyIP, oneIP := t.elements(ports)
-	if len(anyIP) > 0 {
-		if err := c.SetAddElements(t.ports, anyIP); err != nil {
-			return err
+	return t.eachMap(ports, c.SetAddElements)
+}
+
+// eachMap does something with the elements that ports are in each map.
+func (t *Table) eachMap(ports []Port, do func(*nftables.Set, []nftables.SetElement) error) error {
+	for _, f := range t.families {
+		anyIP, oneIP := f.elements(ports)
+		if len(anyIP) > 0 {
+			if err := do(f.ports, anyIP); err != nil {
+				return err
+			}
 		}
-	}
-	if len(oneIP) > 0 {
-		return c.SetAddElements(t.ipPort, oneIP)
+		if len(oneIP) > 0 {
+			if err := do(f.ipPorts, oneIP); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
@@ -177,17 +177,9 @@ func (t *Table) remove(ports []Port) error {
 	if len(ports) == 0 {
 		return nil
 	}
-	anyIP, oneIP := t.elements(ports)
 	err := t.do(func(c *nftables.Conn) error {
-		if len(anyIP) > 0 {
-			if err := c.SetDeleteElements(t.ports, anyIP); err != nil {
-				return err
-			}
-		}
-		if len(oneIP) > 0 {
-			if err := c.SetDeleteElements(t.ipPort, oneIP); err != nil {
-				return err
-			}
+		if err := t.eachMap(ports, c.SetDeleteElements); err != nil {
+			return err
 		}
 		return c.Flush()
 	})
@@ -196,23 +188,6 @@ func (t *Table) remove(ports []Port) error {
 	}
 	return nil
 }
-
-// elements encodes ports for the two maps. Each field of a concatenation is
-// padded to a multiple of four bytes.
-func (t *Table) elements(ports []Port) (anyIP, oneIP []nftables.SetElement) {
-	for _, p := range ports {
-		key := slices.Concat([]byte{p.Protocol, 0, 0, 0}, pad(p.HostPort))
-		val := slices.Concat(p.PodIP.AsSlice(), pad(p.PodPort))
-		if p.HostIP.IsValid() {
-			oneIP = append(oneIP, nftables.SetElement{Key: append(p.HostIP.AsSlice(), key...), Val: val})
-		} else {
-			anyIP = append(anyIP, nftables.SetElement{Key: key, Val: val})
-		}
-	}
-	return anyIP, oneIP
-}
-
-func pad(port uint16) []byte { return append(binaryutil.BigEndian.PutUint16(port), 0, 0) }
 
 // Conflicts tells whether two host ports cannot be had by two pods.
 func (p Port) Conflicts(other Port) bool {
@@ -223,19 +198,28 @@ func (p Port) Conflicts(other Port) bool {
 // PortsOf lists the host ports in the table of another instance. It has none if
 // it has no table.
 func (t *Table) PortsOf(name string) (ports []Port, err error) {
-	other := New(name, "", netip.Prefix{})
+	other := New(name, "", anyIPv4, anyIPv6)
 	if exists, err := t.exists(other.table); err != nil || !exists {
 		return nil, err
 	}
 	err = t.do(func(c *nftables.Conn) error {
-		for _, m := range []*nftables.Set{other.ports, other.ipPort} {
-			elements, err := c.GetSetElements(m)
-			if err != nil {
-				return err
-			}
-			for _, e := range elements {
-				if p, ok := decode(e.Key, m == other.ipPort); ok {
-					ports = append(ports, p)
+		sets, err := c.GetSets(other.table)
+		if err != nil {
+			return err
+		}
+		for _, s := range sets {
+			for _, f := range other.families {
+				if s.Name != f.ports.Name && s.Name != f.ipPorts.Name {
+					continue
+				}
+				elements, err := c.GetSetElements(s)
+				if err != nil {
+					return err
+				}
+				for _, e := range elements {
+					if p, ok := f.decode(e.Key, s.Name == f.ipPorts.Name); ok {
+						ports = append(ports, p)
+					}
 				}
 			}
 		}
@@ -249,21 +233,6 @@ func (t *Table) PortsOf(name string) (ports []Port, err error) {
 		return nil, nil
 	}
 	return nil, fmt.Errorf("list host ports of nftables table %s: %w", name, err)
-}
-
-// decode reads the key of an element.
-func decode(key []byte, withIP bool) (p Port, ok bool) {
-	if withIP {
-		if len(key) < 4 {
-			return p, false
-		}
-		p.HostIP, key = netip.AddrFrom4([4]byte(key)), key[4:]
-	}
-	if len(key) < 6 {
-		return p, false
-	}
-	p.Protocol, p.HostPort = key[0], binaryutil.BigEndian.Uint16(key[4:6])
-	return p, true
 }
 
 // Destroy removes the table. One that is gone is no error.

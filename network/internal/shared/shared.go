@@ -1,5 +1,5 @@
 // Package shared is what the instances on one host must agree on, although they
-// know nothing of each other: who has which subnet, and who turned IP
+// know nothing of each other: who has which subnets, and who turned IP
 // forwarding on. It lives in small files below a directory on a tmpfs, changed
 // under a file lock; a reboot forgets them as it forgets what they speak of.
 package shared
@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -21,9 +20,9 @@ import (
 
 // Instance is one instance's entry.
 type Instance struct {
-	Name     string       `json:"name"` // of its bridge and table
-	StateDir string       `json:"stateDir"`
-	Subnet   netip.Prefix `json:"subnet"`
+	Name     string         `json:"name"` // of its bridge and table
+	StateDir string         `json:"stateDir"`
+	Subnets  []netip.Prefix `json:"subnets,omitempty"` // none if its pods are connected by plugins
 }
 
 // Host is the host's network as its instances see it: each network namespace
@@ -91,10 +90,9 @@ func sameFile(f *os.File, path string) bool {
 	return err == nil && os.SameFile(a, b)
 }
 
-func (h *Host) lockFile() string           { return filepath.Join(h.dir, "lock") }
-func (h *Host) instances() string          { return filepath.Join(h.dir, "instances") }
-func (h *Host) entry(name string) string   { return filepath.Join(h.instances(), name+".json") }
-func (h *Host) previousForwarding() string { return filepath.Join(h.dir, "ip_forward.before") }
+func (h *Host) lockFile() string         { return filepath.Join(h.dir, "lock") }
+func (h *Host) instances() string        { return filepath.Join(h.dir, "instances") }
+func (h *Host) entry(name string) string { return filepath.Join(h.instances(), name+".json") }
 
 // Unlock lets others go on.
 func (l *Locked) Unlock() { l.lock.Close() }
@@ -133,28 +131,6 @@ func (l *Locked) Join(i Instance) error {
 	return sys.WriteFileAtomic(l.host.entry(i.Name), data, 0o600, false)
 }
 
-const forwardingSysctl = "/proc/sys/net/ipv4/ip_forward"
-
-// Forwarding tells whether IPv4 forwarding is on.
-func Forwarding() (bool, error) {
-	v, err := os.ReadFile(forwardingSysctl)
-	return strings.TrimSpace(string(v)) != "0", err
-}
-
-// Forward turns IPv4 forwarding on and remembers if it was off.
-func (l *Locked) Forward() error {
-	if on, err := Forwarding(); err != nil || on {
-		return err
-	}
-	if err := sys.WriteFileAtomic(l.host.previousForwarding(), []byte("0"), 0o600, false); err != nil {
-		return err
-	}
-	if err := os.WriteFile(forwardingSysctl, []byte("1"), 0); err != nil {
-		return fmt.Errorf("set sysctl net.ipv4.ip_forward=1: %w", err)
-	}
-	return nil
-}
-
 // Forget removes the entry of an instance that others found to be gone.
 func (l *Locked) Forget(name string) error { return os.Remove(l.host.entry(name)) }
 
@@ -169,14 +145,10 @@ func (l *Locked) Leave(name string) error {
 	if err != nil || len(left) > 0 {
 		return err
 	}
-	before, err := os.ReadFile(l.host.previousForwarding())
-	switch {
-	case err == nil:
-		if err := os.WriteFile(forwardingSysctl, before, 0); err != nil {
-			return fmt.Errorf("restore sysctl net.ipv4.ip_forward: %w", err)
+	for _, f := range []Family{IPv4, IPv6} {
+		if err := l.restore(f); err != nil {
+			return err
 		}
-	case !errors.Is(err, os.ErrNotExist):
-		return err
 	}
 	if err := os.RemoveAll(l.host.dir); err != nil {
 		return err
