@@ -38,7 +38,7 @@ func startReal(t testing.TB) (ctx context.Context, dir string, c *Client) {
 func startDaemon(t testing.TB, dir string) {
 	t.Helper()
 	cmd := exec.Command(program(t), "daemon", "--run", dir)
-	cmd.Env = realEnv()
+	cmd.Env = protocol.SmallPages(realEnv()) // as Ensure does
 	cmd.Stderr = os.Stderr
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -109,6 +109,7 @@ func spawn(runDir string) (<-chan error, error) {
 	defer log.Close()
 	cmd := exec.Command(path, "daemon", "--run", runDir)
 	cmd.Dir = "/"
+	cmd.Env = protocol.SmallPages(os.Environ())
 	cmd.Stderr = log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {

@@ -3,6 +3,7 @@ package daemon
 import (
 	"fmt"
 	"os"
+	"slices"
 	"syscall"
 	"time"
 
@@ -94,7 +95,7 @@ func (d *daemon) spawnEngine() {
 	pidfd := -1
 	attr := &syscall.ProcAttr{
 		Dir:   e.req.Dir,
-		Env:   append(append([]string{}, e.req.Env...), protocol.SupervisedEnv+"="+d.cfg.RunDir),
+		Env:   append(slices.Clip(protocol.SmallPages(e.req.Env)), protocol.SupervisedEnv+"="+d.cfg.RunDir),
 		Files: []uintptr{d.null.Fd(), uintptr(e.out[0]), uintptr(e.out[1])},
 		Sys:   &syscall.SysProcAttr{PidFD: &pidfd, Setpgid: true},
 	}

@@ -43,6 +43,11 @@
 // Instead of OK every answer may be Fail{error}.
 package protocol
 
+import (
+	"slices"
+	"strings"
+)
+
 // Version is raised when the meaning of a message changes. Fields that are
 // added at the end of a message need no new version: a reader takes missing
 // ones as zero and skips what it does not know.
@@ -60,6 +65,18 @@ const (
 
 // SupervisedEnv is set in the engine's environment, to the run directory.
 const SupervisedEnv = "PODSTEAD_SUPERVISED"
+
+// SmallPages is the environment for supervisor and engine: env, and a setting
+// that keeps Go's heap from huge pages, unless env has settings of its own. Many
+// hosts give huge pages to whoever maps memory (transparent_hugepage=always);
+// they double a small heap.
+func SmallPages(env []string) []string {
+	const name = "GODEBUG="
+	if slices.ContainsFunc(env, func(v string) bool { return strings.HasPrefix(v, name) }) {
+		return env
+	}
+	return append(slices.Clip(env), name+"disablethp=1")
+}
 
 // Op says what a message is.
 type Op uint8
