@@ -194,7 +194,11 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 	if err := b.checkPorts(ports); err != nil {
 		return nil, err
 	}
-	b.warnBandwidth(pod)
+	limits, err := podLimits(pod.Annotations)
+	if err != nil {
+		return nil, err
+	}
+	b.warnIgnored(pod)
 
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
@@ -202,6 +206,7 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 	if err != nil {
 		return nil, err
 	}
+	l.Limits = limits
 	if err := b.leases.put(l); err != nil {
 		b.free(l)
 		return nil, err
@@ -211,10 +216,21 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		return nil, err
 	}
 	undo.Add("remove "+l.Link, func(context.Context) error { return b.bridge.Remove(l.Link) })
-	if err := b.addPorts(l); err != nil {
+	if err := b.complete(l); err != nil {
 		return nil, err
 	}
 	return l, nil
+}
+
+// complete does what comes after a pod's link. It can be repeated.
+func (b *builtin) complete(l *lease) error {
+	if err := b.bridge.Limit(l.Link, l.Limits); err != nil {
+		if noIFB := new(bridge.NoIFBError); errors.As(err, &noIFB) {
+			err = fmt.Errorf("annotation %s: %w", egressBandwidth, err)
+		}
+		return err
+	}
+	return b.addPorts(l)
 }
 
 func (b *builtin) addPorts(l *lease) error {
@@ -251,8 +267,7 @@ func (b *builtin) connected(l *lease, netns string) (bool, error) {
 	if err != nil || !ok {
 		return false, err
 	}
-	// The ports are the last step, and adding them again changes nothing.
-	return true, b.addPorts(l)
+	return true, b.complete(l)
 }
 
 func (b *builtin) port(l *lease) bridge.Port {
@@ -285,7 +300,7 @@ func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted []netip.Addr) (*
 func newLinkName() string {
 	var b [5]byte
 	rand.Read(b[:])
-	return "veth" + hex.EncodeToString(b[:])
+	return bridge.PortName(hex.EncodeToString(b[:]))
 }
 
 func (b *builtin) free(l *lease) {
@@ -306,6 +321,11 @@ func (b *builtin) teardown(_ context.Context, l *lease) error {
 		if err := b.bridge.Detach(l.Link); err != nil {
 			return err
 		}
+		if l.Limits.FromPod > 0 {
+			if err := b.bridge.Unlimit(l.Link); err != nil {
+				return err
+			}
+		}
 	}
 	if err := b.leases.remove(l.PodID); err != nil {
 		return err
@@ -320,8 +340,17 @@ const (
 	egressBandwidth  = "kubernetes.io/egress-bandwidth"
 )
 
-func (b *builtin) warnBandwidth(pod Pod) {
-	for _, key := range []string{ingressBandwidth, egressBandwidth, macAnnotation, ipsAnnotation} {
+// podLimits reads the annotations: ingress is what goes to the pod.
+func podLimits(annotations map[string]string) (l bridge.Limits, err error) {
+	if l.ToPod, err = rate(annotations, ingressBandwidth); err != nil {
+		return l, err
+	}
+	l.FromPod, err = rate(annotations, egressBandwidth)
+	return l, err
+}
+
+func (b *builtin) warnIgnored(pod Pod) {
+	for _, key := range []string{macAnnotation, ipsAnnotation} {
 		if v, ok := pod.Annotations[key]; ok {
 			b.log.Warn("annotation has no effect: the built-in network does not have what it asks for",
 				"pod", pod.String(), "annotation", key, "value", v)
@@ -395,6 +424,9 @@ func (b *builtin) reconcile() error {
 		if err := b.bridge.Remove(name); err != nil {
 			return err
 		}
+	}
+	if err := b.bridge.RemoveStrayIFBs(); err != nil {
+		return err
 	}
 	if len(live) == 0 {
 		return nil

@@ -13,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"podstead/network/internal/bridge"
 	"podstead/network/internal/cni"
 )
 
@@ -33,9 +34,11 @@ type lease struct {
 
 	IPs   []netip.Addr  `json:"ips,omitempty"`
 	Ports []PortMapping `json:"ports,omitempty"`
-	Link  string        `json:"link,omitempty"` // built-in network: host's end of the veth pair
-	CNI   *attachment   `json:"cni,omitempty"`  // who connected the pod, if not the built-in network
-	Also  []*attachment `json:"also,omitempty"` // further networks by CNI plugins
+	// Of the built-in network: the host's end of the veth pair, and its limits.
+	Link   string        `json:"link,omitempty"`
+	Limits bridge.Limits `json:"limits,omitzero"`
+	CNI    *attachment   `json:"cni,omitempty"`  // who connected the pod, if not the built-in network
+	Also   []*attachment `json:"also,omitempty"` // further networks by CNI plugins
 }
 
 // attachments lists the networks that plugins connected the pod to.
