@@ -16,7 +16,7 @@ func TestConformance(t *testing.T) {
 		imagetest.Layer{Tar: imagetest.Tar(t, imagetest.BusyboxFiles(t)...), Compression: imagetest.Gzip}), "test.local/conformance:1")
 	conformance.Run(t, conformance.Target{
 		Runtime: n, Image: "test.local/conformance:1",
-		PullImage:    imagetest.Registry(t, map[string]imagetest.Image{"pulled:1": imagetest.Program(t, "/bin/busybox")}) + "/pulled:1",
+		PullImage: imagetest.Registry(t, map[string]imagetest.Image{"pulled:1": imagetest.Program(t, "/bin/busybox")}) + "/pulled:1",
 		Private: conformance.Private{
 			Image:    imagetest.PrivateRegistry(t, map[string]imagetest.Image{"private:1": imagetest.Program(t, "/bin/busybox")}, "me", "hunter2") + "/private:1",
 			Username: "me", Password: "hunter2",

@@ -32,7 +32,7 @@ func (e *Engine) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 		return nil, err
 	}
 	rec := s.record()
-	if err := spec.CheckContainer(req.Config, rec.config()); err != nil {
+	if err := spec.CheckContainer(req.Config, rec.config(), e.host.spec); err != nil {
 		return nil, err
 	}
 	if rec.Phase != sandboxReady {

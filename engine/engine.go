@@ -32,6 +32,7 @@ import (
 	"reflect"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"podstead/cgroup"
 	"podstead/cri"
@@ -69,6 +70,8 @@ type Config struct {
 type Engine struct {
 	cfg      Config
 	log      *slog.Logger
+	recent   recent // of log
+	started  time.Time
 	host     host
 	bootID   string
 	devices  *cdi.Registry
@@ -108,13 +111,14 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	if reflect.ValueOf(cfg.Settings).IsZero() {
 		cfg.Settings = config.Default()
 	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
 	e := &Engine{
-		cfg: cfg, log: cfg.Log, devices: cdi.New(cfg.Settings.CDI.Dirs),
+		cfg: cfg, started: time.Now(), devices: cdi.New(cfg.Settings.CDI.Dirs),
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 	}
-	if e.log == nil {
-		e.log = slog.New(slog.DiscardHandler)
-	}
+	e.log = slog.New(e.recent.watch(cfg.Log.Handler()))
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.open(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())

@@ -35,6 +35,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 	return host{name: name, userNamespaces: hasUserNamespaces(), spec: spec.Host{
 		Capabilities:      caps,
 		RecursiveReadOnly: hasMountSetattr(),
+		SELinux:           exists("/sys/fs/selinux/enforce"),
 		AppArmor:          readsYes("/sys/module/apparmor/parameters/enabled"),
 		CgroupUnified:     h.Unified(),
 		MountPropagation:  mountPropagation,
@@ -82,6 +83,11 @@ func hasUserNamespaces() bool {
 	var major, minor int
 	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	return major > 5 || major == 5 && minor >= 19
+}
+
+func exists(file string) bool {
+	_, err := os.Stat(file)
+	return err == nil
 }
 
 func readsYes(file string) bool {

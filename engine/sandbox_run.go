@@ -29,7 +29,7 @@ func (e *Engine) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err := cri.Validate(req); err != nil {
 		return nil, err
 	}
-	if err := spec.CheckSandbox(req.Config); err != nil {
+	if err := spec.CheckSandbox(req.Config, e.host.spec); err != nil {
 		return nil, err
 	}
 	h, err := e.handler(req.RuntimeHandler)
@@ -60,6 +60,9 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 			err = e.discardSandbox(ctx, s, fmt.Errorf("run pod sandbox %s: %w", s.id, err))
 		}
 	}()
+	if req.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil {
+		e.log.Warn("a pod's SELinux options have no effect on this host", "pod", s.id)
+	}
 	if err := e.changeSandbox(s, func(*sandboxRecord) {}); err != nil {
 		return "", err
 	}

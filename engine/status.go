@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"encoding/json"
 	"maps"
 	"net/netip"
 	"slices"
@@ -19,13 +18,17 @@ const criVersion = "0.1.0"
 
 // Version names the runtime.
 func (e *Engine) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	v := e.cfg.Version
-	if v == "" {
-		v = "0.0.0-dev"
-	}
 	return &runtimeapi.VersionResponse{
-		Version: criVersion, RuntimeName: "podstead", RuntimeVersion: v, RuntimeApiVersion: "v1",
+		Version: criVersion, RuntimeName: "podstead", RuntimeVersion: e.version(), RuntimeApiVersion: "v1",
 	}, nil
+}
+
+// version is never empty, which the kubelet would refuse.
+func (e *Engine) version() string {
+	if e.cfg.Version == "" {
+		return "0.0.0-dev"
+	}
+	return e.cfg.Version
 }
 
 // Status tells whether pods can be run, and what the handlers offer.
@@ -39,7 +42,7 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 		runtime.Status, runtime.Reason, runtime.Message = false, "SupervisorGone", "the supervisor does not answer; another one is being started"
 	}
 	resp := &runtimeapi.StatusResponse{
-		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
+		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
 		Features: &runtimeapi.RuntimeFeatures{
 			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: e.host.userNamespaces,
 		},
@@ -57,20 +60,11 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	if !req.Verbose {
 		return resp, nil
 	}
-	info, err := json.Marshal(map[string]any{
-		"stateDir": e.cfg.StateDir, "runDir": e.cfg.RunDir, "cgroupParent": e.cfg.CgroupParent,
-		"cgroupUnified": e.host.spec.CgroupUnified, "capabilities": e.host.spec.Capabilities,
-		"apparmor": e.host.spec.AppArmor, "streamAddress": e.streams.listener.Addr().String(),
-		"file": e.note.Load(), "settings": e.settings.Load().Config,
-	})
+	info, err := e.statusInfo(resp)
 	if err != nil {
 		return nil, err
 	}
-	devices, err := json.Marshal(e.devices.State())
-	if err != nil {
-		return nil, err
-	}
-	resp.Info = map[string]string{"config": string(info), "cdi": string(devices)}
+	resp.Info = info
 	return resp, nil
 }
 

@@ -142,7 +142,7 @@ func pullWithCredentials(t *testing.T, s *suite) {
 	for name, auth := range map[string]*runtimeapi.AuthConfig{
 		"user and password":        {Username: private.Username, Password: private.Password},
 		"both in one":              {Auth: both},
-		"for the image's registry": {Username: private.Username, Password: private.Password, ServerAddress: host},
+		"for the image's registry": {Username: private.Username, Password: private.Password, ServerAddress: "http://" + host},
 	} {
 		if err := pull(auth); err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -102,6 +102,9 @@ func Build(in Input) (s *specs.Spec, warnings []string, err error) {
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources()); err != nil {
 		return nil, nil, err
 	}
+	if in.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil {
+		in.warn("linux.security_context.selinux_options: this host has no SELinux")
+	}
 	in.devices(l)
 	if s.Process.ApparmorProfile, err = in.appArmor(); err != nil {
 		return nil, nil, err

@@ -407,7 +407,7 @@ func TestChecks(t *testing.T) {
 		"absolute path":              {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/a/../../b"}},
 		"config.dns_config.searches": {Metadata: meta, DnsConfig: &runtimeapi.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}},
 	} {
-		if err := CheckSandbox(c); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
+		if err := CheckSandbox(c, Host{SELinux: true}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
 			t.Errorf("want %q, got %v", name, err)
 		}
 	}
@@ -416,7 +416,7 @@ func TestChecks(t *testing.T) {
 	for name, c := range map[string]*runtimeapi.ContainerConfig{
 		"not privileged": {Metadata: ok, Image: img, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}}},
 	} {
-		if err := CheckContainer(c, &runtimeapi.PodSandboxConfig{Metadata: meta}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
+		if err := CheckContainer(c, &runtimeapi.PodSandboxConfig{Metadata: meta}, Host{SELinux: true}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
 			t.Errorf("want %q, got %v", name, err)
 		}
 	}

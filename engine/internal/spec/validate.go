@@ -10,7 +10,7 @@ import (
 
 // CheckSandbox refuses what RunPodSandbox cannot honour, by name. The request
 // has passed cri.Validate.
-func CheckSandbox(c *runtimeapi.PodSandboxConfig) error {
+func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 	switch {
 	case len(c.Hostname) > 64:
 		return invalid("config.hostname: %q is longer than the 64 bytes that Linux takes", c.Hostname)
@@ -27,8 +27,8 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig) error {
 	if err := checkCgroup(c.GetLinux().GetCgroupParent()); err != nil {
 		return err
 	}
-	if sc.GetSelinuxOptions() != nil {
-		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
+	if err := checkSELinux(sc.GetSelinuxOptions(), host); err != nil {
+		return err
 	}
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		return invalid("linux.security_context.namespace_options.pid: TARGET is for containers only")
@@ -38,6 +38,15 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig) error {
 		return err
 	}
 	return checkDNS(c.GetDnsConfig())
+}
+
+// checkSELinux refuses labels where they would have an effect. On other hosts
+// every runtime lets them pass.
+func checkSELinux(o *runtimeapi.SELinuxOption, host Host) error {
+	if o != nil && host.SELinux {
+		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
+	}
+	return nil
 }
 
 func checkNamespaces(o *runtimeapi.NamespaceOption) error {
@@ -95,7 +104,7 @@ func checkDNS(d *runtimeapi.DNSConfig) error {
 
 // CheckContainer refuses what CreateContainer cannot honour, by name, as far
 // as the request alone shows it. The request has passed cri.Validate.
-func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
+func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, host Host) error {
 	sc := c.GetLinux().GetSecurityContext()
 	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
 		return err
@@ -105,8 +114,8 @@ func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandbo
 	if own != nil && !proto.Equal(own, pods) {
 		return invalid("linux.security_context.namespace_options.userns_options: differ from the pod sandbox's")
 	}
-	if sc.GetSelinuxOptions() != nil {
-		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
+	if err := checkSELinux(sc.GetSelinuxOptions(), host); err != nil {
+		return err
 	}
 	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
 		return invalid("linux.security_context.privileged: the sandbox is not privileged")
