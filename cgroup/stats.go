@@ -14,19 +14,23 @@ import (
 // Unlimited is the value of a limit that is none, where 0 would be a limit.
 const Unlimited = math.MaxUint64
 
-// Stats is what a group has used. What the host has no controller for is 0.
+// Stats is what a group has used. What the host has no controller for is 0;
+// HasMemory, HasSwap and HasPids tell which 0 means that nothing is known.
 type Stats struct {
 	Time             time.Time
 	CPUNanoseconds   uint64 // since creation
+	HasMemory        bool
 	MemoryBytes      uint64 // usage
 	WorkingSetBytes  uint64 // usage less inactive file pages, as cAdvisor has it
 	RSSBytes         uint64
 	PageFaults       uint64
 	MajorPageFaults  uint64
 	MemoryLimitBytes uint64 // 0: none
+	HasSwap          bool   // the kernel accounts swap
 	SwapBytes        uint64
 	SwapLimitBytes   uint64 // Unlimited: none; 0: no swap, or the kernel does not account it
-	Pids             uint64
+	HasPids          bool
+	Pids             uint64 // processes and threads
 }
 
 // Stats reads the group's files.
@@ -35,12 +39,16 @@ func (g *Group) Stats() (Stats, error) {
 		return Stats{}, g.bad
 	}
 	r := statsReader{g: g}
-	s := Stats{Time: time.Now()}
-	if g.h.version("cpuacct") == 1 {
-		s.CPUNanoseconds = r.uint("cpuacct", "cpuacct.usage")
-	} else if g.h.unified != "" {
-		s.CPUNanoseconds = 1000 * r.keyed(g.h.unified+g.path, "cpu.stat")["usage_usec"]
+	s := r.stats()
+	if r.err != nil {
+		return Stats{}, fmt.Errorf("statistics of cgroup %s: %w", g.path, r.err)
 	}
+	return s, nil
+}
+
+func (r *statsReader) stats() Stats {
+	g := r.g
+	s := Stats{Time: time.Now(), CPUNanoseconds: r.cpu()}
 	switch g.h.version("memory") {
 	case 1:
 		r.memoryV1(&s)
@@ -48,19 +56,30 @@ func (g *Group) Stats() (Stats, error) {
 		r.memoryV2(&s)
 	}
 	s.WorkingSetBytes = sub(s.MemoryBytes, s.WorkingSetBytes)
-	if g.h.version("pids") > 0 {
+	s.HasMemory = g.h.version("memory") > 0
+	if s.HasPids = g.h.version("pids") > 0; s.HasPids {
 		s.Pids = r.uint("pids", "pids.current")
 	}
-	if r.err != nil {
-		return Stats{}, fmt.Errorf("statistics of cgroup %s: %w", g.path, r.err)
-	}
-	return s, nil
+	return s
 }
 
-// statsReader keeps the first error of a sequence of reads.
+func (r *statsReader) cpu() uint64 {
+	if r.g.h.version("cpuacct") == 1 {
+		return r.uint("cpuacct", "cpuacct.usage")
+	}
+	if r.g.h.unified == "" {
+		return 0
+	}
+	r.cpuStat = r.keyed(r.g.h.unified+r.g.path, "cpu.stat")
+	return microsecond * r.cpuStat["usage_usec"]
+}
+
+// statsReader keeps the first error of a sequence of reads, and the files that
+// hold more than was asked for.
 type statsReader struct {
-	g   *Group
-	err error
+	g                   *Group
+	err                 error
+	cpuStat, memoryStat map[string]uint64
 }
 
 func (r *statsReader) uint(controller, file string) uint64 {
@@ -93,6 +112,7 @@ func (r *statsReader) keyed(dir, file string) map[string]uint64 {
 func (r *statsReader) memoryV1(s *Stats) {
 	s.MemoryBytes = r.uint("memory", "memory.usage_in_bytes")
 	stat := r.keyed(r.g.dir("memory"), "memory.stat")
+	r.memoryStat = stat
 	s.WorkingSetBytes = stat["total_inactive_file"]
 	s.RSSBytes = stat["total_rss"]
 	s.PageFaults = stat["total_pgfault"]
@@ -103,6 +123,7 @@ func (r *statsReader) memoryV1(s *Stats) {
 	}
 	s.SwapBytes = stat["total_swap"]
 	both := r.optional("memory", "memory.memsw.limit_in_bytes")
+	s.HasSwap = both > 0
 	if both >= v1Unlimited {
 		s.SwapLimitBytes = Unlimited
 	} else if both > 0 {
@@ -118,6 +139,7 @@ const v1Unlimited = 1 << 62
 func (r *statsReader) memoryV2(s *Stats) {
 	s.MemoryBytes = r.uint("memory", "memory.current")
 	stat := r.keyed(r.g.dir("memory"), "memory.stat")
+	r.memoryStat = stat
 	s.WorkingSetBytes = stat["inactive_file"]
 	s.RSSBytes = stat["anon"]
 	s.PageFaults = stat["pgfault"]
@@ -125,8 +147,10 @@ func (r *statsReader) memoryV2(s *Stats) {
 	if limit := r.uint("memory", "memory.max"); limit != Unlimited {
 		s.MemoryLimitBytes = limit
 	}
-	s.SwapBytes = r.optional("memory", "memory.swap.current")
-	s.SwapLimitBytes = r.optional("memory", "memory.swap.max")
+	if s.HasSwap = exists(r.g.dir("memory") + "/memory.swap.current"); s.HasSwap {
+		s.SwapBytes = r.uint("memory", "memory.swap.current")
+		s.SwapLimitBytes = r.uint("memory", "memory.swap.max")
+	}
 }
 
 func sub(a, b uint64) uint64 {

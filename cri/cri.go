@@ -33,6 +33,7 @@ type Runtime interface {
 	Containers
 	Streams
 	Stats
+	Metrics
 	Events
 	Images
 }
@@ -82,6 +83,16 @@ type Stats interface {
 	ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error)
 	PodSandboxStats(context.Context, *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error)
 	ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error)
+}
+
+// Metrics are figures of sandboxes and containers for a monitoring system.
+type Metrics interface {
+	// ListMetricDescriptors lists all metrics that there can be. It does not
+	// change while the runtime runs.
+	ListMetricDescriptors(context.Context, *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error)
+	// ListPodSandboxMetrics gives their values. Label values are in the order of
+	// the descriptor's keys.
+	ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error)
 }
 
 // Events delivers the life of sandboxes and containers as it happens.

@@ -4,8 +4,8 @@
 // others of the same name: the root command must have TraverseChildren set. It speaks to the runtime through cri.Runtime over its socket, keeps
 // nothing, and is called by cmd/podstead.
 //
-// Not there, and refused by name as unknown: checkpoint, update, run, metrics
-// and the configuration file.
+// Not there, and refused by name as unknown: checkpoint, update, run and
+// the configuration file.
 package ctl
 
 import (
@@ -54,7 +54,7 @@ func Command(socket func() string) *cobra.Command {
 		pullCommand(s), runPodCommand(s), createCommand(s), startCommand(s),
 		stopCommand(s), stopPodCommand(s), removeCommand(s), removePodCommand(s), removeImageCommand(s),
 		execCommand(s), attachCommand(s), portForwardCommand(s), logsCommand(s),
-		statsCommand(s), podStatsCommand(s), eventsCommand(s),
+		statsCommand(s), podStatsCommand(s), podMetricsCommand(s), metricDescriptorsCommand(s), eventsCommand(s),
 	} {
 		cmd.AddCommand(c)
 	}

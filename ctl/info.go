@@ -57,18 +57,3 @@ func imageFsCommand(s *session) *cobra.Command {
 	cmd.Flags().VarP(&format, "output", "o", "json or yaml")
 	return cmd
 }
-
-func eventsCommand(s *session) *cobra.Command {
-	return &cobra.Command{
-		Use: "events", Aliases: []string{"event"}, Short: "Print what happens to containers and pods, as it happens", Args: cobra.NoArgs,
-		RunE: s.runUnlimited(func(ctx context.Context, r *remote.Runtime, out io.Writer, _ []string) error {
-			err := r.ContainerEvents(ctx, nil, func(e *runtimeapi.ContainerEventResponse) error {
-				return printMessage(out, e, asJSON)
-			})
-			if ctx.Err() != nil {
-				return nil // told to stop
-			}
-			return err
-		}),
-	}
-}

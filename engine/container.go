@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/internal/disk"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/supervisor"
@@ -94,7 +95,8 @@ type container struct {
 	removing      shared
 	stops         stops
 	exited        chan struct{} // closed when the exit is recorded
-	usage         usage         // of the last stats
+	cpu           cpuClock
+	layer         disk.Layer // what the writable layer takes
 
 	saving sync.Mutex // orders writes of the record
 	mu     sync.Mutex

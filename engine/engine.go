@@ -39,6 +39,8 @@ import (
 	"podstead/engine/config"
 	"podstead/engine/handler"
 	"podstead/engine/internal/cdi"
+	"podstead/engine/internal/disk"
+	"podstead/engine/internal/metric"
 	"podstead/engine/internal/store"
 	"podstead/image"
 	"podstead/network"
@@ -88,6 +90,8 @@ type Engine struct {
 	profiles         profileCache
 	exits            exits
 	events           hub
+	metrics          *metric.Set
+	surveyor         *disk.Surveyor
 	streams          *streams
 	supervisorGone   atomic.Bool // since its events ended, until they come again
 
@@ -120,6 +124,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	}
 	e.log = slog.New(e.recent.watch(cfg.Log.Handler()))
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
+	e.metrics, e.surveyor = metric.NewSet(), disk.NewSurveyor(e.life, e.worker.Go)
 	if err := e.open(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

@@ -93,7 +93,7 @@ type sandbox struct {
 	id       string
 	turn     turn
 	stopping shared
-	usage    usage
+	cpu      cpuClock
 	removing shared
 
 	saving sync.Mutex // orders writes of the record

@@ -104,6 +104,7 @@ func groups() []group {
 		{"cdi", cdiTests},
 		{"resources", resourceTests},
 		{"stats", statsTests},
+		{"metrics", metricTests},
 		{"events", eventTests},
 		{"image", imageTests},
 		{"concurrent", concurrentTests},

@@ -157,3 +157,11 @@ func (r recorder) RemoveImage(ctx context.Context, q *runtimeapi.RemoveImageRequ
 func (r recorder) ImageFsInfo(ctx context.Context, q *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
 	return pass(ctx, r.traffic, r.to.ImageFsInfo, q)
 }
+
+func (r recorder) ListMetricDescriptors(ctx context.Context, q *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+	return pass(ctx, r.traffic, r.to.ListMetricDescriptors, q)
+}
+
+func (r recorder) ListPodSandboxMetrics(ctx context.Context, q *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
+	return pass(ctx, r.traffic, r.to.ListPodSandboxMetrics, q)
+}

@@ -191,7 +191,7 @@ func TestUnimplementedByName(t *testing.T) {
 	if cri.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
 		t.Errorf("error is %v, want Unimplemented that names the call", err)
 	}
-	_, err = client.ListMetricDescriptors(t.Context(), &runtimeapi.ListMetricDescriptorsRequest{})
+	_, err = client.RestorePod(t.Context(), &runtimeapi.RestorePodRequest{})
 	if cri.Code(err) != codes.Unimplemented {
 		t.Errorf("error is %v, want Unimplemented", err)
 	}

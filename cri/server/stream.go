@@ -71,6 +71,13 @@ func (s *runtimeService) StreamPodSandboxStats(r *runtimeapi.StreamPodSandboxSta
 	})
 }
 
+func (s *runtimeService) StreamPodSandboxMetrics(r *runtimeapi.StreamPodSandboxMetricsRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamPodSandboxMetricsResponse]) error {
+	list, err := s.ListPodSandboxMetrics(stream.Context(), &runtimeapi.ListPodSandboxMetricsRequest{})
+	return sendBatches(list.GetPodMetrics(), err, func(batch []*runtimeapi.PodSandboxMetrics) error {
+		return stream.Send(&runtimeapi.StreamPodSandboxMetricsResponse{PodSandboxMetrics: batch})
+	})
+}
+
 func (s *imageService) StreamImages(r *runtimeapi.StreamImagesRequest, stream grpc.ServerStreamingServer[runtimeapi.StreamImagesResponse]) error {
 	list, err := s.ListImages(stream.Context(), &runtimeapi.ListImagesRequest{Filter: r.GetFilter()})
 	return sendBatches(list.GetImages(), err, func(batch []*runtimeapi.Image) error {

@@ -68,10 +68,12 @@ func TestPodstead(t *testing.T) {
 			t.Error(err)
 		}
 	})
-	walk(t, newClient(t, n.Endpoint()))
+	crictl := newClient(t, n.Endpoint())
+	crictl.metrics = true
+	walk(t, crictl)
 	// Our own command line stands in for crictl.
 	t.Run("ctl", func(t *testing.T) {
-		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: n.Endpoint()})
+		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: n.Endpoint(), metrics: true})
 	})
 }
 

@@ -28,6 +28,7 @@ type client struct {
 	path, endpoint string
 	prefix         []string // arguments before crictl's own
 	webSocket      bool     // the runtime speaks the version of it that crictl does
+	metrics        bool     // the runtime has them
 }
 
 func (c client) command(t *testing.T, args ...string) *exec.Cmd {
@@ -168,7 +169,14 @@ func walk(t *testing.T, c client) {
 			return regexp.MustCompile(`(?m)^` + short(id) + ` +echo +\S+ +[1-9][0-9.]*\S*B`).MatchString(c.run(t, "stats"))
 		})
 		c.prints(t, []string{short(pod)[:8], "web"}, "statsp")
+		c.prints(t, []string{`"usageCoreNanoSeconds"`, `"workingSetBytes"`}, "stats", "-o", "json", id)
 	})
+	if c.metrics {
+		t.Run("metrics", func(t *testing.T) {
+			c.prints(t, []string{`"name": "container_cpu_usage_seconds_total"`, `"labelKeys"`}, "metricdescs")
+			c.prints(t, []string{`"podSandboxId": "` + pod + `"`, `"containerId": "` + id + `"`, `"name": "container_memory_working_set_bytes"`}, "metricsp")
+		})
+	}
 	t.Run("end", func(t *testing.T) { end(t, c, pod, id, image) })
 }
 
