@@ -247,6 +247,21 @@ func (g *Group) Frozen() (bool, error) {
 	return s == "1", err
 }
 
+// FreezerDir is the directory of the group's freezer, of either version; "" if
+// the host has none.
+func (g *Group) FreezerDir() string {
+	if g.bad != nil {
+		return ""
+	}
+	if _, dir, ok := g.h.v1Dir("freezer"); ok {
+		return dir + g.path
+	}
+	if g.h.unified != "" {
+		return g.h.unified + g.path
+	}
+	return ""
+}
+
 func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
 	if _, dir, ok := g.h.v1Dir("freezer"); ok {
 		return setFrozenV1(ctx, dir+g.path+"/freezer.state", frozen)

@@ -89,26 +89,15 @@ func (c *cli) command() *cobra.Command {
 	cmd.AddCommand(
 		createCommand(c), startCommand(c), runCommand(c), stateCommand(c), killCommand(c), deleteCommand(c),
 		listCommand(c), psCommand(c), execCommand(c), pauseCommand(c), resumeCommand(c), updateCommand(c),
-		eventsCommand(c), specCommand(), featuresCommand(),
+		eventsCommand(c), specCommand(), featuresCommand(), checkpointCommand(c), restoreCommand(c),
 	)
-	for _, name := range []string{"checkpoint", "restore"} {
-		cmd.AddCommand(notSupported(name))
-	}
 	return cmd
-}
-
-// notSupported refuses by name.
-func notSupported(name string) *cobra.Command {
-	return &cobra.Command{
-		Use: name, Short: "Not supported", DisableFlagParsing: true,
-		RunE: func(*cobra.Command, []string) error { return fmt.Errorf("%s: not supported", name) },
-	}
 }
 
 // setUp makes the Runtime of the global flags.
 func (c *cli) setUp(cmd *cobra.Command) error {
 	switch cmd.Name() {
-	case "create", "run", "exec":
+	case "create", "run", "exec", "restore":
 		if err := sys.ReadOnlySelf(os.Args); err != nil {
 			return fmt.Errorf("protect the runtime's program: %w", err)
 		}

@@ -126,24 +126,38 @@ func (c *compiler) checkSupported() error {
 // forker is: with the host's privilege and the host's procfs, which nothing of
 // the container can have replaced (CVE-2019-16884, CVE-2025-52881).
 func (c *compiler) enterHostSide(cgroupJoin []string, cgroupDir string) {
-	if cgroupDir != "" {
-		s := c.addSlot(slot{kind: slotFile, path: cgroupDir, flags: unix.O_PATH | unix.O_DIRECTORY, label: "cgroup " + cgroupDir})
-		c.p.cgroup = int(s)
-	}
+	c.bornInCgroup(cgroupDir)
 	if c.p.clone&unix.CLONE_NEWUSER != 0 {
 		c.do("wait for the id maps", cWaitMaps)
 	}
 	c.oomScoreAdj()
 	c.label()
 	c.do("join a new session keyring", cJoinSessionKeyring).passing(syscall.ENOSYS)
-	for _, f := range cgroupJoin {
-		s := c.addSlot(slot{kind: slotFile, path: f, flags: unix.O_WRONLY, label: "join cgroup"})
-		c.do("join cgroup "+path.Dir(f), cWrite, s, "0", 1)
-	}
+	c.writeCgroups(cgroupJoin)
 	// From here on nobody with less privilege may trace this process or look
 	// into its descriptors (CVE-2016-9962); execve lifts it.
 	c.do("become undumpable", cSetDumpable, 0)
 	c.do("set umask", cUmask, 0)
+}
+
+// joinCgroup has the child in its cgroup from the beginning.
+func (c *compiler) joinCgroup(files []string, dir string) {
+	c.bornInCgroup(dir)
+	c.writeCgroups(files)
+}
+
+func (c *compiler) bornInCgroup(dir string) {
+	if dir != "" {
+		s := c.addSlot(slot{kind: slotFile, path: dir, flags: unix.O_PATH | unix.O_DIRECTORY, label: "cgroup " + dir})
+		c.p.cgroup = int(s)
+	}
+}
+
+func (c *compiler) writeCgroups(files []string) {
+	for _, f := range files {
+		s := c.addSlot(slot{kind: slotFile, path: f, flags: unix.O_WRONLY, label: "join cgroup"})
+		c.do("join cgroup "+path.Dir(f), cWrite, s, "0", 1)
+	}
 }
 
 // checkProcess checks what can be wrong with a process.

@@ -3,10 +3,13 @@ package launch
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // ForkOptions is how a child is connected with its forker and others.
@@ -86,6 +89,30 @@ func (o *ForkOptions) addExtra(std []int, peer int, files []*os.File) (all []int
 		std = append(std, fd)
 	}
 	return std, closeAll, nil
+}
+
+// moveOutOfTheWay copies the descriptors below end, so that the image's own can
+// go there.
+func moveOutOfTheWay(files []*os.File, end int, needed bool) (moved []*os.File, closeAll func(), err error) {
+	if !needed {
+		return files, func() {}, nil
+	}
+	var opened []*os.File
+	closeAll = func() { sys.CloseAll(opened) }
+	moved = slices.Clone(files)
+	for i, f := range files {
+		if int(f.Fd()) >= end {
+			continue
+		}
+		fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, end)
+		if err != nil {
+			closeAll()
+			return nil, nil, fmt.Errorf("duplicate %s: %w", f.Name(), err)
+		}
+		moved[i] = os.NewFile(uintptr(fd), f.Name())
+		opened = append(opened, moved[i])
+	}
+	return moved, closeAll, nil
 }
 
 // points makes the child stop where hooks are to run.

@@ -9,7 +9,7 @@ import (
 // formatVersion is the first byte of an encoded program. Engine and supervisor
 // may be of different versions during an upgrade: a program of another format
 // is refused, not guessed at.
-const formatVersion = 1
+const formatVersion = 2
 
 // MarshalBinary encodes the program for the supervisor.
 func (p *Program) MarshalBinary() ([]byte, error) {
@@ -54,6 +54,7 @@ func (p *Program) walk(c *codec) {
 	c.maps(&p.maps)
 	list(c, &p.parent, (*parentStep).walk)
 	list(c, &p.slots, (*slot).walk)
+	list(c, &p.passed, func(s *int, c *codec) { number(c, s) })
 	number(c, &p.regs)
 	list(c, &p.ops, (*op).walk)
 	c.bytes(&p.data)

@@ -74,6 +74,14 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	if len(files) != len(p.slots) {
 		return nil, fmt.Errorf("launch %s: %d files for %d slots", p.id, len(files), len(p.slots))
 	}
+	for _, s := range p.passed {
+		opt.Extra = append(opt.Extra, files[s])
+	}
+	files, closeHigh, err := moveOutOfTheWay(files, 3+len(opt.Extra), len(p.passed) > 0)
+	if err != nil {
+		return nil, fmt.Errorf("launch %s: %w", p.id, err)
+	}
+	defer closeHigh()
 	control, peer, err := controlPair()
 	if err != nil {
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)

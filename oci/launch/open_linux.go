@@ -15,11 +15,22 @@ import (
 // Open opens the descriptors that the program's slots name (namespaces, cgroup
 // files, bind sources, the root mount), in slot order. On an error none stays
 // open. Mounts are detached: closing their descriptors is all it takes to undo
-// them.
-func (p *Program) Open() ([]*os.File, error) {
+// them. given are the descriptors that only the caller has, of a program that
+// wants some; it keeps its own.
+func (p *Program) Open(given ...*os.File) ([]*os.File, error) {
 	files := make([]*os.File, 0, len(p.slots))
 	for i := range p.slots {
-		f, err := p.slots[i].open()
+		var f *os.File
+		var err error
+		switch {
+		case p.slots[i].kind != slotGiven:
+			f, err = p.slots[i].open()
+		case len(given) == 0:
+			err = errors.New("was not given")
+		default:
+			f, err = sys.Dup(given[0])
+			given = given[1:]
+		}
 		if err != nil {
 			sys.CloseAll(files)
 			return nil, fmt.Errorf("%s: %w", p.slots[i].label, err)

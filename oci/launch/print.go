@@ -60,6 +60,8 @@ func (s *slot) String() string {
 		return "pidfd_open " + s.path
 	case slotMemfd:
 		return fmt.Sprintf("memfd %s of %d bytes", s.path, len(s.content))
+	case slotGiven:
+		return "given: " + s.label
 	case slotTree:
 		return "tree " + s.path + s.attributes()
 	}

@@ -19,7 +19,8 @@ type Program struct {
 	maps     *idMaps
 	parent   []parentStep
 	slots    []slot
-	regs     int // number of registers; the first len(slots) hold the slots' descriptors
+	passed   []int // slots whose descriptors the image gets, as 3, 4, …
+	regs     int   // number of registers; the first len(slots) hold the slots' descriptors
 	ops      []op
 	data     []byte  // strings and structures, which arguments point into
 	relocs   []reloc // pointers inside data
@@ -67,6 +68,7 @@ const (
 	slotOverlay                     // a detached overlay mount
 	slotPidfd                       // a pidfd of the process whose number is path
 	slotMemfd                       // a sealed file of memory with content
+	slotGiven                       // a descriptor that the caller of Open has
 )
 
 // Flags of slotTree.
@@ -158,6 +160,11 @@ func (p *Program) check() error {
 	}
 	for _, s := range []int{p.cgroup, p.pidns} {
 		if s < -1 || s >= len(p.slots) {
+			return fmt.Errorf("no slot %d", s)
+		}
+	}
+	for _, s := range p.passed {
+		if s < 0 || s >= len(p.slots) {
 			return fmt.Errorf("no slot %d", s)
 		}
 	}
