@@ -104,6 +104,7 @@ func groups() []group {
 		{"cdi", cdiTests},
 		{"resources", resourceTests},
 		{"stats", statsTests},
+		{"figures", figureTests},
 		{"metrics", metricTests},
 		{"events", eventTests},
 		{"image", imageTests},
