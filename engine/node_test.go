@@ -175,8 +175,9 @@ func (n *node) killSupervisor(dir string) {
 			continue
 		}
 		pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
-		if p, err := os.FindProcess(pid); err == nil && p.Kill() == nil {
-			killed = true
+		if p, err := os.FindProcess(pid); err == nil {
+			killed = p.Kill() == nil || killed
+			p.Release()
 		}
 	}
 	if !killed {

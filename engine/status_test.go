@@ -29,7 +29,7 @@ func TestStatusTellsWhy(t *testing.T) {
 	}
 	broken, err := network.New(network.Config{
 		Name: "ptest0", StateDir: n.networkState, RunDir: n.networkRun,
-		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16")}, CNIConfDir: conf, Log: n.cfg.Log,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, CNIConfDir: conf, Log: n.cfg.Log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -53,10 +53,11 @@ func (e *Engine) serveStreams(ctx context.Context) (*streams, error) {
 	s := &streams{
 		Server: server, listener: l, serving: make(chan struct{}),
 		http: &http.Server{
-			Handler: server, ReadHeaderTimeout: 10 * time.Second,
-			BaseContext: func(net.Listener) context.Context { return e.life },
+			ReadHeaderTimeout: 10 * time.Second,
+			BaseContext:       func(net.Listener) context.Context { return e.life },
 		},
 	}
+	(&closing{Handler: server, after: streamLinger}).install(s.http)
 	go func() {
 		defer close(s.serving)
 		if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {

@@ -3,17 +3,21 @@ package engine
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+	"k8s.io/cri-streaming/pkg/streaming"
 )
 
 // stream connects to an exec or attach URL.
@@ -134,3 +138,35 @@ type duplex struct {
 func (d *duplex) Read(p []byte) (int, error)  { return d.in.Read(p) }
 func (d *duplex) Write(p []byte) (int, error) { return d.out.Write(p) }
 func (d *duplex) Close() error                { return nil }
+
+// TestClientThatMakesNoStreams connects to an exec's URL and then does nothing:
+// it is not waited for longer than streams may take to be made.
+func TestClientThatMakesNoStreams(t *testing.T) {
+	config := streaming.DefaultConfig
+	config.StreamCreationTimeout = 50 * time.Millisecond
+	config.BaseURL = &url.URL{Scheme: "http", Host: "example"}
+	server, err := streaming.NewServer(config, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := httptest.NewUnstartedServer(nil)
+	(&closing{Handler: server, after: 50 * time.Millisecond}).install(s.Config)
+	s.Start()
+	defer s.Close()
+	exec, err := server.GetExec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"true"}, Stdout: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", s.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: example\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n",
+		strings.TrimPrefix(exec.Url, "http://example"))
+	b, err := io.ReadAll(conn) // ends when the server closes the connection
+	if err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 101 ") {
+		t.Errorf("the server said %q, and then: %v", b, err)
+	}
+}

@@ -100,6 +100,7 @@ func groups() []group {
 		{"stop", stopTests},
 		{"exec", execTests},
 		{"stream", streamTests},
+		{"bulk", bulkTests},
 		{"log", logTests},
 		{"cdi", cdiTests},
 		{"resources", resourceTests},

@@ -266,6 +266,17 @@ func (c *container) attach(ctx context.Context, t *testing.T, o remotecommand.St
 // several connections.
 func (p *pod) forward(t *testing.T) {
 	t.Helper()
+	address, end := p.forwarded(t)
+	defer end()
+	for range 3 {
+		wantEcho(t, address)
+	}
+}
+
+// forwarded opens a port-forward to the echo server, and returns where it
+// begins.
+func (p *pod) forwarded(t *testing.T) (address string, end func()) {
+	t.Helper()
 	r, err := p.Runtime.PortForward(t.Context(), &runtimeapi.PortForwardRequest{PodSandboxId: p.id, Port: []int32{7000}})
 	if err != nil {
 		t.Fatalf("port-forward: %v", err)
@@ -291,13 +302,25 @@ func (p *pod) forward(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for range 3 {
-		wantEcho(t, fmt.Sprintf("127.0.0.1:%d", ports[0].Local))
+	return fmt.Sprintf("127.0.0.1:%d", ports[0].Local), func() {
+		close(stop)
+		if err := <-ended; err != nil {
+			t.Errorf("port-forward: %v; %s", err, stderr.String())
+		}
 	}
-	close(stop)
-	if err := <-ended; err != nil {
-		t.Errorf("port-forward: %v; %s", err, stderr.String())
+}
+
+// exitCode is the one that a stream's error carries, 0 for none, -1 for another
+// error.
+func exitCode(err error) int {
+	var exit utilexec.CodeExitError
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &exit):
+		return exit.Code
 	}
+	return -1
 }
 
 func parse(t *testing.T, raw string) *url.URL {
