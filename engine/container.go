@@ -95,6 +95,7 @@ type container struct {
 	removing      shared
 	stops         stops
 	exited        chan struct{} // closed when the exit is recorded
+	told          chan struct{} // closed when plugins know of the exit
 	cpu           cpuClock
 	layer         disk.Layer // what the writable layer takes
 
@@ -109,16 +110,18 @@ type container struct {
 	// startTold says that a caller knows of the start. Until then asking again
 	// is a retry and no mistake.
 	startTold bool
+	evicted   string // why, if an NRI plugin wants it to end
 }
 
 func newContainer(rec containerRecord) *container {
 	c := &container{
 		id: rec.ID, sandboxID: rec.SandboxID, turn: newTurn(),
-		exited: make(chan struct{}), rec: rec,
+		exited: make(chan struct{}), told: make(chan struct{}), rec: rec,
 		startTold: rec.Phase == containerExited,
 	}
 	if rec.Phase == containerExited {
 		close(c.exited)
+		close(c.told)
 	}
 	return c
 }

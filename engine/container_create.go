@@ -58,6 +58,8 @@ type creation struct {
 	lower   []string // layers of the image, top first
 	user    spec.User
 	spec    *specs.Spec
+	told    bool   // plugins were asked about it
+	admit   func() // lets new plugins in, see askPlugins; nil before
 }
 
 func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, of fingerprint) (id string, err error) {
@@ -74,6 +76,10 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 	defer func() {
 		if err != nil {
 			err = e.discardContainer(ctx, c, fmt.Errorf("create container %s: %w", c.id, err))
+			e.undoForPlugins(ctx, k)
+		}
+		if k.admit != nil {
+			k.admit()
 		}
 	}()
 	for _, step := range []struct {
@@ -92,6 +98,7 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 			return "", fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
+	e.relay(ctx, "PostCreateContainer", c, e.plugins.PostCreate)
 	e.log.Info("container is created", "container", c.id, "pod", s.id, "name", config.Metadata.Name, "image", k.image.ID)
 	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
 	return c.id, nil
@@ -225,11 +232,12 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 	if err := e.applySeccomp(s, wanted); err != nil {
 		return err
 	}
-	if err := e.adjustSpec(k, s); err != nil {
+	profile := s.Linux.Seccomp
+	if err := e.adjustSpec(ctx, k, s); err != nil {
 		return err
 	}
 	k.spec = s
-	isDefault := !wanted.Unconfined && wanted.Localhost == ""
+	isDefault := !wanted.Unconfined && wanted.Localhost == "" && s.Linux.Seccomp == profile
 	k.c.mu.Lock()
 	k.c.spec, k.c.rec.User, k.c.rec.DefaultSeccomp = s, k.user, isDefault
 	k.c.mu.Unlock()

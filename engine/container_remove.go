@@ -46,6 +46,7 @@ func (e *Engine) removeContainerNow(ctx context.Context, c *container) error {
 	if err := e.forgetContainer(c); err != nil {
 		return err
 	}
+	e.containerGone(ctx, &rec)
 	e.log.Info("container is removed", "container", c.id)
 	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
 	return nil

@@ -70,10 +70,14 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if err != nil {
 		return err
 	}
+	if err := e.mayStart(ctx, c); err != nil {
+		return e.startFailed(c, err)
+	}
 	p, err := e.release(ctx, c, h, kills)
 	if err != nil {
 		return e.startFailed(c, err)
 	}
+	e.relay(ctx, "PostStartContainer", c, e.plugins.PostStart)
 	e.log.Info("container runs", "container", c.id, "pid", p.Pid)
 	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil

@@ -51,7 +51,7 @@ func (e *Engine) stopContainer(ctx context.Context, c *container, timeout time.D
 	}
 	select {
 	case <-c.exited:
-		return nil
+		return e.waitTold(ctx, c)
 	default:
 	}
 	deadline := time.Now().Add(timeout)
@@ -75,6 +75,9 @@ func (e *Engine) stopContainer(ctx context.Context, c *container, timeout time.D
 
 func (e *Engine) runStop(c *container, cur *call, gently bool) {
 	err := e.endContainer(c, gently)
+	if err == nil {
+		err = e.waitTold(e.life, c)
+	}
 	c.stops.mu.Lock()
 	c.stops.cur = nil
 	c.stops.mu.Unlock()

@@ -8,12 +8,14 @@ import (
 	"path/filepath"
 	"strconv"
 
+	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/nri"
 	"podstead/engine/internal/spec"
 )
 
@@ -30,13 +32,20 @@ func (e *Engine) UpdateContainerResources(ctx context.Context, req *runtimeapi.U
 	if req.Linux == nil {
 		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 	}
-	if err := e.updateContainer(ctx, c, req.Linux); err != nil {
+	extra, err := e.askPluginsOfUpdate(ctx, c, req.Linux)
+	if err == nil {
+		err = e.updateContainer(ctx, c, spec.MergeResources(req.Linux, nri.CRILimits(extra)), extra)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("update container %s: %w", c.id, err)
 	}
+	e.relay(ctx, "PostUpdateContainer", c, e.plugins.PostUpdate)
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }
 
-func (e *Engine) updateContainer(ctx context.Context, c *container, update *runtimeapi.LinuxContainerResources) error {
+// updateContainer changes limits; extra are those, maybe nil, that plugins have
+// set, some of which CRI has no fields for.
+func (e *Engine) updateContainer(ctx context.Context, c *container, update *runtimeapi.LinuxContainerResources, extra *api.LinuxResources) error {
 	if err := c.turn.take(ctx); err != nil {
 		return err
 	}
@@ -49,6 +58,9 @@ func (e *Engine) updateContainer(ctx context.Context, c *container, update *runt
 	limits, err := spec.Resources(merged)
 	if err != nil {
 		return err
+	}
+	if err := nri.SetLimits(limits, extra); err != nil {
+		return cri.Errorf(codes.InvalidArgument, "linux.resources.%v", err)
 	}
 	if err := e.cfg.Cgroups.Group(rec.Cgroup).Set(limits); err != nil {
 		return e.restoreLimits(&rec, err)

@@ -41,6 +41,7 @@ import (
 	"podstead/engine/internal/cdi"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/metric"
+	"podstead/engine/internal/nri"
 	"podstead/engine/internal/store"
 	"podstead/image"
 	"podstead/network"
@@ -77,6 +78,7 @@ type Engine struct {
 	host     host
 	bootID   string
 	devices  *cdi.Registry
+	plugins  *nri.Plugins
 	settings atomic.Pointer[settings] // replaced as a whole by Reload
 	note     atomic.Pointer[ConfigNote]
 	builtin  handler.Handler
@@ -123,6 +125,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 		sandboxes: map[string]*sandbox{}, containers: map[string]*container{},
 	}
 	e.log = slog.New(e.recent.watch(cfg.Log.Handler()))
+	e.plugins = e.newPlugins()
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
 	e.metrics, e.surveyor = metric.NewSet(), disk.NewSurveyor(e.life, e.worker.Go)
 	if err := e.open(ctx); err != nil {
@@ -172,8 +175,11 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if err := e.reconcile(ctx); err != nil {
 		return fmt.Errorf("reconcile: %w", err)
 	}
-	e.streams, err = e.serveStreams(ctx)
-	return err
+	if e.streams, err = e.serveStreams(ctx); err != nil {
+		return err
+	}
+	e.plugins.Open() // they are told of all that there is
+	return nil
 }
 
 // Close stops serving streams and following events, and waits for work under
@@ -185,6 +191,7 @@ func (e *Engine) Close() error {
 		err = e.streams.close()
 	}
 	e.events.close()
+	e.plugins.Close()
 	e.worker.Wait()
 	if e.seed != nil {
 		err = errors.Join(err, e.seed.Close())

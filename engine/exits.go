@@ -211,6 +211,7 @@ type exit struct {
 func (e *Engine) containerExited(c *container, p supervisor.Process) {
 	c.mu.Lock()
 	rec := c.rec
+	evicted := c.evicted
 	if c.startUnderWay {
 		c.early = &p
 		c.mu.Unlock()
@@ -220,7 +221,7 @@ func (e *Engine) containerExited(c *container, p supervisor.Process) {
 	if rec.Phase == containerExited {
 		return
 	}
-	x := exit{at: p.ExitedAt, code: int32(p.ExitCode)}
+	x := exit{at: p.ExitedAt, code: int32(p.ExitCode), message: evicted}
 	killed := uint64(0)
 	if n, err := e.cfg.Cgroups.Group(rec.Cgroup).OOMKills(); err == nil && n > rec.OOMKills {
 		killed = n - rec.OOMKills
@@ -282,6 +283,7 @@ func (e *Engine) recordExit(c *container, x exit) {
 		return
 	}
 	close(c.exited)
+	e.tellOfExit(c)
 	e.log.Info("container ended", "container", c.id, "code", x.code, "reason", x.reason)
 	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }

@@ -28,7 +28,13 @@ import (
 	"podstead/test/leak"
 )
 
-func TestMain(m *testing.M) { testhost.Main(m) }
+func TestMain(m *testing.M) {
+	if os.Getenv("NRI_PLUGIN_NAME") != "" {
+		runInstalledPlugin()
+		return
+	}
+	testhost.Main(m)
+}
 
 // patience bounds every wait; it costs nothing when all is well.
 const patience = 5 * time.Minute

@@ -34,6 +34,7 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 	if err := e.forgetSandbox(s); err != nil {
 		return err
 	}
+	e.relayPod(ctx, "RemovePodSandbox", &rec, e.plugins.RemovePod)
 	e.log.Info("pod sandbox is removed", "pod", s.id)
 	e.events.send(&runtimeapi.ContainerEventResponse{
 		ContainerId:        s.id,

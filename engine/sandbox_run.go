@@ -82,7 +82,7 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 			return "", fmt.Errorf("%s: %w", step.what, err)
 		}
 	}
-	if err := e.changeSandbox(s, func(r *sandboxRecord) { r.Phase = sandboxReady }); err != nil {
+	if err := e.announceSandbox(ctx, s); err != nil {
 		return "", err
 	}
 	e.log.Info("pod sandbox is ready", "pod", s.id, "name", req.Config.Metadata.Name, "namespace", req.Config.Metadata.Namespace)

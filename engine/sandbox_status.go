@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -69,10 +70,14 @@ func newestFirst(a, b int64, idA, idB string) int {
 
 // UpdatePodSandboxResources records the pod's new sums. The limits of the pod's
 // cgroup are its maker's.
-func (e *Engine) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+func (e *Engine) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
 	s, err := e.mustSandbox(req.PodSandboxId)
 	if err != nil {
 		return nil, err
+	}
+	rec := s.record()
+	if err := e.mayUpdatePod(ctx, &rec, req); err != nil {
+		return nil, fmt.Errorf("update pod sandbox %s: %w", s.id, err)
 	}
 	err = e.changeSandbox(s, func(r *sandboxRecord) {
 		c := proto.CloneOf(r.config())
@@ -86,6 +91,8 @@ func (e *Engine) UpdatePodSandboxResources(_ context.Context, req *runtimeapi.Up
 	if err != nil {
 		return nil, err
 	}
+	rec = s.record()
+	e.relayPod(ctx, "PostUpdatePodSandbox", &rec, e.plugins.PostUpdatePod)
 	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
 }
 

@@ -58,6 +58,7 @@ func (e *Engine) stopSandboxNow(ctx context.Context, s *sandbox) error {
 	if err := e.changeEndingSandbox(s, func(r *sandboxRecord) { r.Phase, r.IPs = sandboxStopped, nil }); err != nil {
 		return err
 	}
+	e.relayPod(ctx, "StopPodSandbox", &rec, e.plugins.StopPod)
 	e.log.Info("pod sandbox is stopped", "pod", s.id)
 	e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 	return nil

@@ -29,6 +29,7 @@ func (e *Engine) statusInfo(status *runtimeapi.StatusResponse) (map[string]strin
 		"pods":     e.podInfo(),
 		"warnings": e.recent.list(),
 		"cdi":      e.devices.State(),
+		"nri":      e.plugins.State(),
 	} {
 		b, err := json.Marshal(value)
 		if err != nil {

@@ -179,7 +179,7 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	eng, err := engine.New(ctx, engine.Config{
 		StateDir: n.stateDir, RunDir: n.runDir, ImageDir: imageDir, CgroupParent: n.cgroupRoot(), Version: version,
 		Images: images, Network: pods, Cgroups: cgroups, Supervisor: sup,
-		Settings: settings, Log: log,
+		Settings: n.withPlugins(settings, log), Log: log,
 	})
 	if err != nil {
 		return fmt.Errorf("start the engine: %w", err)

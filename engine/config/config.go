@@ -40,6 +40,7 @@ type Config struct {
 	Streams        Streams `json:"streams"`
 	Logs           Logs    `json:"logs"`
 	CDI            CDI     `json:"cdi"`
+	NRI            NRI     `json:"nri"`
 }
 
 // Types of handlers.
@@ -111,6 +112,24 @@ type Logs struct {
 type CDI struct {
 	// Dirs have the files that describe them; the later ones win.
 	Dirs []string `json:"dirs,omitempty" reload:"restart"`
+}
+
+// NRI is about plugins: programs beside the engine that are told of pods and
+// containers and may adjust them.
+type NRI struct {
+	Disabled bool `json:"disabled,omitempty" reload:"restart"`
+	// Socket is where plugins connect; empty: /var/run/nri/nri.sock, or nri.sock
+	// in the run directory if that is not the default one.
+	Socket string `json:"socket,omitempty" reload:"restart"`
+	// PluginDir has plugins that are started with the engine, ConfigDir their
+	// configuration; empty: /opt/nri/plugins and /etc/nri/conf.d, or none if the
+	// run directory is not the default one.
+	PluginDir string `json:"pluginDir,omitempty" reload:"restart"`
+	ConfigDir string `json:"configDir,omitempty" reload:"restart"`
+	// RequiredPlugins must be connected for a container to be created, unless it
+	// bears the annotation RequiredUnless with the value "true".
+	RequiredPlugins []string `json:"requiredPlugins,omitempty" reload:"restart"`
+	RequiredUnless  string   `json:"requiredUnless,omitempty" reload:"restart"`
 }
 
 // Default is what holds without a file.

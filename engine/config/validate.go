@@ -41,6 +41,9 @@ func (c Config) Validate() error {
 	c.Streams.validate(&f)
 	c.Logs.validate(&f)
 	directories("cdi.dirs", c.CDI.Dirs, &f)
+	absolute("nri.socket", c.NRI.Socket, &f)
+	absolute("nri.pluginDir", c.NRI.PluginDir, &f)
+	absolute("nri.configDir", c.NRI.ConfigDir, &f)
 	return errors.Join(f...)
 }
 
