@@ -72,6 +72,7 @@ type Agent struct {
 	cfg     Config
 	decoder *source.Decoder
 	applied *source.Applied
+	binder  *source.Binder
 	node    *node
 	board   *board
 
@@ -120,6 +121,7 @@ func New(cfg Config) (*Agent, error) {
 		cfg:      cfg,
 		decoder:  decoder,
 		applied:  &source.Applied{Dir: filepath.Join(cfg.StateDir, "applied"), Decoder: decoder},
+		binder:   &source.Binder{File: filepath.Join(cfg.StateDir, "claims.json"), Dir: filepath.Join(cfg.StateDir, "claims")},
 		board:    newBoard(),
 		requests: make(chan func(context.Context)),
 		touched:  make(chan touch, 256),
@@ -146,6 +148,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	for _, err := range a.applied.Load() {
 		a.cfg.Log.Error("applied object set aside", "error", err)
+	}
+	if err := a.binder.Load(); err != nil {
+		a.cfg.Log.Error("claims look for storage anew", "error", err)
 	}
 	if err := a.node.cgroups.prepare(); err != nil {
 		return err

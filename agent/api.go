@@ -204,5 +204,6 @@ func (a *Agent) deletePod(ctx context.Context, namespace, name string, grace *ti
 }
 
 func resourceOf(o source.Object) schema.GroupResource {
-	return corev1.Resource(map[string]string{"Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets"}[o.Kind()])
+	return corev1.Resource(map[string]string{"Pod": "pods", "ConfigMap": "configmaps", "Secret": "secrets",
+		"PersistentVolume": "persistentvolumes", "PersistentVolumeClaim": "persistentvolumeclaims"}[o.Kind()])
 }

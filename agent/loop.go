@@ -89,6 +89,9 @@ func (a *Agent) merge() {
 		}
 	}
 	a.wanted = source.Merge(a.files, a.applied.Objects())
+	if err := a.binder.Bind(a.wanted); err != nil {
+		a.cfg.Log.Error("claims may find other storage after a restart", "error", err)
+	}
 	for _, p := range a.wanted.Problems {
 		if known[p.Source+p.Message] {
 			continue

@@ -12,6 +12,7 @@ import (
 
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/request"
+	"podstead/agent/internal/source"
 	"podstead/agent/internal/volume"
 )
 
@@ -27,11 +28,21 @@ const (
 	teardownTimeout  = time.Minute
 )
 
-// objects finds ConfigMaps and Secrets.
-type objects = env.Objects
+// objects finds ConfigMaps, Secrets and the storage of claims.
+type objects interface {
+	env.Objects
+	Claim(namespace, name string) (source.Storage, error)
+}
 
 func (j job) volumes() volume.Pod {
-	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod}
+	claims := map[string]volume.Claim{}
+	for _, v := range j.pod.Spec.Volumes {
+		if ref := v.PersistentVolumeClaim; ref != nil {
+			s, err := j.objs.Claim(j.pod.Namespace, ref.ClaimName)
+			claims[v.Name] = volume.Claim{HostPath: s.HostPath, Local: s.Local, Directory: s.Directory, Err: err}
+		}
+	}
+	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod, Claims: claims}
 }
 
 func (j job) podFacts() env.Facts {

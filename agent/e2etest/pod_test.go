@@ -220,3 +220,84 @@ func TestImageVolume(t *testing.T) {
 	n.until("img", "gone", gone)
 	n.clean()
 }
+
+const claimPod = `
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db}
+spec:
+  terminationGracePeriodSeconds: 1
+  securityContext: {fsGroup: 2000, runAsUser: 1000, runAsGroup: 1000}
+  containers:
+  - name: app
+    image: test.local/busybox:1
+    command: [sh, -c, "echo run >>/data/log; echo later >/disk/f; cat /data/log /disk/before; echo end; exec sleep 1000"]
+    volumeMounts: [{name: data, mountPath: /data}, {name: disk, mountPath: /disk}, {name: scratch, mountPath: /scratch}]
+  volumes:
+  - {name: data, persistentVolumeClaim: {claimName: data}}
+  - {name: disk, persistentVolumeClaim: {claimName: disk}}
+  - name: scratch
+    ephemeral: {volumeClaimTemplate: {spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}}}
+`
+
+// Data of claims outlives the pod; a pod whose claim is not there waits for it.
+func TestClaims(t *testing.T) { onEach(t, claimsLast) }
+
+func claimsLast(n *node) {
+	t := n.T
+	disk := t.TempDir()
+	if err := os.WriteFile(filepath.Join(disk, "before"), []byte("was there\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	disks := `
+apiVersion: v1
+kind: PersistentVolume
+metadata: {name: disk1}
+spec: {capacity: {storage: 5Gi}, accessModes: [ReadWriteOnce], storageClassName: disks, local: {path: ` + disk + `}}
+---
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: disk}
+spec: {accessModes: [ReadWriteOnce], storageClassName: disks, resources: {requests: {storage: 1Gi}}}
+`
+	n.apply(claimPod)
+	n.until("db", "waiting for its claim", func(p *corev1.Pod) bool {
+		return p != nil && strings.Contains(n.events("db"), `persistentvolumeclaim "disk" not found`)
+	})
+	n.apply(disks)
+	n.until("db", "ready", ready)
+	deadline := time.Now().Add(patience)
+	for log := ""; !strings.Contains(log, "end\n"); log = n.log("db", client.LogOptions{}) {
+		if time.Now().After(deadline) {
+			t.Fatalf("the log is %q", log)
+		}
+	}
+	if got := n.log("db", client.LogOptions{}); got != "run\nwas there\nend\n" {
+		t.Errorf("the first pod says %q", got)
+	}
+	for i := range 2 {
+		if err := n.client.DeletePod(t.Context(), "default", "db", nil); err != nil {
+			t.Fatal(err)
+		}
+		n.until("db", "gone", gone)
+		if i == 1 {
+			break
+		}
+		n.apply(claimPod)
+		n.until("db", "ready", ready)
+		for got := ""; got != "run\nrun\n"; got = n.exec("db", "app", "cat", "/data/log") {
+			if time.Now().After(deadline) {
+				t.Fatalf("the second pod finds %q", got)
+			}
+		}
+	}
+	if data, err := os.ReadFile(filepath.Join(disk, "f")); err != nil || string(data) != "later\n" {
+		t.Errorf("on the disk is %q, %v", data, err)
+	}
+	n.clean()
+}

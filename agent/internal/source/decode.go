@@ -1,5 +1,5 @@
-// Package source knows what should run on the node: it reads Pods, ConfigMaps
-// and Secrets from manifests, defaults and validates them as the Kubernetes API
+// Package source knows what should run on the node: it reads Pods, ConfigMaps,
+// Secrets, PersistentVolumes and their claims from manifests, defaults and validates them as the Kubernetes API
 // would, refuses or warns about every field that has no meaning here, and keeps
 // the objects of a watched directory (files.go) and of the API (applied.go).
 //
@@ -32,41 +32,52 @@ const maxErrors = 10
 // maxListDepth bounds Lists inside Lists.
 const maxListDepth = 4
 
-// Object is one decoded, defaulted and valid object: exactly one of Pod,
-// ConfigMap and Secret is set.
+// Object is one decoded, defaulted and valid object: exactly one of its
+// pointers is set.
 type Object struct {
 	Pod       *corev1.Pod
 	ConfigMap *corev1.ConfigMap
 	Secret    *corev1.Secret
+	Volume    *corev1.PersistentVolume
+	Claim     *corev1.PersistentVolumeClaim
 	// Warnings name fields that are accepted and have no effect.
 	Warnings []string
 }
 
-// Kind is "Pod", "ConfigMap" or "Secret".
-func (o Object) Kind() string {
+// which returns the object's kind and the object.
+func (o Object) which() (kind string, object runtime.Object, meta *metav1.ObjectMeta) {
 	switch {
 	case o.Pod != nil:
-		return "Pod"
+		return "Pod", o.Pod, &o.Pod.ObjectMeta
 	case o.ConfigMap != nil:
-		return "ConfigMap"
+		return "ConfigMap", o.ConfigMap, &o.ConfigMap.ObjectMeta
+	case o.Secret != nil:
+		return "Secret", o.Secret, &o.Secret.ObjectMeta
+	case o.Volume != nil:
+		return "PersistentVolume", o.Volume, &o.Volume.ObjectMeta
 	}
-	return "Secret"
+	return "PersistentVolumeClaim", o.Claim, &o.Claim.ObjectMeta
+}
+
+// Kind is "Pod", "ConfigMap" and so on.
+func (o Object) Kind() string {
+	kind, _, _ := o.which()
+	return kind
 }
 
 // Meta is the object's metadata.
 func (o Object) Meta() *metav1.ObjectMeta {
-	switch {
-	case o.Pod != nil:
-		return &o.Pod.ObjectMeta
-	case o.ConfigMap != nil:
-		return &o.ConfigMap.ObjectMeta
-	}
-	return &o.Secret.ObjectMeta
+	_, _, meta := o.which()
+	return meta
 }
 
-// Key names the object among all: "Pod default/web".
+// Key names the object among all: "Pod default/web", "PersistentVolume data".
 func (o Object) Key() string {
-	return o.Kind() + " " + o.Meta().Namespace + "/" + o.Meta().Name
+	kind, _, m := o.which()
+	if o.Volume != nil {
+		return kind + " " + m.Name
+	}
+	return kind + " " + m.Namespace + "/" + m.Name
 }
 
 // Decoder decodes manifests. It is immutable.
@@ -215,6 +226,12 @@ func (d *Decoder) object(meta metav1.TypeMeta, data []byte) ([]Object, []string,
 	case "Secret":
 		o.Secret = &corev1.Secret{}
 		into = o.Secret
+	case "PersistentVolume":
+		o.Volume = &corev1.PersistentVolume{}
+		into = o.Volume
+	case "PersistentVolumeClaim":
+		o.Claim = &corev1.PersistentVolumeClaim{}
+		into = o.Claim
 	case "Namespace":
 		return nil, []string{"Namespace has no effect: namespaces need not be made here"}, nil
 	default:
@@ -224,7 +241,7 @@ func (d *Decoder) object(meta metav1.TypeMeta, data []byte) ([]Object, []string,
 		return nil, nil, fmt.Errorf("%s: apiVersion is %q, want v1", meta.Kind, meta.APIVersion)
 	}
 	err := strict(data, into)
-	if m := o.Meta(); m.Namespace == "" {
+	if m := o.Meta(); m.Namespace == "" && o.Volume == nil {
 		m.Namespace = metav1.NamespaceDefault
 	}
 	if err == nil {
@@ -243,13 +260,17 @@ func (d *Decoder) accept(o *Object) (warnings []string, err error) {
 		return d.acceptPod(o.Pod)
 	case o.ConfigMap != nil:
 		return nil, validateConfigMap(o.ConfigMap).ToAggregate()
+	case o.Secret != nil:
+		return nil, acceptSecret(o.Secret).ToAggregate()
+	case o.Volume != nil:
+		return d.acceptVolume(o.Volume)
 	}
-	return nil, acceptSecret(o.Secret).ToAggregate()
+	return d.acceptClaim(o.Claim)
 }
 
 func (d *Decoder) acceptPod(pod *corev1.Pod) (warnings []string, err error) {
 	// Defaults fill fields in, so what the author wrote is checked before.
-	warnings, errs := d.support.check(&pod.Spec)
+	warnings, errs := d.support.check(&pod.Spec, "spec")
 	if hasStatus(pod) {
 		warnings = append(warnings, "status has no effect: it is what the agent reports")
 	}
@@ -314,12 +335,12 @@ func instead(kind string) string {
 		return "give the containers' ports a hostPort; the containers of a pod share localhost"
 	case "Ingress", "Gateway", "HTTPRoute":
 		return "run a proxy as a Pod with a hostPort"
-	case "PersistentVolume", "PersistentVolumeClaim", "StorageClass":
-		return "use a hostPath volume in the Pod"
+	case "StorageClass":
+		return "a PersistentVolumeClaim without storageClassName gets a directory on this node"
 	case "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding":
 		return "there is no API server to be authorized at; leave it out"
 	case "PodTemplate":
 		return "write its template as a Pod"
 	}
-	return "this node runs Pods and the ConfigMaps and Secrets that they use; leave it out"
+	return "this node runs Pods and the ConfigMaps, Secrets and volumes that they use; leave it out"
 }

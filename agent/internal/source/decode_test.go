@@ -63,7 +63,7 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{container(`, volumeDevices: [{name: a, devicePath: /dev/a}]`), "spec.containers[0].volumeDevices: Forbidden: block volumes"},
 		{pod(`volumes: [{name: v, hostPath: {path: /a/../etc}}], containers: [{name: a, image: x}]`), "must not contain '..'"},
 		{pod(`volumes: [{name: v, hostPath: {path: /a}, emptyDir: {}}], containers: [{name: a, image: x}]`), "exactly one source"},
-		{pod(`volumes: [{name: v, persistentVolumeClaim: {claimName: x}}], containers: [{name: a, image: x}]`), "spec.volumes[0].persistentVolumeClaim: Forbidden: claims are not supported"},
+		{pod(`volumes: [{name: v, csi: {driver: x}}], containers: [{name: a, image: x}]`), "spec.volumes[0].csi: Forbidden: CSI drivers are not supported"},
 		{pod(`volumes: [{name: v, secret: {secretName: s, items: [{key: k, path: ../x}]}}], containers: [{name: a, image: x}]`), "must not contain '..'"},
 		{pod(`volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}], containers: [{name: a, image: x}]`), "serviceAccountToken: Forbidden"},
 		{pod(`hostUsers: false, containers: [{name: a, image: x}]`), "spec.hostUsers: Forbidden"},

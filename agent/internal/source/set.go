@@ -22,6 +22,9 @@ type Set struct {
 	Pods       map[string]*corev1.Pod // by "namespace/name"
 	ConfigMaps map[string]*corev1.ConfigMap
 	Secrets    map[string]*corev1.Secret
+	Claims     map[string]*corev1.PersistentVolumeClaim
+	Volumes    map[string]*corev1.PersistentVolume // by name
+	bound      map[string]bound                    // by the claim's "namespace/name"
 	// Origin tells where a pod comes from: a file's path, or "" for the API.
 	Origin map[string]string
 	// Warnings of a pod's manifest.
@@ -43,7 +46,8 @@ type Problem struct {
 // is a problem, named.
 func Merge(files []File, applied []Object) *Set {
 	s := &Set{Pods: map[string]*corev1.Pod{}, ConfigMaps: map[string]*corev1.ConfigMap{},
-		Secrets: map[string]*corev1.Secret{}, Origin: map[string]string{}, Warnings: map[string][]string{}}
+		Secrets: map[string]*corev1.Secret{}, Claims: map[string]*corev1.PersistentVolumeClaim{},
+		Volumes: map[string]*corev1.PersistentVolume{}, Origin: map[string]string{}, Warnings: map[string][]string{}}
 	owner := map[string]string{}
 	add := func(o Object, source, path string) {
 		if first, dup := owner[o.Key()]; dup {
@@ -81,8 +85,12 @@ func (s *Set) add(o Object, path string) {
 		s.Pods[key], s.Origin[key], s.Warnings[key] = o.Pod, path, o.Warnings
 	case o.ConfigMap != nil:
 		s.ConfigMaps[key] = o.ConfigMap
-	default:
+	case o.Secret != nil:
 		s.Secrets[key] = o.Secret
+	case o.Claim != nil:
+		s.Claims[key] = o.Claim
+	default:
+		s.Volumes[m.Name] = o.Volume
 	}
 }
 
@@ -177,20 +185,13 @@ func (a *Applied) path(o Object) string {
 
 // payload is the API object in the form that a manifest has.
 func payload(o Object) any {
-	switch {
-	case o.Pod != nil:
-		p := *o.Pod
-		p.APIVersion, p.Kind = "v1", "Pod"
-		p.Spec.NodeName = "" // of the node, not of the manifest
-		return &p
-	case o.ConfigMap != nil:
-		m := *o.ConfigMap
-		m.APIVersion, m.Kind = "v1", "ConfigMap"
-		return &m
+	kind, object, _ := o.which()
+	out := object.DeepCopyObject()
+	out.GetObjectKind().SetGroupVersionKind(corev1.SchemeGroupVersion.WithKind(kind))
+	if pod, ok := out.(*corev1.Pod); ok {
+		pod.Spec.NodeName = "" // of the node, not of the manifest
 	}
-	s := *o.Secret
-	s.APIVersion, s.Kind = "v1", "Secret"
-	return &s
+	return out
 }
 
 // ConfigMap returns a ConfigMap, nil if there is none.

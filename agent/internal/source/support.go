@@ -60,10 +60,11 @@ func (s support) add(typeName, name string, c class) error {
 	return nil
 }
 
-// check walks a pod's specification and returns a warning for each field that
+// check walks a specification, of a pod or another object, and returns a warning for each field that
 // is set and has no effect, and an error for each that is refused.
-func (s support) check(spec *corev1.PodSpec) (warnings []string, errs field.ErrorList) {
-	s.walk(reflect.ValueOf(spec).Elem(), "PodSpec", "spec", func(path string, c class) {
+func (s support) check(spec any, path string) (warnings []string, errs field.ErrorList) {
+	v := reflect.ValueOf(spec).Elem()
+	s.walk(v, v.Type().Name(), path, func(path string, c class) {
 		switch c.mark {
 		case '~':
 			warnings = append(warnings, path+" has no effect: "+c.reason)

@@ -61,8 +61,10 @@ func validateMeta(m *metav1.ObjectMeta) (errs field.ErrorList) {
 	for _, msg := range validation.IsDNS1123Subdomain(m.Name) {
 		errs = append(errs, field.Invalid(p.Child("name"), m.Name, msg))
 	}
-	for _, msg := range validation.IsDNS1123Label(m.Namespace) {
-		errs = append(errs, field.Invalid(p.Child("namespace"), m.Namespace, msg))
+	if m.Namespace != "" { // volumes have none
+		for _, msg := range validation.IsDNS1123Label(m.Namespace) {
+			errs = append(errs, field.Invalid(p.Child("namespace"), m.Namespace, msg))
+		}
 	}
 	return append(errs, metavalidation.ValidateLabels(m.Labels, p.Child("labels"))...)
 }

@@ -74,8 +74,34 @@ func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 		at := p.Child("downwardAPI")
 		c.mode(at.Child("defaultMode"), v.DownwardAPI.DefaultMode)
 		c.downward(at.Child("items"), v.DownwardAPI.Items)
+	case v.PersistentVolumeClaim != nil:
+		at := p.Child("persistentVolumeClaim", "claimName")
+		if v.PersistentVolumeClaim.ClaimName == "" {
+			c.add(field.Required(at, ""))
+		} else {
+			c.invalid(at, v.PersistentVolumeClaim.ClaimName, validation.IsDNS1123Subdomain(v.PersistentVolumeClaim.ClaimName))
+		}
+	case v.Ephemeral != nil:
+		c.ephemeral(v.Ephemeral.VolumeClaimTemplate, p.Child("ephemeral", "volumeClaimTemplate"))
 	case v.Projected != nil:
 		c.projected(v.Projected, p.Child("projected"))
+	}
+}
+
+// ephemeral checks the template of a claim that lives as long as the pod: here
+// that is a directory of the pod.
+func (c *podCheck) ephemeral(t *corev1.PersistentVolumeClaimTemplate, p *field.Path) {
+	if t == nil {
+		c.add(field.Required(p, ""))
+		return
+	}
+	spec := p.Child("spec")
+	c.add(validateClaimSpec(&t.Spec, spec)...)
+	if t.Spec.StorageClassName != nil {
+		c.add(field.Forbidden(spec.Child("storageClassName"), "there are no storage classes here; leave it out for a directory"))
+	}
+	if t.Spec.Selector != nil || t.Spec.VolumeName != "" {
+		c.add(field.Forbidden(spec.Child("selector"), "an ephemeral volume is made for the pod, none is chosen"))
 	}
 }
 

@@ -54,7 +54,7 @@ func (p Pod) Mounts(c *corev1.Container, o Options) ([]*runtimeapi.Mount, error)
 		mount := &runtimeapi.Mount{
 			ContainerPath: path.Clean("/" + m.MountPath),
 			HostPath:      host,
-			Readonly:      m.ReadOnly || shown(v),
+			Readonly:      m.ReadOnly || shown(v) || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly,
 			Propagation:   propagation(m.MountPropagation),
 		}
 		if r := m.RecursiveReadOnly; r != nil {

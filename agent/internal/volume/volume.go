@@ -1,6 +1,6 @@
-// Package volume makes the volumes of pods on the node: emptyDir, hostPath and
-// the ones that show ConfigMaps, Secrets and facts of the pod as files, and it
-// finds sub-paths in them safely. It is called by the pod's worker, one call at
+// Package volume makes the volumes of pods on the node: emptyDir, hostPath,
+// claims of persistent storage and the ones that show ConfigMaps, Secrets and
+// facts of the pod as files, and it finds sub-paths in them safely. It is called by the pod's worker, one call at
 // a time per pod. Everything is below the pod's directory, survives a restart of
 // the agent, and is made anew after a reboot where it was in memory; Setup can
 // be repeated at any time and brings files up to date.
@@ -21,8 +21,9 @@ import (
 
 // Pod is the volumes of one pod.
 type Pod struct {
-	Dir  string // the pod's directory, e.g. /var/lib/podstead/pods/UID
-	Spec *corev1.Pod
+	Dir    string // the pod's directory, e.g. /var/lib/podstead/pods/UID
+	Spec   *corev1.Pod
+	Claims map[string]Claim // by volume name, for each persistentVolumeClaim
 }
 
 // NotReady says what a volume waits for, in the kubelet's words; it is tried
@@ -54,8 +55,10 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 	switch {
 	case v.HostPath != nil:
 		return checkHostPath(v.HostPath)
-	case v.EmptyDir != nil:
+	case v.EmptyDir != nil, v.Ephemeral != nil:
 		return p.emptyDir(v)
+	case v.PersistentVolumeClaim != nil:
+		return p.claim(v)
 	case v.Image != nil:
 		return nil // the runtime mounts it
 	}
@@ -91,6 +94,10 @@ func (p Pod) path(v *corev1.Volume) string {
 	switch {
 	case v.HostPath != nil:
 		return v.HostPath.Path
+	case v.PersistentVolumeClaim != nil:
+		return p.Claims[v.Name].path()
+	case v.Ephemeral != nil:
+		plugin = "ephemeral"
 	case v.Secret != nil:
 		plugin = "secret"
 	case v.ConfigMap != nil:
@@ -118,7 +125,7 @@ func (p Pod) find(name string) *corev1.Volume {
 // directories were, so nothing in it is ever changed from outside.
 func (p Pod) emptyDir(v *corev1.Volume) error {
 	dir, group := p.path(v), p.Spec.Spec.SecurityContext.FSGroup
-	if v.EmptyDir.Medium == corev1.StorageMediumMemory {
+	if v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory {
 		return mountTmpfs(dir, p.memorySize(v), group)
 	}
 	if _, err := os.Lstat(dir); err == nil {

@@ -353,3 +353,75 @@ func TestRemoveManyFiles(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestClaims(t *testing.T) {
+	host.Require(t)
+	claims := filepath.Join(t.TempDir(), "claims")
+	claim := func(name string) corev1.Volume {
+		return vol(name, corev1.VolumeSource{PersistentVolumeClaim: &corev1.PersistentVolumeClaimVolumeSource{ClaimName: name}})
+	}
+	p := newPod(t, claim("made"), claim("local"), claim("absent"), claim("unbound"))
+	local := t.TempDir()
+	outside := filepath.Join(t.TempDir(), "outside")
+	must(t, os.WriteFile(outside, nil, 0o600))
+	must(t, os.Mkdir(filepath.Join(local, "sub"), 0o700))
+	must(t, os.WriteFile(filepath.Join(local, "sub", "f"), []byte("data"), 0o600))
+	must(t, os.Symlink(outside, filepath.Join(local, "sub", "link")))
+	p.Spec.Spec.SecurityContext.FSGroup = ptr(int64(2000))
+	p.Claims = map[string]Claim{
+		"made":    {Directory: filepath.Join(claims, "ns", "made")},
+		"local":   {Local: local},
+		"absent":  {Local: filepath.Join(local, "nothing")},
+		"unbound": {Err: errors.New("it has no storage")},
+	}
+	err := p.Setup(&objects{}, env.Facts{})
+	for _, want := range []string{`volume "absent" : local volume: ` + local + "/nothing is not a directory", `volume "unbound" : it has no storage`} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%v, want %s", err, want)
+		}
+	}
+	for path, want := range map[string]string{
+		p.Claims["made"].Directory:       "drwxrwsrwx 2000", // as ls shows it
+		local:                            "drwxrws",
+		filepath.Join(local, "sub"):      "drwxrws--- 2000",
+		filepath.Join(local, "sub", "f"): "-rw-rw---- 2000",
+		outside:                          "-rw------- 0",
+		filepath.Join(claims, "ns"):      "drwx--x--x 0",
+		filepath.Join(local, "sub/link"): "Lrwxrwxrwx 2000",
+		filepath.Join(p.Dir, "volumes/kubernetes.io~local-volume/made"): "drwxr-xr-x 0",
+	} {
+		if got := listed(t, path); !strings.HasPrefix(got, want) {
+			t.Errorf("%s is %s, want %s", path, got, want)
+		}
+	}
+	// It is done once: what the pod does afterwards is its own business.
+	must(t, os.Chmod(filepath.Join(local, "sub", "f"), 0o600))
+	p.Setup(&objects{}, env.Facts{})
+	if got := listed(t, filepath.Join(local, "sub", "f")); !strings.HasPrefix(got, "-rw-------") {
+		t.Errorf("after a second time: %s", got)
+	}
+	must(t, Remove(p.Dir))
+	if read(t, filepath.Join(local, "sub", "f")) != "data" {
+		t.Error("the data went with the pod")
+	}
+	if _, err := os.Stat(p.Claims["made"].Directory); err != nil {
+		t.Error(err)
+	}
+}
+
+// listed shows mode and group as ls does.
+func listed(t *testing.T, path string) string {
+	t.Helper()
+	var st unix.Stat_t
+	must(t, unix.Lstat(path, &st))
+	out := []byte(map[uint32]string{unix.S_IFDIR: "d", unix.S_IFREG: "-", unix.S_IFLNK: "L"}[st.Mode&unix.S_IFMT] + "rwxrwxrwx")
+	for i := range 9 {
+		if st.Mode&(1<<(8-i)) == 0 {
+			out[i+1] = '-'
+		}
+	}
+	if st.Mode&unix.S_ISGID != 0 {
+		out[6] = 's'
+	}
+	return fmt.Sprintf("%s %d", out, st.Gid)
+}
