@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build run test critest test-vm bench fuzz test-deps clean
+.PHONY: build run test critest critest-peer test-vm bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -31,6 +31,12 @@ test: test-deps
 # times each; see docs/testing.md. "make test" has it once.
 critest: test-deps
 	$(GO) test -count=3 -timeout 60m -v ./test/critest
+
+# The same suite on containerd and runc, built from their modules: shows what
+# this machine rules out.
+critest-peer:
+	test/install-deps peer
+	$(GO) test -count=1 -timeout 60m -v -run Containerd ./test/critest -peer
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
 # a virtual machine; see docs/testing.md. Slow: for releases, and for changes

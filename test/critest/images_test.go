@@ -49,7 +49,7 @@ func images(t *testing.T, standin string) map[string]imagetest.Image {
 		imagetest.File{Name: "usr/bin/"}, imagetest.File{Name: "usr/sbin/"}, imagetest.File{Name: "var/run", Link: "/run"})
 	for i, f := range busybox {
 		if f.Link == "busybox" { // hard links, so that one applet can be masked without the others
-			busybox[i].Type, busybox[i].Link = tar.TypeLink, "bin/busybox"
+			busybox[i].Type, busybox[i].Link, busybox[i].Mode = tar.TypeLink, "bin/busybox", 0o755
 		}
 		if f.Name == "bin/sh" {
 			busybox[i] = imagetest.File{Name: f.Name, Mode: 0o755, Data: program}

@@ -15,14 +15,23 @@ const (
 	critestVariable  = "PODSTEAD_TEST_CRITEST"
 	podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
 	standinVariable  = "PODSTEAD_TEST_STANDIN"
+	// containerdVariable is a directory.
+	containerdVariable = "PODSTEAD_TEST_CONTAINERD"
 )
+
+// withPeer asks for the run on containerd, whose build takes minutes.
+var withPeer = flag.Bool("peer", false, "run critest on containerd")
 
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if !testing.Short() && os.Getenv(critestVariable) == "" {
-		for variable, build := range map[string]func() (string, error){
+		needed := map[string]func() (string, error){
 			critestVariable: programs.Critest, podsteadVariable: programs.Podstead, standinVariable: programs.Standin,
-		} {
+		}
+		if *withPeer {
+			needed[containerdVariable] = programs.Containerd
+		}
+		for variable, build := range needed {
 			path, err := build()
 			if err != nil {
 				fmt.Fprintln(os.Stderr, err)

@@ -33,6 +33,7 @@ const bridge = "peer0"
 type Containerd struct {
 	Endpoint string // unix:///…/containerd.sock
 	Version  string
+	programs string // the directory of its programs; "" for those on the PATH
 	dir, run string
 	cmd      *exec.Cmd
 	ended    chan struct{} // closed when the daemon has exited
@@ -41,28 +42,35 @@ type Containerd struct {
 // cniDirs are where distributions put the CNI plugins.
 var cniDirs = []string{"/usr/lib/cni", "/opt/cni/bin"}
 
-// StartContainerd starts one whose images and containers are below dir, and
-// whose sockets and mounts are below /run, as on a node. It returns when the
-// daemon answers. sandboxImage is the reference of the image for pods' pause
-// processes.
+// StartContainerd starts the one that is installed, with its images and
+// containers below dir, and its sockets and mounts below /run, as on a node. It
+// returns when the daemon answers. sandboxImage is the reference of the image
+// for pods' pause processes.
 func StartContainerd(ctx context.Context, dir, sandboxImage string) (*Containerd, error) {
 	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "iptables"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, fmt.Errorf("%s: %w", program, ErrNotInstalled)
 		}
 	}
+	return StartContainerdFrom(ctx, "", dir, sandboxImage)
+}
+
+// StartContainerdFrom is StartContainerd with containerd, containerd-shim-runc-v2,
+// ctr and runc from a directory of programs.
+func StartContainerdFrom(ctx context.Context, programs, dir, sandboxImage string) (*Containerd, error) {
 	plugins := findDir(cniDirs, "bridge")
 	if plugins == "" {
 		return nil, fmt.Errorf("CNI plugins: %w", ErrNotInstalled)
-	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
 	}
 	run, err := os.MkdirTemp("/run", "peer-")
 	if err != nil {
 		return nil, err
 	}
-	c := &Containerd{dir: dir, run: run, Endpoint: "unix://" + run + "/containerd.sock", ended: make(chan struct{})}
+	// As on a node: the root of a pod's user namespace walks through both.
+	if err := errors.Join(os.MkdirAll(dir, 0o711), os.Chmod(run, 0o711)); err != nil {
+		return nil, err
+	}
+	c := &Containerd{programs: programs, dir: dir, run: run, Endpoint: "unix://" + run + "/containerd.sock", ended: make(chan struct{})}
 	if err := c.configure(plugins, sandboxImage); err != nil {
 		return nil, err
 	}
@@ -128,8 +136,11 @@ func (c *Containerd) start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	c.cmd = exec.Command("containerd", "--config", c.dir+"/config.toml", "--log-level", "warn")
+	c.cmd = exec.Command(filepath.Join(c.programs, "containerd"), "--config", c.dir+"/config.toml", "--log-level", "warn")
 	c.cmd.Stdout, c.cmd.Stderr = log, log
+	if c.programs != "" {
+		c.cmd.Env = append(os.Environ(), "PATH="+c.programs+":"+os.Getenv("PATH"))
+	}
 	if err := c.cmd.Start(); err != nil {
 		return fmt.Errorf("start containerd: %w", err)
 	}
@@ -166,7 +177,7 @@ func serverVersion(out string) string {
 // ctr is containerd's own command line, as the CRI's namespace sees it.
 func (c *Containerd) ctr(ctx context.Context, args ...string) *exec.Cmd {
 	args = append([]string{"--address", c.run + "/containerd.sock", "--namespace", "k8s.io"}, args...)
-	return exec.CommandContext(ctx, "ctr", args...)
+	return exec.CommandContext(ctx, filepath.Join(c.programs, "ctr"), args...)
 }
 
 // Import loads an archive of images.

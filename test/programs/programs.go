@@ -12,80 +12,120 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 
 	"golang.org/x/sys/unix"
 )
 
 // Crictl builds crictl and returns its path.
 func Crictl() (string, error) {
-	return built("crictl", "test/tools", "sigs.k8s.io/cri-tools/cmd/crictl")
+	return program{name: "crictl", module: "test/tools", packages: "sigs.k8s.io/cri-tools/cmd/crictl"}.build()
 }
 
-// Critest builds critest and returns its path. Beside it is ginkgo, which
-// critest runs itself with to run specs side by side.
+// Critest builds critest, a test binary, and returns its path. Beside it is
+// ginkgo, by which critest runs specs side by side.
 func Critest() (string, error) {
-	if _, err := built("ginkgo", "test/tools", "github.com/onsi/ginkgo/v2/ginkgo"); err != nil {
+	if _, err := (program{name: "ginkgo", module: "test/tools", packages: "github.com/onsi/ginkgo/v2/ginkgo"}).build(); err != nil {
 		return "", err
 	}
-	return built("critest", "test/tools", "sigs.k8s.io/cri-tools/cmd/critest")
+	return program{
+		name: "critest", module: "test/tools", packages: "sigs.k8s.io/cri-tools/cmd/critest",
+		command: []string{"test", "-c", "-ldflags=-s -w"},
+	}.build()
 }
 
 // Podstead builds podstead and podstead-supervisor, and returns the path of the
 // first; the second is beside it.
-func Podstead() (string, error) { return built("podstead", ".", "./cmd/...") }
+func Podstead() (string, error) { return program{name: "podstead", packages: "./cmd/..."}.build() }
 
 // Standin builds what runs in the images of test/critest.
-func Standin() (string, error) { return built("standin", ".", "podstead/test/critest/standin") }
+func Standin() (string, error) {
+	return program{name: "standin", packages: "podstead/test/critest/standin"}.build()
+}
 
-// built builds packages of the module in a directory of the source tree, and
-// returns the path of the program of that name.
-func built(name, module, packages string) (string, error) {
+// Containerd builds containerd and runc as their projects have released them,
+// and returns the directory that they are in. runc wants a C compiler and
+// libseccomp's headers.
+func Containerd() (dir string, err error) {
+	const module = "test/tools/containerd"
+	for _, name := range []string{"containerd", "containerd-shim-runc-v2", "ctr"} {
+		if _, err := (program{name: name, module: module, packages: "github.com/containerd/containerd/v2/cmd/" + name}).build(); err != nil {
+			return "", err
+		}
+	}
+	runc, err := program{
+		name: "runc", module: module, packages: "github.com/opencontainers/runc",
+		command: []string{"build", "-tags=seccomp"}, cgo: true,
+	}.build()
+	return filepath.Dir(runc), err
+}
+
+// program is what is built of a module's packages.
+type program struct {
+	name     string // in test/tools/bin
+	module   string // its directory in the source tree
+	packages string
+	command  []string // of go; build if empty
+	cgo      bool
+}
+
+// build builds a program and returns its path. Tests of several packages run at
+// once: they take turns, and a program that is already there, and may be
+// running, is replaced only by a different one, and as a whole.
+func (p program) build() (string, error) {
 	root, err := moduleRoot()
 	if err != nil {
 		return "", err
 	}
 	bin := filepath.Join(root, "test", "tools", "bin")
-	return filepath.Join(bin, name), build(filepath.Join(root, module), bin, packages)
-}
-
-// build builds packages, as seen from dir, into bin. Tests of several packages
-// run at once: they take turns, and a program that is already there, and may be
-// running, is replaced only by a different one, and as a whole.
-func build(dir, bin, packages string) error {
 	if err := os.MkdirAll(bin, 0o755); err != nil {
-		return err
+		return "", err
 	}
 	lock, err := os.Open(bin)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer lock.Close() // which unlocks it
 	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return fmt.Errorf("lock %s: %w", bin, err)
+		return "", fmt.Errorf("lock %s: %w", bin, err)
 	}
 	staging, err := os.MkdirTemp(bin, ".new-")
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer os.RemoveAll(staging)
-	args := []string{"build", "-o", staging + "/", packages}
-	if filepath.Base(packages) == "critest" { // a test binary
-		args = []string{"test", "-c", "-ldflags=-s -w", "-o", staging + "/critest", packages}
-	}
-	cmd := exec.Command("go", args...)
-	cmd.Dir = dir
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("build %s: %w\n%s", packages, err, bytes.TrimSpace(out))
+	if err := p.buildInto(staging, filepath.Join(root, p.module)); err != nil {
+		return "", err
 	}
 	built, err := os.ReadDir(staging)
 	if err != nil {
-		return err
+		return "", err
 	}
-	for _, program := range built {
-		if err := install(filepath.Join(staging, program.Name()), filepath.Join(bin, program.Name())); err != nil {
-			return err
+	for _, b := range built {
+		if err := install(filepath.Join(staging, b.Name()), filepath.Join(bin, b.Name())); err != nil {
+			return "", err
 		}
+	}
+	return filepath.Join(bin, p.name), nil
+}
+
+func (p program) buildInto(dir, module string) error {
+	args := p.command
+	if len(args) == 0 {
+		args = []string{"build"}
+	}
+	out := dir + "/" // for packages, each by its name
+	if args[0] == "test" {
+		out += p.name
+	}
+	cmd := exec.Command("go", append(slices.Clip(args), "-o", out, p.packages)...)
+	cmd.Dir = module
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if p.cgo {
+		cmd.Env = append(cmd.Env, "CGO_ENABLED=1")
+	}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build %s: %w\n%s", p.packages, err, bytes.TrimSpace(out))
 	}
 	return nil
 }
