@@ -22,6 +22,7 @@ import (
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/request"
+	"podstead/agent/internal/userns"
 	"podstead/cri"
 )
 
@@ -33,8 +34,9 @@ type node struct {
 	request        request.Node
 	podsDir        string
 	hostIPs        []string
-	facts          env.Facts // without a pod's addresses
-	rro            map[string]bool
+	facts          env.Facts                                     // without a pod's addresses
+	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
+	userns         *userns.Blocks
 	cgroups        *cgroups
 	puller         *image.Puller
 	events         *event.Log
@@ -68,8 +70,11 @@ func newNode(cfg Config) (*node, error) {
 			CPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
 			Memory: *resource.NewQuantity(memory, resource.BinarySI),
 		},
-		rro: map[string]bool{},
-		log: cfg.Log,
+		features: map[string]*runtimeapi.RuntimeHandlerFeatures{},
+		log:      cfg.Log,
+	}
+	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
+		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
 	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, log: cfg.Log}
 	return n, nil
@@ -197,9 +202,7 @@ func (n *node) greet(ctx context.Context) error {
 	n.cgroups.systemd = n.request.SystemdSlice
 	if st, err := n.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
 		for _, h := range st.RuntimeHandlers {
-			if h.GetFeatures().GetRecursiveReadOnlyMounts() {
-				n.rro[h.Name] = true
-			}
+			n.features[h.Name] = h.GetFeatures()
 		}
 	}
 	return nil

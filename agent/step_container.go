@@ -132,7 +132,7 @@ func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeap
 			"Keys [%s] from the EnvFrom were skipped since they are considered invalid environment variable names.", strings.Join(vars.Skipped, ", "))
 	}
 	mounts, err := j.volumes().Mounts(j.spec, volume.Options{
-		Vars: vars, RecursiveReadOnly: j.rro[request.RuntimeHandler(j.pod)], Images: images,
+		Vars: vars, RecursiveReadOnly: j.feature().GetRecursiveReadOnlyMounts(), Images: images,
 	})
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
@@ -151,6 +151,9 @@ func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeap
 		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
 		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile,
 	})
+	if err == nil {
+		err = j.mapUsers(config.GetLinux().GetSecurityContext().GetNamespaceOptions(), config.GetMounts())
+	}
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
 	}
@@ -203,10 +206,14 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	if err := os.MkdirAll(filepath.Join(j.request.LogDirectory(j.pod), j.spec.Name), 0o755); err != nil {
 		return "", failedStep(createError, err)
 	}
+	sandbox, err := j.sandboxConfig(j.sandbox.Attempt)
+	if err != nil {
+		return "", failedStep(createError, err)
+	}
 	created, err := j.runtime.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
 		PodSandboxId:  j.sandbox.ID,
 		Config:        config,
-		SandboxConfig: j.request.Sandbox(j.pod, j.sandbox.Attempt),
+		SandboxConfig: sandbox,
 	})
 	if err != nil {
 		return "", failedStep(createError, err)

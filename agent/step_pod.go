@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 
@@ -84,15 +85,50 @@ func each(err error) []error {
 func (j job) createSandbox(ctx context.Context) *stepError {
 	ctx, cancel := context.WithTimeout(ctx, sandboxTimeout)
 	defer cancel()
-	_, err := j.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{
-		Config:         j.request.Sandbox(j.pod, j.step.Attempt),
-		RuntimeHandler: request.RuntimeHandler(j.pod),
-	})
+	config, err := j.sandboxConfig(j.step.Attempt)
+	if err == nil {
+		_, err = j.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{
+			Config:         config,
+			RuntimeHandler: request.RuntimeHandler(j.pod),
+		})
+	}
 	if err != nil {
 		if !errors.Is(ctx.Err(), context.Canceled) {
 			j.event(j.pod, "", corev1.EventTypeWarning, failedCreatePodSandbox, "Failed to create pod sandbox: %v", err)
 		}
 		return failedStep(failedCreatePodSandbox, err)
+	}
+	return nil
+}
+
+// feature tells what the pod's handler can do; all is nil-safe.
+func (j job) feature() *runtimeapi.RuntimeHandlerFeatures {
+	return j.features[request.RuntimeHandler(j.pod)]
+}
+
+func (j job) sandboxConfig(attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
+	config := j.request.Sandbox(j.pod, attempt)
+	return config, j.mapUsers(config.Linux.SecurityContext.NamespaceOptions, nil)
+}
+
+// mapUsers gives a pod that is to have its own users a block of the host's, in
+// which its volumes, that the host's root made, belong to its own root.
+func (j job) mapUsers(o *runtimeapi.NamespaceOption, mounts []*runtimeapi.Mount) error {
+	if request.HostUsers(j.pod) {
+		return nil
+	}
+	if !j.feature().GetUserNamespaces() {
+		return fmt.Errorf("can't set spec.hostUsers: false: the runtime's handler %q does not support user namespaces", request.RuntimeHandler(j.pod))
+	}
+	ids, err := j.userns.Take(string(j.pod.UID))
+	if err != nil {
+		return err
+	}
+	o.UsernsOptions = ids
+	for _, m := range mounts {
+		if m.HostPath != "" {
+			m.UidMappings, m.GidMappings = ids.Uids, ids.Gids
+		}
 	}
 	return nil
 }
@@ -149,5 +185,6 @@ func (j job) teardown(ctx context.Context) *stepError {
 		j.event(j.pod, "", corev1.EventTypeWarning, "FailedUnMount", "%v", err)
 		return failedStep(failedKillPod, err)
 	}
+	j.userns.Release(uid)
 	return nil
 }

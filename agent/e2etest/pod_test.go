@@ -301,3 +301,40 @@ spec: {accessModes: [ReadWriteOnce], storageClassName: disks, resources: {reques
 	}
 	n.clean()
 }
+
+// containerd 1.6 knows no user namespaces.
+func TestUserNamespaces(t *testing.T) {
+	host.Require(t)
+	n := onPodstead(t)
+	for _, name := range []string{"one", "two"} {
+		n.apply(`{apiVersion: v1, kind: ConfigMap, metadata: {name: conf}, data: {f: hello}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: ` + name + `}, spec: {hostUsers: false, terminationGracePeriodSeconds: 1, containers: [
+  {name: app, image: "test.local/busybox:1", securityContext: {procMount: Unmasked},
+   command: [sh, -c, "echo $(cat /proc/self/uid_map); touch /data/x; stat -c %u /data/x /conf/f /etc/hosts /; echo bye >/dev/termination-log; exec sleep 1000"],
+   volumeMounts: [{name: data, mountPath: /data}, {name: conf, mountPath: /conf}]}],
+  volumes: [{name: data, emptyDir: {}}, {name: conf, configMap: {name: conf}}]}}`)
+	}
+	maps := map[string]bool{}
+	for _, name := range []string{"one", "two"} {
+		n.until(name, "ready", ready)
+		out := strings.Split(n.line(name, "app"), "\n")
+		fields := strings.Fields(out[0])
+		if len(fields) != 3 || fields[0] != "0" || fields[1] == "0" || fields[2] != "65536" || maps[fields[1]] {
+			t.Errorf("pod %s has the IDs %q", name, out[0])
+			continue
+		}
+		maps[fields[1]] = true
+		deadline := time.Now().Add(patience)
+		for got := ""; !strings.HasSuffix(got, "\n0\n0\n0\n0\n"); got = n.log(name, client.LogOptions{}) {
+			if time.Now().After(deadline) {
+				t.Fatalf("files belong to %q", got)
+			}
+		}
+		if err := n.client.DeletePod(t.Context(), "default", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.until(name, "gone", gone)
+	}
+	n.clean()
+}

@@ -29,9 +29,13 @@ func SandboxHash(pod *corev1.Pod) string {
 			}
 		}
 	}
-	return hash(s.HostNetwork, s.HostPID, s.HostIPC, s.ShareProcessNamespace, s.Hostname, s.Subdomain,
+	values := []any{s.HostNetwork, s.HostPID, s.HostIPC, s.ShareProcessNamespace, s.Hostname, s.Subdomain,
 		s.HostnameOverride, s.DNSPolicy, s.DNSConfig, s.HostAliases, s.SecurityContext, s.RuntimeClassName,
-		inits, ports, volumesOf(pod, inits), QoS(pod))
+		inits, ports, volumesOf(pod, inits), QoS(pod)}
+	if !HostUsers(pod) { // only then: older agents did not count it
+		values = append(values, "user namespace")
+	}
+	return hash(values...)
 }
 
 // ContainerHash is of all that one container is made from.

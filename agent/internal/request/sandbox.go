@@ -166,6 +166,9 @@ func namespaces(pod *corev1.Pod) *runtimeapi.NamespaceOption {
 	return o
 }
 
+// HostUsers tells whether the pod's users are the host's.
+func HostUsers(pod *corev1.Pod) bool { return pod.Spec.HostUsers == nil || *pod.Spec.HostUsers }
+
 // RuntimeHandler is the handler a pod asks for. There are no RuntimeClass
 // objects here: the name of the class is that of the handler.
 func RuntimeHandler(pod *corev1.Pod) string {

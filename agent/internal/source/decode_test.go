@@ -66,7 +66,7 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{pod(`volumes: [{name: v, csi: {driver: x}}], containers: [{name: a, image: x}]`), "spec.volumes[0].csi: Forbidden: CSI drivers are not supported"},
 		{pod(`volumes: [{name: v, secret: {secretName: s, items: [{key: k, path: ../x}]}}], containers: [{name: a, image: x}]`), "must not contain '..'"},
 		{pod(`volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}], containers: [{name: a, image: x}]`), "serviceAccountToken: Forbidden"},
-		{pod(`hostUsers: false, containers: [{name: a, image: x}]`), "spec.hostUsers: Forbidden"},
+		{pod(`hostUsers: false, hostNetwork: true, containers: [{name: a, image: x}]`), "spec.hostUsers: Forbidden"},
 		{pod(`readinessGates: [{conditionType: x}], containers: [{name: a, image: x}]`), "spec.readinessGates: Forbidden"},
 		{pod(`securityContext: {sysctls: [{name: kernel.core_pattern, value: x}]}, containers: [{name: a, image: x}]`), "not one of the safe ones"},
 		{pod(`dnsPolicy: None, containers: [{name: a, image: x}]`), "spec.dnsConfig.nameservers: Required value"},

@@ -86,8 +86,8 @@ func (c *podCheck) podFields(p *field.Path) {
 	if d := s.ActiveDeadlineSeconds; d != nil && *d < 1 {
 		c.add(field.Invalid(p.Child("activeDeadlineSeconds"), *d, "must be at least 1"))
 	}
-	if s.HostUsers != nil && !*s.HostUsers {
-		c.add(field.Forbidden(p.Child("hostUsers"), "user namespaces are not supported yet"))
+	if s.HostUsers != nil && !*s.HostUsers && (s.HostNetwork || s.HostPID || s.HostIPC) {
+		c.add(field.Forbidden(p.Child("hostUsers"), "false, together with hostNetwork, hostPID or hostIPC"))
 	}
 	if s.HostPID && s.ShareProcessNamespace != nil && *s.ShareProcessNamespace {
 		c.add(field.Invalid(p.Child("shareProcessNamespace"), true, "must not be set together with hostPID"))

@@ -280,8 +280,8 @@ func (c *podCheck) containerSecurity(s *corev1.SecurityContext, p *field.Path) {
 	}
 	if s.ProcMount != nil {
 		oneOf(c, p.Child("procMount"), *s.ProcMount, corev1.DefaultProcMount, corev1.UnmaskedProcMount)
-		if *s.ProcMount == corev1.UnmaskedProcMount {
-			c.add(field.Forbidden(p.Child("procMount"), "Unmasked needs hostUsers: false, which is not supported yet"))
+		if h := c.pod.Spec.HostUsers; *s.ProcMount == corev1.UnmaskedProcMount && (h == nil || *h) {
+			c.add(field.Forbidden(p.Child("procMount"), "Unmasked needs hostUsers: false"))
 		}
 	}
 }
