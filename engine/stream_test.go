@@ -99,46 +99,6 @@ func TestStreamsLeaveNothing(t *testing.T) {
 	eventually(t, "goroutines of the streams end", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
 
-// TestRelay forwards a connection whose client is done long before the server
-// has answered.
-func TestRelay(t *testing.T) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	go func() {
-		conn, err := l.Accept()
-		if err != nil {
-			return
-		}
-		defer conn.Close()
-		request, _ := io.ReadAll(conn) // ends with the client's half-close
-		conn.Write([]byte("you said " + string(request)))
-	}()
-	conn, err := dialPod("", int32(l.Addr().(*net.TCPAddr).Port))
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := &duplex{in: strings.NewReader("hello")}
-	if err := relay(client, conn); err != nil {
-		t.Fatal(err)
-	}
-	if got := client.out.String(); got != "you said hello" {
-		t.Errorf("got %q", got)
-	}
-}
-
-// duplex is a client's stream that has its input at once.
-type duplex struct {
-	in  io.Reader
-	out bytes.Buffer
-}
-
-func (d *duplex) Read(p []byte) (int, error)  { return d.in.Read(p) }
-func (d *duplex) Write(p []byte) (int, error) { return d.out.Write(p) }
-func (d *duplex) Close() error                { return nil }
-
 // TestClientThatMakesNoStreams connects to an exec's URL and then does nothing:
 // it is not waited for longer than streams may take to be made.
 func TestClientThatMakesNoStreams(t *testing.T) {

@@ -261,6 +261,13 @@ func readClusterSubnets(stateDir string) ([]netip.Prefix, error) {
 	return readSubnets(clusterFile(stateDir))
 }
 
+// HasPlugins tells whether CNI plugins connect the next pod, or would if their
+// configuration were valid.
+func (n *Network) HasPlugins() bool {
+	lists, err := n.plugins.current()
+	return len(lists) > 0 || err != nil
+}
+
 // Reconcile tears down every lease whose pod is not in live, and brings the
 // kernel back to what the others say. Called at start.
 func (n *Network) Reconcile(ctx context.Context, live []string) error {

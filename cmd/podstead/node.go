@@ -62,12 +62,22 @@ func nodeCommand(opt *options) *cobra.Command {
 
 func criCommand(opt *options) *cobra.Command {
 	n := nodeOptions{options: opt}
+	var d dockerOptions
 	cmd := &cobra.Command{
 		Use:   "cri",
 		Short: "Serve the Container Runtime Interface v1 on RUN/cri.sock",
 		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return n.serve(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := d.check(cmd.Flags()); err != nil {
+				return err
+			}
+			if d.backend == backendDocker {
+				return n.serveDocker(cmd.Context(), d)
+			}
+			return n.serve(cmd.Context())
+		},
 	}
+	d.flags(cmd.Flags())
 	cmd.Flags().StringVar(&n.config, "config", "", "the configuration `FILE`; "+config.DefaultPath+" if that is there")
 	n.engineFlags(cmd)
 	return cmd

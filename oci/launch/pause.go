@@ -18,7 +18,7 @@ const pauseUser = 65535
 // root of its own: a container that may trace it must not find the host's
 // files at /proc/1/root.
 func (c *compiler) pause(opt Options) (*Program, error) {
-	image, err := pauseImage()
+	image, err := PauseProgram()
 	if err != nil {
 		return nil, err
 	}
@@ -149,8 +149,9 @@ func pauseARM64() []byte {
 	return b
 }
 
-// pauseImage is the program as a static ELF file of one segment.
-func pauseImage() ([]byte, error) {
+// PauseProgram is the program as a static ELF file of one segment, for runtimes
+// whose pods need a process from an image.
+func PauseProgram() ([]byte, error) {
 	switch runtime.GOARCH {
 	case "amd64":
 		return elfImage(62, append(pauseAMD64(), pauseData...)), nil

@@ -228,12 +228,12 @@ func (c *Containerd) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	return errors.Join(removeBridge(), host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
+	return errors.Join(removeLink(bridge), host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
 }
 
-// removeBridge removes what the CNI plugin made with the first pod.
-func removeBridge() error {
-	link, err := netlink.LinkByName(bridge)
+// removeLink removes a bridge, which was made with the first pod at the latest.
+func removeLink(name string) error {
+	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil
 	}

@@ -1,0 +1,102 @@
+package docker
+
+import (
+	"fmt"
+
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+	"podstead/engine/internal/spec"
+)
+
+// checkSandbox refuses what Docker cannot do for a sandbox, by name. The request
+// has passed cri.Validate.
+func (r *Runtime) checkSandbox(c *runtimeapi.PodSandboxConfig) error {
+	sc := c.GetLinux().GetSecurityContext()
+	o := sc.GetNamespaceOptions()
+	switch {
+	case c.Hostname != "" && len(c.Hostname) > 64:
+		return invalid("config.hostname: %q is longer than the 64 bytes that Linux takes", c.Hostname)
+	case sc.GetSelinuxOptions() != nil && r.hasSecurity("selinux"):
+		return invalid("linux.security_context.selinux_options: not supported on Docker")
+	case o.GetPid() == runtimeapi.NamespaceMode_TARGET:
+		return invalid("linux.security_context.namespace_options.pid: TARGET is for containers only")
+	}
+	if err := checkNamespaces(o); err != nil {
+		return err
+	}
+	if c.LogDirectory != "" {
+		if _, err := spec.LogPath(c.LogDirectory, "log"); err != nil {
+			return err
+		}
+	}
+	own := func(m runtimeapi.NamespaceMode) bool { return m != runtimeapi.NamespaceMode_NODE }
+	return spec.CheckSysctls(c.GetLinux().GetSysctls(), own(o.GetNetwork()), own(o.GetIpc()))
+}
+
+func checkNamespaces(o *runtimeapi.NamespaceOption) error {
+	const field = "linux.security_context.namespace_options"
+	pod, node := runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE
+	if m := o.GetNetwork(); m != pod && m != node {
+		return invalid("%s.network: %v is not POD or NODE", field, m)
+	}
+	if m := o.GetIpc(); m != pod && m != node {
+		return invalid("%s.ipc: %v is not POD or NODE", field, m)
+	}
+	if spec.HasUserNamespace(o) {
+		return invalid("%s.userns_options: Docker has no user namespace for a single pod", field)
+	}
+	return nil
+}
+
+// checkContainer refuses what Docker cannot do for a container, by name.
+func (r *Runtime) checkContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
+	sc := c.GetLinux().GetSecurityContext()
+	switch {
+	case len(c.CDIDevices) > 0:
+		return invalid("config.CDI_devices: not supported on Docker (%s)", c.CDIDevices[0].Name)
+	case sc.GetSelinuxOptions() != nil && r.hasSecurity("selinux"):
+		return invalid("linux.security_context.selinux_options: not supported on Docker")
+	case len(sc.GetCapabilities().GetAddAmbientCapabilities()) > 0:
+		return invalid("linux.security_context.capabilities.add_ambient_capabilities: not supported on Docker")
+	case sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged():
+		return invalid("linux.security_context.privileged: the sandbox is not privileged")
+	}
+	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
+		return err
+	}
+	if err := r.checkResources(c.GetLinux().GetResources()); err != nil {
+		return err
+	}
+	for i, m := range c.Mounts {
+		if err := checkMount(m); err != nil {
+			return fmt.Errorf("config.mounts[%d] (%s): %w", i, m.ContainerPath, err)
+		}
+	}
+	return nil
+}
+
+// checkResources refuses limits that no cgroup of this machine has.
+func (r *Runtime) checkResources(res *runtimeapi.LinuxContainerResources) error {
+	if _, err := spec.Resources(res); err != nil {
+		return err
+	}
+	if len(res.GetUnified()) > 0 && !r.cfg.Cgroups.Unified() {
+		return invalid("linux.resources.unified: this machine has no cgroup v2")
+	}
+	return nil
+}
+
+func checkMount(m *runtimeapi.Mount) error {
+	switch {
+	case m.Image.GetImage() != "":
+		return cri.WithReason(cri.ImageVolumeMountFailed, invalid("image volumes are not supported on Docker"))
+	case m.RecursiveReadOnly:
+		return cri.WithReason(cri.RROUnsupported, invalid("recursive_read_only is not supported on Docker"))
+	case len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
+		return invalid("uidMappings: idmapped mounts are not supported on Docker")
+	case len(m.MountOptions) > 0:
+		return invalid("mount_options: not supported on Docker")
+	}
+	return nil
+}

@@ -1,0 +1,115 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"time"
+
+	"errors"
+
+	"github.com/moby/moby/api/types/events"
+	"github.com/moby/moby/client"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
+)
+
+// eventTypes are the events of Docker's that are events of the CRI.
+var eventTypes = map[events.Action]runtimeapi.ContainerEventType{
+	events.ActionCreate:  runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT,
+	events.ActionStart:   runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT,
+	events.ActionDie:     runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT,
+	events.ActionDestroy: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
+}
+
+// ContainerEvents implements cri.Events on a stream of Docker's for each reader.
+func (r *Runtime) ContainerEvents(ctx context.Context, ready func(), yield func(*runtimeapi.ContainerEventResponse) error) error {
+	ctx, cancel := r.untilClosed(ctx)
+	defer cancel()
+	stream := r.subscribe(ctx)
+	if ready != nil {
+		ready()
+	}
+	for {
+		select {
+		case m := <-stream.Messages:
+			if err := yield(r.event(ctx, &m)); err != nil {
+				return err
+			}
+		case err := <-stream.Err:
+			if r.life.Err() != nil || err == nil || errors.Is(err, io.EOF) {
+				return cri.Errorf(codes.Unavailable, "Docker's events have ended: list again")
+			}
+			if ctx.Err() != nil {
+				return status.FromContextError(ctx.Err()).Err()
+			}
+			return failed(err, "read Docker's events")
+		}
+	}
+}
+
+// subscribe asks for the events of our objects from now on. Docker answers
+// before it has subscribed the reader; "since" closes that gap.
+func (r *Runtime) subscribe(ctx context.Context) client.EventsResult {
+	f := make(client.Filters).Add("type", string(events.ContainerEventType)).Add("label", labelRecord)
+	for action := range eventTypes {
+		f.Add("event", string(action))
+	}
+	now := time.Now()
+	return r.api.Events(ctx, client.EventsListOptions{
+		Since: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()), Filters: f,
+	})
+}
+
+// event translates an event, with a picture of the pod as it is now.
+func (r *Runtime) event(ctx context.Context, m *events.Message) *runtimeapi.ContainerEventResponse {
+	ev := &runtimeapi.ContainerEventResponse{
+		ContainerId: m.Actor.ID, ContainerEventType: eventTypes[m.Action], CreatedAt: m.TimeNano,
+	}
+	sandboxID := m.Actor.Attributes[labelSandbox]
+	if m.Actor.Attributes[labelType] == typeSandbox {
+		sandboxID = m.Actor.ID
+	}
+	// What cannot be found out is left out: the kubelet then lists.
+	if p, err := r.pod(ctx, sandboxID); err == nil && p != nil {
+		ev.PodSandboxStatus = r.podStatus(p)
+	}
+	ev.ContainersStatuses, _ = r.ctrStatuses(ctx, sandboxID)
+	return ev
+}
+
+// followExits completes the logs of containers that end, until Close. Exits
+// that were missed, since Docker was restarted or away, are found by listing.
+func (r *Runtime) followExits() {
+	for wait := time.Duration(0); pause(r.life, wait); wait = time.Second {
+		ctx, cancel := context.WithCancel(r.life)
+		stream := r.subscribe(ctx)
+		if err := r.resumeLogs(ctx); err != nil {
+			r.log.Warn("containers cannot be listed", "error", err)
+		}
+		r.completeLogs(ctx, stream)
+		cancel()
+	}
+}
+
+// completeLogs works through a stream of events until it ends.
+func (r *Runtime) completeLogs(ctx context.Context, stream client.EventsResult) {
+	for {
+		select {
+		case m := <-stream.Messages:
+			if m.Action != events.ActionDie || m.Actor.Attributes[labelType] != typeContainer {
+				continue
+			}
+			r.worker.Go(func() {
+				if c, err := r.ctr(ctx, m.Actor.ID); err == nil && c != nil {
+					r.logs.ended(ctx, c)
+				}
+			})
+		case <-stream.Err:
+			return
+		}
+	}
+}

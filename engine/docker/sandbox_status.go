@@ -1,0 +1,176 @@
+package docker
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"google.golang.org/protobuf/encoding/protojson"
+	"google.golang.org/protobuf/proto"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+)
+
+// ready tells whether a sandbox is complete and runs.
+func (r *Runtime) ready(p *pod) bool {
+	if !p.state.Running || p.state.Status != "running" {
+		return false
+	}
+	if !p.rec.Plugins {
+		return true
+	}
+	s, _ := r.sandboxState.get(p.id)
+	return s.Connected
+}
+
+func (r *Runtime) podState(p *pod) runtimeapi.PodSandboxState {
+	if r.ready(p) {
+		return runtimeapi.PodSandboxState_SANDBOX_READY
+	}
+	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+}
+
+// PodSandboxStatus tells what a sandbox is and how it does.
+func (r *Runtime) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandboxStatusRequest) (*runtimeapi.PodSandboxStatusResponse, error) {
+	p, err := r.mustPod(ctx, req.PodSandboxId)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.PodSandboxStatusResponse{Status: r.podStatus(p), Timestamp: time.Now().UnixNano()}
+	if resp.ContainersStatuses, err = r.ctrStatuses(ctx, p.id); err != nil {
+		return nil, err
+	}
+	if req.Verbose {
+		resp.Info, err = verboseInfo(r.updated(p), map[string]any{
+			"name": strings.TrimPrefix(p.seen.Name, "/"), "pid": p.state.Pid, "networkNamespace": p.netns(),
+			"cgroupParent": p.seen.HostConfig.CgroupParent, "cniPlugins": p.rec.Plugins,
+		})
+	}
+	return resp, err
+}
+
+// verboseInfo is for people.
+func verboseInfo(config proto.Message, facts map[string]any) (map[string]string, error) {
+	c, err := protojson.Marshal(config)
+	if err != nil {
+		return nil, err
+	}
+	facts["config"] = json.RawMessage(c)
+	b, err := json.Marshal(facts)
+	if err != nil {
+		return nil, err
+	}
+	return map[string]string{"info": string(b)}, nil
+}
+
+func (r *Runtime) podStatus(p *pod) *runtimeapi.PodSandboxStatus {
+	c, o := p.rec.config(), p.rec.namespaces()
+	st := &runtimeapi.PodSandboxStatus{
+		Id: p.id, Metadata: proto.CloneOf(c.Metadata), State: r.podState(p), CreatedAt: p.rec.CreatedAt,
+		RuntimeHandler: p.rec.Handler, Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
+		Network: &runtimeapi.PodSandboxNetworkStatus{},
+		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: &runtimeapi.NamespaceOption{
+			Network: o.GetNetwork(), Pid: o.GetPid(), Ipc: o.GetIpc(), TargetId: o.GetTargetId(),
+			UsernsOptions: proto.CloneOf(o.GetUsernsOptions()),
+		}}},
+	}
+	for i, ip := range r.podIPs(p) {
+		if i == 0 {
+			st.Network.Ip = ip
+			continue
+		}
+		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
+	}
+	return st
+}
+
+// podIPs are the addresses of a sandbox that was inspected, the primary one
+// first.
+func (r *Runtime) podIPs(p *pod) []string {
+	if p.rec.hostNetwork() {
+		return nil
+	}
+	if p.rec.Plugins {
+		s, _ := r.sandboxState.get(p.id)
+		return s.IPs
+	}
+	var ips []string
+	if p.seen == nil || p.seen.NetworkSettings == nil {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(p.seen.NetworkSettings.Networks)) {
+		e := p.seen.NetworkSettings.Networks[name]
+		if e.IPAddress.IsValid() {
+			ips = append(ips, e.IPAddress.String())
+		}
+		if e.GlobalIPv6Address.IsValid() {
+			ips = append(ips, e.GlobalIPv6Address.String())
+		}
+	}
+	return ips
+}
+
+// ListPodSandbox lists sandboxes that pass all filters, newest first.
+func (r *Runtime) ListPodSandbox(ctx context.Context, req *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	f := req.GetFilter()
+	all, err := r.pods(ctx)
+	if err != nil {
+		return nil, err
+	}
+	resp := &runtimeapi.ListPodSandboxResponse{}
+	for _, p := range all {
+		c, state := p.rec.config(), r.podState(p)
+		if !strings.HasPrefix(p.id, f.GetId()) || f.GetState() != nil && f.State.State != state || !selects(f.GetLabelSelector(), c.Labels) {
+			continue
+		}
+		resp.Items = append(resp.Items, &runtimeapi.PodSandbox{
+			Id: p.id, Metadata: c.Metadata, State: state, CreatedAt: p.rec.CreatedAt,
+			Labels: c.Labels, Annotations: c.Annotations, RuntimeHandler: p.rec.Handler,
+		})
+	}
+	slices.SortFunc(resp.Items, func(a, b *runtimeapi.PodSandbox) int { return newestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
+	return resp, nil
+}
+
+func newestFirst(a, b int64, idA, idB string) int {
+	switch {
+	case a > b:
+		return -1
+	case a < b:
+		return 1
+	}
+	return strings.Compare(idA, idB)
+}
+
+// updated is the sandbox's configuration with its sums as they are now.
+func (r *Runtime) updated(p *pod) *runtimeapi.PodSandboxConfig {
+	s, _ := r.sandboxState.get(p.id)
+	if !s.Updated {
+		return p.rec.config()
+	}
+	c := proto.CloneOf(p.rec.config())
+	if c.Linux == nil {
+		c.Linux = &runtimeapi.LinuxPodSandboxConfig{}
+	}
+	c.Linux.Overhead, c.Linux.Resources = s.Overhead.M, s.Resources.M
+	return c
+}
+
+// UpdatePodSandboxResources records the pod's new sums. The limits of the pod's
+// cgroup are its maker's.
+func (r *Runtime) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	p, err := r.mustPod(ctx, req.PodSandboxId)
+	if err != nil {
+		return nil, err
+	}
+	req = proto.CloneOf(req)
+	err = r.sandboxState.change(p.id, func(s *sandboxState) {
+		s.Updated, s.Overhead.M, s.Resources.M = true, req.Overhead, req.Resources
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &runtimeapi.UpdatePodSandboxResourcesResponse{}, nil
+}

@@ -1,0 +1,115 @@
+package conformance
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/moby/moby/client"
+	"golang.org/x/sys/unix"
+
+	"podstead/cgroup"
+	"podstead/cri/conformance"
+	"podstead/engine/docker"
+	"podstead/test/host"
+	"podstead/test/peer"
+)
+
+// dockerDeviates tells what Docker 20.10 cannot do.
+func dockerDeviates(t *testing.T) map[string]string {
+	known := map[string]string{
+		"sandbox/shared ipc and hostname":     "each container has a uts namespace of its own, in which the hostname is the pod's",
+		"sandbox/verbose status is JSON":      "Docker does not tell the OCI specification",
+		"security/ambient capabilities":       "refused by name",
+		"mount/options":                       "refused by name",
+		"mount/recursively read-only mounts":  "refused by name",
+		"mount/image volumes":                 "refused by name",
+		"metrics/descriptors stay":            "not implemented",
+		"metrics/of a pod and its containers": "not implemented",
+		"metrics/OOM kills are counted":       "not implemented",
+	}
+	bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bound == 0 {
+		const why = "Docker gives all capabilities, and this machine does not have them all"
+		known["security/privileged"], known["mount/propagation"] = why, why
+	}
+	return known
+}
+
+// TestDocker runs the suite on a Docker Engine, behind a socket, as a kubelet
+// calls it.
+func TestDocker(t *testing.T) {
+	host.Require(t)
+	d := startDocker(t)
+	conformance.Run(t, conformance.Target{
+		Runtime: serve(t, newDocker(t, d)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), Known: dockerDeviates(t),
+	})
+}
+
+// startDocker runs a Docker Engine with the suite's images for the time of the
+// test.
+func startDocker(t *testing.T) *peer.Docker {
+	t.Helper()
+	images := archive(t)
+	d, err := peer.StartDocker(t.Context(), filepath.Join(t.TempDir(), "docker"))
+	if errors.Is(err, peer.ErrNotInstalled) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(d.LogTail())
+		}
+		if err := d.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	f, err := os.Open(images)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	c, err := client.New(client.WithHost(d.Endpoint))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	res, err := c.ImageLoad(context.Background(), f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := res.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// newDocker makes our runtime on a Docker Engine, for the time of the test.
+func newDocker(t *testing.T, d *peer.Docker) *docker.Runtime {
+	t.Helper()
+	groups, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := docker.New(t.Context(), docker.Config{
+		Endpoint: d.Endpoint, StateDir: t.TempDir(), Cgroups: groups,
+		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Errorf("close: %v", err)
+		}
+	})
+	return r
+}

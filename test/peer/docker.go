@@ -1,0 +1,150 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/test/host"
+)
+
+// Docker is a running Docker Engine with a containerd of its own.
+type Docker struct {
+	Endpoint string // unix:///…/docker.sock
+	dir, run string
+	cmd      *exec.Cmd
+	ended    chan struct{} // closed when the daemon has exited
+}
+
+// StartDocker starts one whose images and containers are below dir, and whose
+// sockets and mounts are below /run, as on a node, with a bridge of its own. It
+// returns when the daemon answers.
+func StartDocker(ctx context.Context, dir string) (*Docker, error) {
+	for _, program := range []string{"dockerd", "docker-proxy", "containerd", "containerd-shim-runc-v2", "runc", "iptables"} {
+		if _, err := exec.LookPath(program); err != nil {
+			return nil, fmt.Errorf("%s: %w", program, ErrNotInstalled)
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	run, err := os.MkdirTemp("/run", "peer-")
+	if err != nil {
+		return nil, err
+	}
+	d := &Docker{dir: dir, run: run, Endpoint: "unix://" + run + "/docker.sock", ended: make(chan struct{})}
+	if err := d.start(ctx); err != nil {
+		return nil, errors.Join(err, d.Stop())
+	}
+	return d, nil
+}
+
+func (d *Docker) start(ctx context.Context) error {
+	log, err := os.Create(d.dir + "/log")
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	// No score of its own: lowering one takes CAP_SYS_RESOURCE.
+	d.cmd = exec.Command("dockerd", "--host", d.Endpoint, "--data-root", d.dir+"/root", "--exec-root", d.run+"/exec",
+		"--pidfile", d.run+"/docker.pid", "--config-file", d.dir+"/daemon.json", "--bip", "10.90.0.1/16",
+		"--oom-score-adjust", "0", "--log-level", "warn", "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", host.Cgroup()+"/docker")
+	if err := os.WriteFile(d.dir+"/daemon.json", []byte("{}\n"), 0o600); err != nil {
+		return err
+	}
+	d.cmd.Stdout, d.cmd.Stderr = log, log
+	if err := d.cmd.Start(); err != nil {
+		return fmt.Errorf("start dockerd: %w", err)
+	}
+	go func() {
+		defer close(d.ended)
+		d.cmd.Wait()
+	}()
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	for {
+		err := d.ping(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-d.ended:
+			return fmt.Errorf("dockerd ended: %s", d.LogTail())
+		case <-ctx.Done():
+			return fmt.Errorf("dockerd does not answer: %w: %s", err, d.LogTail())
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (d *Docker) ping(ctx context.Context) error {
+	c := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(d.Endpoint, "unix://"))
+	}}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://docker/_ping", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// LogTail is the end of the daemon's log.
+func (d *Docker) LogTail() string {
+	log, _ := os.ReadFile(d.dir + "/log")
+	return string(log[max(0, len(log)-4000):])
+}
+
+// Stop ends the daemon and what is left of its containers, and removes its
+// state.
+func (d *Docker) Stop() error {
+	if d.cmd != nil && d.cmd.Process != nil {
+		d.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-d.ended:
+		case <-time.After(30 * time.Second):
+			d.cmd.Process.Kill()
+			<-d.ended
+		}
+		for _, pid := range processesOf(d.run + "/") {
+			unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	errs := []error{removeLink("docker0")}
+	for _, dir := range []string{d.run, d.dir, "/run/docker"} {
+		errs = append(errs, host.UnmountBelow(dir), os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// processesOf lists processes that have a path among their arguments: shims
+// and a containerd that outlived the daemon.
+func processesOf(path string) []int {
+	var pids []int
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		var pid int
+		cmdline, err := os.ReadFile(dir + "/cmdline")
+		if err != nil || !strings.Contains(string(cmdline), path) {
+			continue
+		}
+		if _, err := fmt.Sscan(filepath.Base(dir), &pid); err == nil && pid != os.Getpid() {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
