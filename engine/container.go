@@ -67,9 +67,10 @@ type containerRecord struct {
 	// ImageMounts are mount points of images below the container's directory.
 	ImageMounts []string
 
-	CreatedAt, StartedAt, FinishedAt time.Time
-	Pid                              int
-	StartTicks                       uint64
+	// PreparedAt is the end of the creation that began at CreatedAt.
+	CreatedAt, PreparedAt, StartedAt, FinishedAt time.Time
+	Pid                                          int
+	StartTicks                                   uint64
 	// OOMKills is the cgroup's counter at the start: later ones are this run's.
 	OOMKills uint64
 	ExitCode int32

@@ -100,7 +100,7 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 	}
 	e.relay(ctx, "PostCreateContainer", c, e.plugins.PostCreate)
 	e.log.Info("container is created", "container", c.id, "pod", s.id, "name", config.Metadata.Name, "image", k.image.ID)
-	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
+	e.containerEvent(c, eventCreated, c.record().PreparedAt)
 	return c.id, nil
 }
 
@@ -318,7 +318,7 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 	return e.changeContainer(k.c, func(r *containerRecord) {
 		r.Pid, r.StartTicks = p.Pid, p.StartTicks
 		if r.Phase == containerCreating {
-			r.Phase = containerCreated
+			r.Phase, r.PreparedAt = containerCreated, time.Now()
 		}
 	})
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -48,6 +49,6 @@ func (e *Engine) removeContainerNow(ctx context.Context, c *container) error {
 	}
 	e.containerGone(ctx, &rec)
 	e.log.Info("container is removed", "container", c.id)
-	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT)
+	e.containerEvent(c, eventDeleted, time.Now())
 	return nil
 }

@@ -79,7 +79,6 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	}
 	e.relay(ctx, "PostStartContainer", c, e.plugins.PostStart)
 	e.log.Info("container runs", "container", c.id, "pid", p.Pid)
-	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 	return nil
 }
 
@@ -90,14 +89,21 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	c.startUnderWay = true
 	c.mu.Unlock()
 	p, err := h.Start(ctx, c.id)
+	if err == nil {
+		e.recordStart(c, p, oomKills)
+	}
 	c.mu.Lock()
 	early := c.early
 	c.startUnderWay, c.early = false, nil
 	c.mu.Unlock()
-	if err != nil {
-		return p, err
+	if err == nil && early != nil {
+		e.worker.Go(func() { e.containerExited(c, *early) })
 	}
-	err = e.changeContainer(c, func(r *containerRecord) {
+	return p, err
+}
+
+func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64) {
+	err := e.changeContainer(c, func(r *containerRecord) {
 		r.StartedAt, r.OOMKills = p.StartedAt, oomKills
 		if r.Phase == containerCreated {
 			r.Phase = containerRunning
@@ -106,10 +112,7 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	if err != nil {
 		e.log.Error("the start of a container could not be recorded", "container", c.id, "error", err)
 	}
-	if early != nil {
-		e.worker.Go(func() { e.containerExited(c, *early) })
-	}
-	return p, nil
+	e.containerEvent(c, eventStarted, p.StartedAt)
 }
 
 // startFailed records a container whose program could not be executed.

@@ -40,6 +40,7 @@ import (
 	"podstead/engine/handler"
 	"podstead/engine/internal/cdi"
 	"podstead/engine/internal/disk"
+	"podstead/engine/internal/event"
 	"podstead/engine/internal/metric"
 	"podstead/engine/internal/nri"
 	"podstead/engine/internal/store"
@@ -91,7 +92,8 @@ type Engine struct {
 	accounts         accountCache
 	profiles         profileCache
 	exits            exits
-	events           hub
+	events           *event.Hub
+	eventMark        *event.Mark
 	metrics          *metric.Set
 	surveyor         *disk.Surveyor
 	streams          *streams
@@ -164,9 +166,13 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if err := e.Reload(e.cfg.Settings); err != nil {
 		return err
 	}
+	if err := e.openEvents(); err != nil {
+		return err
+	}
 	if err := e.load(); err != nil {
 		return fmt.Errorf("load records: %w", err)
 	}
+	e.tellUntold()
 	// Exits are followed before the supervisor is asked what it knows, so that
 	// none falls between.
 	if err := e.followExits(ctx); err != nil {
@@ -190,9 +196,14 @@ func (e *Engine) Close() error {
 	if e.streams != nil {
 		err = e.streams.close()
 	}
-	e.events.close()
+	if e.events != nil {
+		e.events.Close()
+	}
 	e.plugins.Close()
 	e.worker.Wait()
+	if e.eventMark != nil {
+		err = errors.Join(err, e.eventMark.Close())
+	}
 	if e.seed != nil {
 		err = errors.Join(err, e.seed.Close())
 	}

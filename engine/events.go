@@ -1,135 +1,75 @@
 package engine
 
 import (
+	"cmp"
 	"context"
-	"sync"
+	"errors"
+	"path/filepath"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
-	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/event"
 )
 
-// eventBacklog is how far a reader of events may fall behind. One that falls
-// further is told so and must list anew; the engine never waits for it.
-const eventBacklog = 1024
+const (
+	eventCreated = runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT
+	eventStarted = runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT
+	eventStopped = runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT
+	eventDeleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
+)
 
-// hub gives every event to every reader. The zero value is ready.
-type hub struct {
-	mu      sync.Mutex
-	readers map[*reader]bool
-	closed  bool
-}
-
-type reader struct {
-	events  chan *runtimeapi.ContainerEventResponse
-	overrun bool // guarded by hub.mu; events is closed then
-}
-
-// ContainerEvents implements cri.Events.
+// ContainerEvents implements cri.Events. One who comes within the first minutes
+// of the engine first gets what has happened since the former one ended.
 func (e *Engine) ContainerEvents(ctx context.Context, ready func(), yield func(*runtimeapi.ContainerEventResponse) error) error {
-	r := e.events.join()
-	defer e.events.leave(r)
+	l := e.events.Join()
+	defer l.Leave()
 	if ready != nil {
 		ready()
 	}
 	for {
-		select {
-		case <-ctx.Done():
-			return ctx.Err()
-		case ev, ok := <-r.events:
-			if !ok {
-				return e.events.why(r)
-			}
-			if err := yield(ev); err != nil {
-				return err
-			}
+		ev, err := l.Next(ctx)
+		switch {
+		case errors.Is(err, event.ErrBehind):
+			return cri.Errorf(codes.ResourceExhausted, "the reader of events is too far behind (%d at most): list again", event.MaxBehind)
+		case errors.Is(err, event.ErrClosed):
+			return cri.Errorf(codes.Unavailable, "the engine is stopping")
+		case err != nil:
+			return err
 		}
-	}
-}
-
-func (h *hub) join() *reader {
-	r := &reader{events: make(chan *runtimeapi.ContainerEventResponse, eventBacklog)}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if h.closed {
-		close(r.events)
-		return r
-	}
-	if h.readers == nil {
-		h.readers = map[*reader]bool{}
-	}
-	h.readers[r] = true
-	return r
-}
-
-func (h *hub) leave(r *reader) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	delete(h.readers, r)
-}
-
-func (h *hub) why(r *reader) error {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	if r.overrun {
-		return cri.Errorf(codes.ResourceExhausted, "the reader of events is more than %d behind: list again", eventBacklog)
-	}
-	return cri.Errorf(codes.Unavailable, "the engine is stopping")
-}
-
-// heard tells whether anybody reads: an event need not be made otherwise.
-func (h *hub) heard() bool {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	return len(h.readers) > 0
-}
-
-func (h *hub) send(ev *runtimeapi.ContainerEventResponse) {
-	if ev.CreatedAt == 0 {
-		ev.CreatedAt = time.Now().UnixNano()
-	}
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	for r := range h.readers {
-		own := ev
-		if len(h.readers) > 1 {
-			own = proto.CloneOf(ev) // what a reader gets is its own
+		if err := yield(ev); err != nil {
+			return err
 		}
-		select {
-		case r.events <- own:
-		default:
-			r.overrun = true
-			close(r.events)
-			delete(h.readers, r)
-		}
+		e.events.Told(ev)
 	}
 }
 
-func (h *hub) close() {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.closed = true
-	for r := range h.readers {
-		close(r.events)
-		delete(h.readers, r)
+// openEvents makes the hub.
+func (e *Engine) openEvents() (err error) {
+	if e.eventMark, err = event.OpenMark(filepath.Join(e.cfg.RunDir, "events")); err != nil {
+		return err
 	}
+	e.events = event.NewHub(e.eventMark)
+	return nil
 }
 
-// sandboxEvent and containerEvent send an event with a picture of the pod as it
-// is now.
-func (e *Engine) sandboxEvent(s *sandbox, t runtimeapi.ContainerEventType) {
-	e.sendEvent(s.id, s.id, t)
+// sandboxEvent and containerEvent send an event, of something that happened at a
+// time, with a picture of the pod as it is now. Whoever records a change sends
+// its event before it lets anybody go on who waits for the change, so that
+// events of one object keep their order.
+func (e *Engine) sandboxEvent(s *sandbox, t runtimeapi.ContainerEventType, at time.Time) {
+	e.sendEvent(s.id, s.id, t, at)
 }
 
-func (e *Engine) containerEvent(c *container, t runtimeapi.ContainerEventType) {
-	e.sendEvent(c.id, c.sandboxID, t)
+func (e *Engine) containerEvent(c *container, t runtimeapi.ContainerEventType, at time.Time) {
+	e.sendEvent(c.id, c.sandboxID, t, at)
 }
 
-func (e *Engine) sendEvent(id, sandboxID string, t runtimeapi.ContainerEventType) {
-	if !e.events.heard() {
+func (e *Engine) sendEvent(id, sandboxID string, t runtimeapi.ContainerEventType, at time.Time) {
+	if !e.events.Wanted() {
 		return
 	}
 	ev := &runtimeapi.ContainerEventResponse{
@@ -140,5 +80,46 @@ func (e *Engine) sendEvent(id, sandboxID string, t runtimeapi.ContainerEventType
 		rec := s.record()
 		ev.PodSandboxStatus = sandboxStatus(&rec)
 	}
-	e.events.send(ev)
+	e.events.Send(ev, at)
+}
+
+// tellUntold sends what the records say has happened and the former engine may
+// not have told: it was killed between the two. What it did not even record is
+// found and told by reconcile.
+func (e *Engine) tellUntold() {
+	type life struct {
+		id, sandboxID string
+		what          runtimeapi.ContainerEventType
+		at            time.Time
+	}
+	var all []life
+	since := e.eventMark.Untold()
+	if limit := time.Now().Add(-event.KeepFor); limit.After(since) {
+		since = limit
+	}
+	add := func(id, sandboxID string, what runtimeapi.ContainerEventType, at time.Time) {
+		if at.After(since) {
+			all = append(all, life{id, sandboxID, what, at})
+		}
+	}
+	for _, s := range e.allSandboxes() {
+		if r := s.record(); r.Phase != sandboxCreating {
+			add(s.id, s.id, eventCreated, r.ReadyAt)
+			add(s.id, s.id, eventStarted, r.ReadyAt)
+			add(s.id, s.id, eventStopped, r.StoppedAt)
+		}
+	}
+	for _, c := range e.allContainers() {
+		if r := c.record(); r.Phase != containerCreating {
+			add(c.id, c.sandboxID, eventCreated, r.PreparedAt)
+			add(c.id, c.sandboxID, eventStarted, r.StartedAt)
+			add(c.id, c.sandboxID, eventStopped, r.FinishedAt)
+		}
+	}
+	slices.SortFunc(all, func(a, b life) int {
+		return cmp.Or(a.at.Compare(b.at), cmp.Compare(a.id, b.id), cmp.Compare(a.what, b.what))
+	})
+	for _, l := range all {
+		e.sendEvent(l.id, l.sandboxID, l.what, l.at)
+	}
 }

@@ -8,8 +8,6 @@ import (
 	"sync"
 	"time"
 
-	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-
 	"podstead/supervisor"
 )
 
@@ -282,19 +280,20 @@ func (e *Engine) recordExit(c *container, x exit) {
 	if !first {
 		return
 	}
+	e.log.Info("container ended", "container", c.id, "code", x.code, "reason", x.reason)
+	e.containerEvent(c, eventStopped, x.at)
 	close(c.exited)
 	e.tellOfExit(c)
-	e.log.Info("container ended", "container", c.id, "code", x.code, "reason", x.reason)
-	e.containerEvent(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
 // pauseExited makes a sandbox not ready whose pid namespace has gone.
 func (e *Engine) pauseExited(s *sandbox) {
-	changed := false
+	changed, now := false, time.Now()
 	err := e.changeSandbox(s, func(r *sandboxRecord) {
 		// Without a shared pid namespace it was there to make others, and done.
 		if changed = r.Phase == sandboxReady && r.Pause; changed {
-			r.Phase, r.Message = sandboxStopping, "the pause process ended, and with it the pod's pid namespace"
+			r.Phase, r.StoppedAt = sandboxStopping, now
+			r.Message = "the pause process ended, and with it the pod's pid namespace"
 		}
 	})
 	if err != nil {
@@ -302,7 +301,7 @@ func (e *Engine) pauseExited(s *sandbox) {
 	}
 	if changed {
 		e.log.Warn("the pause process ended", "pod", s.id)
-		e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+		e.sandboxEvent(s, eventStopped, now)
 	}
 }
 

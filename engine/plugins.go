@@ -179,7 +179,7 @@ func (e *Engine) askPluginsOfUpdate(ctx context.Context, c *container, update *r
 func (e *Engine) announceSandbox(ctx context.Context, s *sandbox) (err error) {
 	defer e.plugins.Hold()()
 	if e.plugins.Idle() {
-		return e.changeSandbox(s, func(r *sandboxRecord) { r.Phase = sandboxReady })
+		return e.recordReady(s)
 	}
 	rec := s.record()
 	pod := e.podObject(&rec)
@@ -193,7 +193,7 @@ func (e *Engine) announceSandbox(ctx context.Context, s *sandbox) (err error) {
 	if err := e.plugins.RunPod(ctx, pod); err != nil {
 		return err
 	}
-	return e.changeSandbox(s, func(r *sandboxRecord) { r.Phase = sandboxReady })
+	return e.recordReady(s)
 }
 
 // relayPod tells plugins of a pod sandbox by one of the events that cannot be

@@ -90,10 +90,14 @@ func (e *Engine) reconcileSandbox(ctx context.Context, s *sandbox, processes map
 		return
 	}
 	log.Warn("a pod sandbox is not ready any more", "why", why)
-	err := e.changeSandbox(s, func(r *sandboxRecord) { r.Phase, r.Message = sandboxStopping, why })
+	now := time.Now()
+	err := e.changeSandbox(s, func(r *sandboxRecord) {
+		r.Phase, r.Message, r.StoppedAt = sandboxStopping, why, now
+	})
 	if err != nil {
 		log.Error("record of a pod sandbox", "error", err)
 	}
+	e.sandboxEvent(s, eventStopped, now)
 }
 
 // whyNotReady finds out what a sandbox that was ready lacks now, "" if nothing.
@@ -121,6 +125,8 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, processes
 		log.Info("a container that was half made, or has lost its pod sandbox, is removed")
 		if err := e.discardContainer(ctx, c, nil); err != nil {
 			log.Error("removal of a container", "error", err)
+		} else if rec.Phase != containerCreating {
+			e.containerEvent(c, eventDeleted, time.Now())
 		}
 	case rec.Phase == containerExited:
 	case known && p.State == supervisor.Exited:
@@ -143,15 +149,22 @@ func (e *Engine) sandboxOf(r *containerRecord) *sandbox {
 // exitedMeanwhile records the end of a container that nobody saw. Whether it
 // had been started is known by its start time alone.
 func (e *Engine) exitedMeanwhile(c *container, p supervisor.Process) {
-	e.noteStart(c, p)
+	if !p.StartedAt.IsZero() {
+		e.noteStart(c, p)
+	}
 	e.containerExited(c, p)
 }
 
+// noteStart makes up for a start that was not recorded.
 func (e *Engine) noteStart(c *container, p supervisor.Process) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.rec.StartedAt.IsZero() {
-		c.rec.StartedAt = p.StartedAt
+	missed := c.rec.StartedAt.IsZero()
+	if missed {
+		c.rec.Phase, c.rec.StartedAt = containerRunning, p.StartedAt
+	}
+	c.mu.Unlock()
+	if missed {
+		e.containerEvent(c, eventStarted, p.StartedAt)
 	}
 }
 

@@ -51,6 +51,8 @@ type sandboxRecord struct {
 	// Pause is set if a pause process holds a shared pid namespace.
 	Pause    bool
 	PausePid int
+	// When it got ready, and when it stopped being it, by whatever cause.
+	ReadyAt, StoppedAt time.Time
 	// Why a sandbox is not ready that nobody stopped.
 	Message string
 }

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 )
@@ -36,10 +37,8 @@ func (e *Engine) removeSandbox(ctx context.Context, s *sandbox) error {
 	}
 	e.relayPod(ctx, "RemovePodSandbox", &rec, e.plugins.RemovePod)
 	e.log.Info("pod sandbox is removed", "pod", s.id)
-	e.events.send(&runtimeapi.ContainerEventResponse{
-		ContainerId:        s.id,
-		ContainerEventType: runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT,
-		PodSandboxStatus:   sandboxStatus(&rec),
-	})
+	e.events.Send(&runtimeapi.ContainerEventResponse{
+		ContainerId: s.id, ContainerEventType: eventDeleted, PodSandboxStatus: sandboxStatus(&rec),
+	}, time.Now())
 	return nil
 }

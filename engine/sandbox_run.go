@@ -86,9 +86,14 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 		return "", err
 	}
 	e.log.Info("pod sandbox is ready", "pod", s.id, "name", req.Config.Metadata.Name, "namespace", req.Config.Metadata.Namespace)
-	e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_CREATED_EVENT)
-	e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
+	readyAt := s.record().ReadyAt
+	e.sandboxEvent(s, eventCreated, readyAt)
+	e.sandboxEvent(s, eventStarted, readyAt)
 	return s.id, nil
+}
+
+func (e *Engine) recordReady(s *sandbox) error {
+	return e.changeSandbox(s, func(r *sandboxRecord) { r.Phase, r.ReadyAt = sandboxReady, time.Now() })
 }
 
 func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint) *sandbox {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -55,12 +56,21 @@ func (e *Engine) stopSandboxNow(ctx context.Context, s *sandbox) error {
 	if err := e.releaseSandbox(ctx, &rec); err != nil {
 		return err
 	}
-	if err := e.changeEndingSandbox(s, func(r *sandboxRecord) { r.Phase, r.IPs = sandboxStopped, nil }); err != nil {
+	now, first := time.Now(), false
+	err := e.changeEndingSandbox(s, func(r *sandboxRecord) {
+		r.Phase, r.IPs = sandboxStopped, nil
+		if first = r.StoppedAt.IsZero(); first {
+			r.StoppedAt = now
+		}
+	})
+	if err != nil {
 		return err
 	}
 	e.relayPod(ctx, "StopPodSandbox", &rec, e.plugins.StopPod)
 	e.log.Info("pod sandbox is stopped", "pod", s.id)
-	e.sandboxEvent(s, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
+	if first {
+		e.sandboxEvent(s, eventStopped, now)
+	}
 	return nil
 }
 
