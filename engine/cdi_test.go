@@ -88,3 +88,76 @@ devices:
 		}
 	}
 }
+
+// TestHooks is about the hooks of a container's creation, as drivers of GPUs
+// use them: on the host with the container's pid, and in its mount namespace
+// with the root at the bundle's root path, before anything of it runs.
+func TestHooks(t *testing.T) {
+	n := newNode(t)
+	out := t.TempDir()
+	if err := os.WriteFile(filepath.Join(out, "hook"), []byte(`#!/bin/sh
+# hook WHICH: notes the state and leaves something in the root, if it can.
+state=$(cat)
+bundle=$(echo "$state" | sed 's/.*"bundle":"\([^"]*\)".*/\1/')
+pid=$(echo "$state" | sed 's/.*"pid":\([0-9]*\).*/\1/')
+echo "$1 $ENVIRONMENT status=$(echo "$state" | grep -c creating) config=$(test -f "$bundle/config.json" && echo yes)" >> `+out+`/log
+if test "$1" = inside; then
+	test "$pid" = 1 && mkdir -p "$bundle/rootfs/made" && echo by the hook > "$bundle/rootfs/made/file"
+	ls "$bundle/rootfs/proc/self" > /dev/null && echo mounted >> `+out+`/log
+fi
+`), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	hook := func(kind, which string) string {
+		return `{hookName: ` + kind + `, path: ` + out + `/hook, args: [hook, ` + which + `], env: [ENVIRONMENT=own, PATH=/usr/bin:/bin]}`
+	}
+	n.describe("x.yaml", `
+cdiVersion: 0.6.0
+kind: v.com/c
+devices:
+- {name: all, containerEdits: {hooks: [`+hook("createContainer", "inside")+`, `+hook("createRuntime", "runtime")+`, `+hook("prestart", "before")+`]}}
+- {name: host, containerEdits: {hooks: [`+hook("createRuntime", "runtime")+`, `+hook("prestart", "before")+`]}}
+- {name: bad, containerEdits: {hooks: [{hookName: createContainer, path: /bin/sh, args: [sh, -c, "echo no such card >&2; exit 7"]}]}}
+- {name: slow, containerEdits: {hooks: [{hookName: createRuntime, path: /bin/sleep, args: [sleep, "1000"], timeout: 1}]}}
+- {name: late, containerEdits: {hooks: [{hookName: startContainer, path: /bin/true}]}}
+`)
+	said := func(want string) {
+		t.Helper()
+		log, _ := os.ReadFile(filepath.Join(out, "log"))
+		if string(log) != want {
+			t.Errorf("the hooks said\n%swant\n%s", log, want)
+		}
+		os.Remove(filepath.Join(out, "log"))
+	}
+	id := n.begin(n.run(n.pod()), n.script("sleep 1000", device("v.com/c=all")))
+	if got := n.sh(id, "cat /made/file"); string(got.Stdout) != "by the hook\n" {
+		t.Errorf("in the container: %q %s", got.Stdout, got.Stderr)
+	}
+	said("before own status=1 config=yes\nruntime own status=1 config=yes\ninside own status=1 config=yes\nmounted\n")
+	if entries, err := os.ReadDir(n.containerFile(id, "rootfs")); err != nil || len(entries) > 0 {
+		t.Errorf("on the host the root's mount point has %v (%v)", entries, err)
+	}
+	mapping := []*runtimeapi.IDMapping{{HostId: 300000, Length: 65536}}
+	users := &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
+	mapped := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users }))
+	inMapped := func(c *runtimeapi.ContainerConfig) { c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users }
+	n.exited(n.begin(mapped, n.script("true", device("v.com/c=host"), inMapped)))
+	said("before own status=1 config=yes\nruntime own status=1 config=yes\n")
+	_, err := n.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{PodSandboxId: mapped, Config: n.script("true", device("v.com/c=all"), inMapped)})
+	if err == nil || !strings.Contains(err.Error(), "hooks.createContainer: not supported in a pod with a user namespace") {
+		t.Errorf("in a user namespace: %v", err)
+	}
+	pod := n.run(n.pod())
+	for name, want := range map[string]string{
+		"bad": "hooks.createContainer[0] /bin/sh: exit status 7: no such card", "slow": "hooks.createRuntime[0] /bin/sleep: timed out",
+		"late": "hooks.startContainer: not supported",
+	} {
+		_, err := n.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("true", device("v.com/c="+name))})
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error is %v, want %s", err, want)
+		}
+	}
+	if left := n.containersOf(pod); len(left) > 0 {
+		t.Errorf("%d containers are left", len(left))
+	}
+}

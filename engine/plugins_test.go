@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/containerd/nri/pkg/api"
@@ -391,9 +392,10 @@ func TestPluginAsksForTheImpossible(t *testing.T) {
 func TestPluginsRefuse(t *testing.T) {
 	n := newNode(t).withPlugins()
 	ctx := context.Background()
-	var no string
+	var no atomic.Value
+	no.Store("")
 	n.connect("10-no", &plugin{refuse: func(event string) error {
-		if event == no {
+		if event == no.Load() {
 			return errors.New("not on my node")
 		}
 		return nil
@@ -404,34 +406,35 @@ func TestPluginsRefuse(t *testing.T) {
 			t.Errorf("%s: error is %v", what, err)
 		}
 	}
-	no = "RunPodSandbox"
+	no.Store("RunPodSandbox")
 	_, err := n.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: n.pod()})
-	refused(no, err)
-	no = ""
+	refused(no.Load().(string), err)
+	no.Store("")
 	pod := n.run(n.pod())
-	no = "CreateContainer"
+	no.Store("CreateContainer")
 	_, err = n.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("true")})
-	refused(no, err)
-	no = "UpdatePodSandbox"
+	refused(no.Load().(string), err)
+	no.Store("UpdatePodSandbox")
 	_, err = n.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77}})
-	refused(no, err)
-	no = "StartContainer"
+	refused(no.Load().(string), err)
+	no.Store("StartContainer")
 	id := n.create(pod, n.script("true"))
 	_, err = n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id})
-	refused(no, err)
+	refused(no.Load().(string), err)
 	if st := n.status(id); st.State != runtimeapi.ContainerState_CONTAINER_EXITED || st.Reason != reasonStartError {
 		t.Errorf("the container that may not start is %v (%s)", st.State, st.Reason)
 	}
-	no = "UpdateContainer"
+	no.Store("UpdateContainer")
 	id = n.begin(pod, n.script("sleep 1000"))
 	_, err = n.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}})
-	refused(no, err)
+	refused(no.Load().(string), err)
 	// What ends cannot be refused.
-	for _, no = range []string{"StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox", "PostStartContainer"} {
+	for _, event := range []string{"StopContainer", "RemoveContainer", "StopPodSandbox", "RemovePodSandbox", "PostStartContainer"} {
+		no.Store(event)
 		pod := n.run(n.pod())
 		n.begin(pod, n.script("sleep 1000"))
 		if _, err := n.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
-			t.Errorf("%s: %v", no, err)
+			t.Errorf("%s: %v", event, err)
 		}
 	}
 }

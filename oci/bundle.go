@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/oci/hook"
 )
 
 // loadBundle reads and checks a bundle's config.json and finds its root file
@@ -56,7 +58,7 @@ func checkSpec(s *specs.Spec) error {
 	case s.VM != nil:
 		return errors.New("vm: not supported")
 	}
-	return checkHooks(s.Hooks)
+	return hook.Check(s.Hooks)
 }
 
 // hasPrivatePids tells whether a container makes a pid namespace of its own.

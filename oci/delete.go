@@ -9,6 +9,8 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
+
+	"podstead/oci/hook"
 )
 
 // Delete removes a stopped container, or one that was created and never
@@ -79,8 +81,8 @@ func (c *container) runPoststop(ctx context.Context) {
 		return
 	}
 	for i, h := range spec.Hooks.Poststop {
-		if out, err := runHook(ctx, h, c.state(specs.StateStopped)); err != nil {
-			c.runtime.Log.Warn("hook failed", "container", c.ID, "error", hookError("poststop", i, h, err, out))
+		if out, err := hook.RunOne(ctx, h, c.state(specs.StateStopped)); err != nil {
+			c.runtime.Log.Warn("hook failed", "container", c.ID, "error", hook.Error("poststop", i, h, err, out))
 		}
 	}
 }

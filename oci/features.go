@@ -6,6 +6,7 @@ import (
 	"github.com/opencontainers/runtime-spec/specs-go/features"
 	"github.com/spf13/cobra"
 
+	"podstead/oci/hook"
 	"podstead/oci/launch"
 )
 
@@ -13,8 +14,8 @@ import (
 func Features() features.Features {
 	yes, no := true, false
 	var hooks []string
-	for _, k := range hookKinds(nil) {
-		hooks = append(hooks, k.name)
+	for _, k := range hook.Kinds(nil) {
+		hooks = append(hooks, k.Name)
 	}
 	return features.Features{
 		OCIVersionMin: "1.0.0",

@@ -1,123 +1,29 @@
 package oci
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
-	"fmt"
-	"os/exec"
-	"path/filepath"
-	"runtime"
-	"syscall"
-	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"podstead/oci/hook"
+	"podstead/oci/launch"
 )
 
-// hookKinds names the kinds of hooks in the order in which they run.
-func hookKinds(h *specs.Hooks) []struct {
-	name  string
-	hooks []specs.Hook
-} {
-	if h == nil {
-		h = &specs.Hooks{}
+// hooksAt runs the hooks whose moment has come, while the container's process
+// waits.
+func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch.Child, at launch.Point) error {
+	h := spec.Hooks
+	if at == launch.PointStart {
+		return hook.Inside(ctx, spec, "startContainer", h.StartContainer, child.Pid, c.state(specs.StateCreated))
 	}
-	return []struct {
-		name  string
-		hooks []specs.Hook
-	}{
-		{"prestart", h.Prestart}, //nolint:staticcheck // deprecated, but widely used
-		{"createRuntime", h.CreateRuntime},
-		{"createContainer", h.CreateContainer},
-		{"startContainer", h.StartContainer},
-		{"poststart", h.Poststart},
-		{"poststop", h.Poststop},
+	state := c.state(specs.StateCreating)
+	state.Pid = child.Pid
+	//nolint:staticcheck // prestart is deprecated, but widely used
+	if err := hook.Run(ctx, "prestart", h.Prestart, state); err != nil {
+		return err
 	}
-}
-
-func checkHooks(h *specs.Hooks) error {
-	for _, k := range hookKinds(h) {
-		for i, hook := range k.hooks {
-			if !filepath.IsAbs(hook.Path) {
-				return fmt.Errorf("hooks.%s[%d].path: %q is not absolute", k.name, i, hook.Path)
-			}
-			if hook.Timeout != nil && *hook.Timeout <= 0 {
-				return fmt.Errorf("hooks.%s[%d].timeout: %d is not above 0", k.name, i, *hook.Timeout)
-			}
-		}
+	if err := hook.Run(ctx, "createRuntime", h.CreateRuntime, state); err != nil {
+		return err
 	}
-	return nil
-}
-
-// hookError says which hook failed and with what last words.
-func hookError(kind string, i int, h specs.Hook, err error, output []byte) error {
-	if len(output) > 0 {
-		return fmt.Errorf("hooks.%s[%d] %s: %w: %s", kind, i, h.Path, err, bytes.TrimSpace(output))
-	}
-	return fmt.Errorf("hooks.%s[%d] %s: %w", kind, i, h.Path, err)
-}
-
-// runHooks runs hooks in the runtime's namespaces, one after another, each with
-// the container's state on its standard input. The first error ends it.
-func runHooks(ctx context.Context, kind string, hooks []specs.Hook, state specs.State) error {
-	for i, h := range hooks {
-		if out, err := runHook(ctx, h, state); err != nil {
-			return hookError(kind, i, h, err, out)
-		}
-	}
-	return nil
-}
-
-func runHook(ctx context.Context, h specs.Hook, state specs.State) (output []byte, err error) {
-	input, err := json.Marshal(state)
-	if err != nil {
-		return nil, err
-	}
-	if h.Timeout != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
-		defer cancel()
-	}
-	cmd := exec.CommandContext(ctx, h.Path)
-	cmd.Args = h.Args
-	if len(cmd.Args) == 0 {
-		cmd.Args = []string{h.Path}
-	}
-	cmd.Env = h.Env
-	if cmd.Env == nil {
-		cmd.Env = []string{} // and not this process's own
-	}
-	cmd.Dir = state.Bundle
-	cmd.Stdin = bytes.NewReader(input)
-	var out limitedBuffer
-	cmd.Stdout, cmd.Stderr = &out, &out
-	// A hook ends with its deadline, and with us, together with what it has
-	// started; what it has put into the background may stay after a proper end,
-	// but must not hold us by keeping the output open.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
-	runtime.LockOSThread() // its end would be the parent's
-	defer runtime.UnlockOSThread()
-	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
-	cmd.WaitDelay = time.Second
-	err = cmd.Run()
-	if ctx.Err() != nil {
-		err = fmt.Errorf("timed out: %w", ctx.Err())
-	}
-	if errors.Is(err, exec.ErrWaitDelay) {
-		err = nil
-	}
-	return out.Bytes(), err
-}
-
-// limitedBuffer keeps the first few kilobytes of an output, for an error text.
-type limitedBuffer struct{ bytes.Buffer }
-
-const outputKept = 4 << 10
-
-func (b *limitedBuffer) Write(p []byte) (int, error) {
-	if room := outputKept - b.Len(); room > 0 {
-		b.Buffer.Write(p[:min(room, len(p))])
-	}
-	return len(p), nil
+	return hook.Inside(ctx, spec, "createContainer", h.CreateContainer, child.Pid, c.state(specs.StateCreating))
 }

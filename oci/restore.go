@@ -15,6 +15,7 @@ import (
 
 	"podstead/cgroup"
 	"podstead/oci/criu"
+	"podstead/oci/hook"
 	"podstead/oci/launch"
 	"podstead/sys"
 )
@@ -233,10 +234,10 @@ func (c *container) restoreHooks(ctx context.Context, spec *specs.Spec, pid int)
 	at := c.state(specs.StateCreating)
 	at.Pid = pid
 	//nolint:staticcheck // prestart is deprecated, but widely used
-	if err := runHooks(ctx, "prestart", spec.Hooks.Prestart, at); err != nil {
+	if err := hook.Run(ctx, "prestart", spec.Hooks.Prestart, at); err != nil {
 		return err
 	}
-	return runHooks(ctx, "createRuntime", spec.Hooks.CreateRuntime, at)
+	return hook.Run(ctx, "createRuntime", spec.Hooks.CreateRuntime, at)
 }
 
 // restored records the process and tells everybody of it.
@@ -263,7 +264,7 @@ func (c *container) restored(ctx context.Context, spec *specs.Spec, p *restored,
 	if spec.Hooks == nil {
 		return nil
 	}
-	return runHooks(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning))
+	return hook.Run(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning))
 }
 
 // RunRestored restores a container in the foreground, as Run runs one.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"podstead/oci/hook"
 	"podstead/oci/launch"
 	"podstead/sys"
 )
@@ -35,7 +36,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	if spec.Hooks == nil {
 		return nil
 	}
-	if err := runHooks(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
+	if err := hook.Run(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
 		return fmt.Errorf("start container %s: %w", id, errors.Join(err, c.group().Kill(ctx)))
 	}
 	return nil

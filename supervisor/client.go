@@ -133,6 +133,7 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 		Stdin:     l.Stdin,
 		StdinOnce: l.StdinOnce,
 		Start:     l.Start,
+		Hooks:     l.Hooks != nil,
 	}
 	files := append([]*os.File(nil), l.Files...)
 	for i, f := range []*os.File{l.Stdio.Stdin, l.Stdio.Stdout, l.Stdio.Stderr} {
@@ -145,6 +146,9 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 		req.Stdio[i] = true
 		f.Fd() // makes the open file block, as programs expect of their stdio
 		files = append(files, f)
+	}
+	if req.Hooks {
+		files = append(files, l.Hooks)
 	}
 	var h protocol.Handle
 	fds, err := c.ask(ctx, protocol.Launch, req, &h, files...)

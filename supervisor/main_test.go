@@ -121,7 +121,7 @@ func (forker) Adopt(program []byte, f *daemon.Forked) (daemon.Child, error) {
 
 // Fork forks a shell that waits for its start, or was started. The terminal is
 // made by the program's first word being "tty".
-func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*daemon.Forked, error) {
+func (forker) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (*daemon.Forked, error) {
 	args := strings.Split(string(program), "\x00")
 	if args[0] == "fail" {
 		return nil, fmt.Errorf("step 3: %s: %w", args[1], syscall.ENOSPC)
@@ -147,7 +147,7 @@ func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio, start b
 	}
 	defer null.Close()
 	attr := &syscall.SysProcAttr{}
-	std := []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}
+	std := []*os.File{opt.Stdio.Stdin, opt.Stdio.Stdout, opt.Stdio.Stderr}
 	if args[0] == "tty" {
 		args = args[1:]
 		master, slave, err := openPty()
@@ -178,7 +178,7 @@ func (forker) Fork(program []byte, files []*os.File, stdio launch.Stdio, start b
 	stat, _ := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	f.StartTicks, _ = strconv.ParseUint(string(fields[19]), 10, 64)
-	if start {
+	if opt.Start {
 		err = f.Child.Start()
 		f.Child, f.Control = nil, nil
 	}

@@ -60,7 +60,15 @@ type Launch struct {
 	Stdin, StdinOnce bool
 	// Start runs the process at once; otherwise it waits for Client.Start.
 	Start bool
+	// Hooks is one end of a seqpacket pair of sockets, for a program that stops
+	// at launch.PointCreated. At that point the process's pid comes out of the
+	// other end, as a decimal number, and the launch waits for an answer: nothing
+	// but HooksDone lets it go on, anything else is why it fails.
+	Hooks *os.File
 }
+
+// HooksDone is the answer of who has run a launch's hooks.
+const HooksDone = protocol.HooksDone
 
 // State of a process.
 type State = protocol.State

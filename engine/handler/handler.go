@@ -119,11 +119,17 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 	}
 	o := b.options(c)
 	o.Filter = filter
+	if o.Hooks, err = hooksOf(c.Spec); err != nil {
+		return supervisor.Process{}, err
+	}
 	p, err := launch.Compile(c.Spec, o)
 	if err != nil {
 		return supervisor.Process{}, err
 	}
 	l := supervisor.Launch{ID: c.ID, Program: p, Logged: true, Log: c.Log, Stdin: c.Stdin, StdinOnce: c.StdinOnce}
+	if o.Hooks {
+		return b.launchWithHooks(ctx, l, c)
+	}
 	proc, _, err := b.launch(ctx, l, nil)
 	return proc, err
 }

@@ -1,10 +1,14 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
+	"io"
 	"os"
+	"strconv"
 
 	"podstead/oci/launch"
+	"podstead/supervisor/internal/protocol"
 )
 
 // Child is a forked process that waits for its start. Either Start or Abandon
@@ -33,7 +37,7 @@ type Forked struct {
 type Forker interface {
 	// Fork makes a child that waits for its start, or starts it at once, which
 	// saves waking up twice.
-	Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*Forked, error)
+	Fork(program []byte, files []*os.File, opt launch.ForkOptions) (*Forked, error)
 	// Adopt makes a Child of one that was forked before an upgrade; of f, Pid,
 	// StartTicks, Pidfd and Control are set.
 	Adopt(program []byte, f *Forked) (Child, error)
@@ -43,12 +47,12 @@ type Forker interface {
 type Programs struct{}
 
 // Fork forks by package launch.
-func (Programs) Fork(program []byte, files []*os.File, stdio launch.Stdio, start bool) (*Forked, error) {
+func (Programs) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (*Forked, error) {
 	var p launch.Program
 	if err := p.UnmarshalBinary(program); err != nil {
 		return nil, fmt.Errorf("decode launch program: %w", err)
 	}
-	c, err := launch.ForkWith(&p, files, launch.ForkOptions{Stdio: stdio, Start: start})
+	c, err := launch.ForkWith(&p, files, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -59,7 +63,7 @@ func (Programs) Fork(program []byte, files []*os.File, stdio launch.Stdio, start
 		Console:    c.Console,
 		Warnings:   c.Warnings,
 	}
-	if !start {
+	if !opt.Start {
 		f.Child, f.Control = c, c.Control
 	}
 	return f, nil
@@ -73,3 +77,31 @@ func (Programs) Adopt(program []byte, f *Forked) (Child, error) {
 	}
 	return launch.Adopt(p, f.Pid, f.StartTicks, f.Pidfd, f.Control), nil
 }
+
+// hooksBy lets who asked for a launch run the hooks of its specification, while
+// the child waits: this program runs nobody's programs but containers. What
+// asked may be gone; then the launch has failed.
+func hooksBy(who *os.File) func(*launch.Child, launch.Point) error {
+	return func(c *launch.Child, at launch.Point) error {
+		if at != launch.PointCreated {
+			return fmt.Errorf("hooks: point %d is not expected", at)
+		}
+		if _, err := who.WriteString(strconv.Itoa(c.Pid)); err != nil {
+			return fmt.Errorf("hooks: %w", err)
+		}
+		answer := make([]byte, maxHookAnswer)
+		n, err := who.Read(answer)
+		switch {
+		case err == io.EOF:
+			return errors.New("hooks: whoever runs them is gone")
+		case err != nil:
+			return fmt.Errorf("hooks: %w", err)
+		case string(answer[:n]) != protocol.HooksDone:
+			return errors.New(string(answer[:n]))
+		}
+		return nil
+	}
+}
+
+// maxHookAnswer bounds what is said of a hook that failed.
+const maxHookAnswer = 8 << 10

@@ -92,6 +92,11 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	}()
 	var ends [3]*os.File
 	slots := len(files)
+	opt := launch.ForkOptions{Start: req.Start}
+	if req.Hooks && slots > 0 {
+		slots--
+		opt.AtPoint = hooksBy(files[slots])
+	}
 	for i := 2; i >= 0; i-- {
 		if req.Stdio[i] && slots > 0 {
 			slots--
@@ -117,7 +122,8 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 			}
 		}
 	}
-	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]}, req.Start)
+	opt.Stdio = launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]}
+	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], opt)
 	if err != nil {
 		return err
 	}

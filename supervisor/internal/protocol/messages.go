@@ -59,7 +59,11 @@ type LaunchRequest struct {
 	Logged           bool // the supervisor makes the stdio
 	Stdin, StdinOnce bool
 	Start            bool
+	Hooks            bool // one more descriptor: who runs the hooks, see Launch.Hooks
 }
+
+// HooksDone is what lets a launch that waits for its hooks go on.
+const HooksDone = "done"
 
 // Code codes the fields.
 func (l *LaunchRequest) Code(c *Coder) {
@@ -74,6 +78,7 @@ func (l *LaunchRequest) Code(c *Coder) {
 	c.Bool(&l.Stdin)
 	c.Bool(&l.StdinOnce)
 	c.Bool(&l.Start)
+	c.Bool(&l.Hooks)
 }
 
 // HandleKind says what the descriptors beside a process are, in this order.

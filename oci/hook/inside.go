@@ -1,4 +1,4 @@
-package oci
+package hook
 
 import (
 	"context"
@@ -18,32 +18,13 @@ import (
 	"podstead/sys"
 )
 
-// hooksAt runs the hooks whose moment has come, while the container's process
-// waits.
-func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch.Child, at launch.Point) error {
-	h := spec.Hooks
-	if at == launch.PointStart {
-		return c.runInside(ctx, spec, "startContainer", h.StartContainer, child.Pid, specs.StateCreated)
-	}
-	state := c.state(specs.StateCreating)
-	state.Pid = child.Pid
-	//nolint:staticcheck // prestart is deprecated, but widely used
-	if err := runHooks(ctx, "prestart", h.Prestart, state); err != nil {
-		return err
-	}
-	if err := runHooks(ctx, "createRuntime", h.CreateRuntime, state); err != nil {
-		return err
-	}
-	return c.runInside(ctx, spec, "createContainer", h.CreateContainer, child.Pid, specs.StateCreating)
-}
-
-// runInside runs hooks in the namespaces that the process has.
-func (c *container) runInside(ctx context.Context, spec *specs.Spec, kind string, hooks []specs.Hook, pid int, status specs.ContainerState) error {
+// Inside runs hooks in the namespaces that a process has. In the state that they
+// get, the pid is that of the process's own pid namespace.
+func Inside(ctx context.Context, spec *specs.Spec, kind string, hooks []specs.Hook, pid int, state specs.State) error {
+	state.Pid = pidInside(pid)
 	for i, h := range hooks {
-		state := c.state(status)
-		state.Pid = pidInside(pid)
-		if out, err := c.runHookInside(ctx, spec, h, pid, state); err != nil {
-			return hookError(kind, i, h, err, out)
+		if out, err := runInside(ctx, spec, h, pid, state); err != nil {
+			return Error(kind, i, h, err, out)
 		}
 	}
 	return nil
@@ -66,7 +47,7 @@ func pidInside(pid int) int {
 	return pid
 }
 
-func (c *container) runHookInside(ctx context.Context, spec *specs.Spec, h specs.Hook, pid int, state specs.State) (output []byte, err error) {
+func runInside(ctx context.Context, spec *specs.Spec, h specs.Hook, pid int, state specs.State) (output []byte, err error) {
 	input, err := json.Marshal(state)
 	if err != nil {
 		return nil, err
@@ -76,7 +57,7 @@ func (c *container) runHookInside(ctx context.Context, spec *specs.Spec, h specs
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
 		defer cancel()
 	}
-	p, err := launch.CompileHook(spec, h.Path, h, launch.ExecOptions{ID: c.ID, Pid: pid})
+	p, err := launch.CompileHook(spec, h.Path, h, launch.ExecOptions{ID: state.ID, Pid: pid})
 	if err != nil {
 		return nil, err
 	}
