@@ -28,9 +28,12 @@ import (
 	"path/filepath"
 	"sync"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"podstead/agent/client"
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/image"
+	"podstead/agent/internal/imagegc"
 	"podstead/agent/internal/source"
 	"podstead/cgroup"
 	"podstead/cri"
@@ -73,6 +76,7 @@ type Agent struct {
 	decoder *source.Decoder
 	applied *source.Applied
 	binder  *source.Binder
+	images  *imagegc.Collector
 	node    *node
 	board   *board
 
@@ -134,8 +138,26 @@ func New(cfg Config) (*Agent, error) {
 	}
 	a.node.board = a.board
 	a.node.puller = image.New(cfg.Runtime)
+	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: imagegc.DefaultPolicy(), Named: a.namedImages, Log: cfg.Log}
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
 	return a, nil
+}
+
+// namedImages are the images that pods of this node name.
+func (a *Agent) namedImages() (names []string) {
+	for _, pod := range a.board.list() {
+		for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+			for _, c := range list {
+				names = append(names, c.Image)
+			}
+		}
+		for _, v := range pod.Spec.Volumes {
+			if v.Image != nil {
+				names = append(names, v.Image.Reference)
+			}
+		}
+	}
+	return names
 }
 
 // Run reconciles until ctx ends. Pods go on running then.

@@ -79,6 +79,9 @@ func (b backend) Problems(ctx context.Context) (list []client.Problem, err error
 			list = append(list, client.Problem{Source: p.Source, Message: p.Message, Since: p.Since, Kept: p.Kept})
 		}
 	})
+	if p := b.a.images.Problem(); p.Message != "" {
+		list = append(list, client.Problem{Source: "images", Message: p.Message, Since: p.Since})
+	}
 	return list, err
 }
 

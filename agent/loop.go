@@ -32,6 +32,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.follow(ctx)
 	a.awaitDescribed(ctx)
 	defer a.serve(ctx)()
+	a.wg.Go(func() { a.images.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():

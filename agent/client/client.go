@@ -176,7 +176,8 @@ func (c *Client) Watch(ctx context.Context, namespace, name string, yield func(C
 	return lines(ctx, body, yield)
 }
 
-// Problems lists the manifests that could not be used.
+// Problems lists the manifests that could not be used, and what else is wrong
+// with the node.
 func (c *Client) Problems(ctx context.Context) ([]Problem, error) {
 	var list []Problem
 	return list, c.json(ctx, http.MethodGet, "/problems", nil, nil, &list)

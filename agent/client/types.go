@@ -20,7 +20,7 @@
 //	POST   /apply                YAML or JSON documents → ApplyResult
 //	POST   /delete?gracePeriodSeconds=   YAML or JSON documents → ApplyResult
 //	GET    /watch?namespace=&name=       stream of Change, a JSON object a line
-//	GET    /problems                     []Problem: manifests that could not be used
+//	GET    /problems                     []Problem: manifests that could not be used, an image disk that is full
 //	GET    /images                       []Image
 //	POST   /images/pull                  PullRequest → stream of PullUpdate, one a line
 //	POST   /images/load                  archive → LoadResult
@@ -98,7 +98,7 @@ type Change struct {
 
 // Problem is a manifest, or a document of one, that could not be used.
 type Problem struct {
-	Source  string    `json:"source"` // file name, or "api"
+	Source  string    `json:"source"` // file name, "api" or "images"
 	Message string    `json:"message"`
 	Since   time.Time `json:"since"`
 	// Kept is true if an earlier good version of the file stays in force.
