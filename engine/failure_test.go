@@ -19,7 +19,7 @@ import (
 // TestSandboxFailsWhole makes RunPodSandbox fail at one step after the other:
 // the error names the cause, nothing is left, and the same name works at once.
 func TestSandboxFailsWhole(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	ctx := context.Background()
 	holder := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) {
 		c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 8123, ContainerPort: 80}}
@@ -74,7 +74,7 @@ func TestSandboxFailsWhole(t *testing.T) {
 
 // TestContainerFailsWhole does the same with CreateContainer.
 func TestContainerFailsWhole(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	ctx := context.Background()
 	pod := n.run(n.pod())
 	file := filepath.Join(t.TempDir(), "file")
@@ -148,7 +148,7 @@ func TestContainerFailsWhole(t *testing.T) {
 }
 
 func TestStartFailureIsAnExit(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	ctx := context.Background()
 	// It can be executed by its mode, and then the kernel does not know its format.
 	program := filepath.Join(t.TempDir(), "program")
@@ -172,7 +172,7 @@ func TestStartFailureIsAnExit(t *testing.T) {
 // TestRetryGetsTheResult gives up on a request before it is done: the work goes
 // on, and asking again returns its result; a third time is AlreadyExists.
 func TestRetryGetsTheResult(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()
 	ctx := context.Background()
@@ -220,7 +220,7 @@ func TestRetryGetsTheResult(t *testing.T) {
 // TestOneStuckContainer blocks one container in a stop that takes for ever;
 // everything else goes on.
 func TestOneStuckContainer(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	ctx := context.Background()
 	pod := n.run(n.pod())
 	stubborn := n.begin(pod, n.script(`trap '' TERM; echo ready; while :; do sleep 1000; done`))
@@ -265,7 +265,7 @@ func TestOneStuckContainer(t *testing.T) {
 // TestExecOfACallerWhoLeft gives up on an exec before it is launched: nothing
 // of it runs in the end.
 func TestExecOfACallerWhoLeft(t *testing.T) {
-	n := newNode(t)
+	n := newNodeWithSlots(t, 0)
 	c := n.ready(n.begin(n.run(n.pod()), n.script(forever)))
 	gone, cancel := context.WithCancel(context.Background())
 	cancel()

@@ -42,7 +42,7 @@ func (p parts) open(log *slog.Logger, client *supervisor.Client) (Config, error)
 	}
 	net, err := network.New(network.Config{
 		Name: "ptest0", StateDir: p.Network, RunDir: p.NetworkRun,
-		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Log: log,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Slots: 4, Log: log,
 	})
 	return Config{
 		StateDir: p.Engine, RunDir: p.EngineRun, ImageDir: p.Images, Images: images, Network: net,

@@ -78,6 +78,13 @@ const testImage = "test.local/busybox:1"
 // is checked.
 func newNode(t testing.TB) *node {
 	t.Helper()
+	return newNodeWithSlots(t, 4)
+}
+
+// newNodeWithSlots starts a node that keeps so many networks ready, which come and
+// go in the background.
+func newNodeWithSlots(t testing.TB, slots int) *node {
+	t.Helper()
 	testhost.Require(t)
 	bin, err := supervisorBinary()
 	if err != nil {
@@ -114,7 +121,7 @@ func newNode(t testing.TB) *node {
 	n.networkState, n.networkRun = filepath.Join(state, "network"), filepath.Join(run, "network")
 	n.net, err = network.New(network.Config{
 		Name: "ptest0", StateDir: n.networkState, RunDir: n.networkRun,
-		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Log: n.cfg.Log,
+		Subnets: []netip.Prefix{netip.MustParsePrefix("10.88.0.0/16"), netip.MustParsePrefix("fd00:88::/64")}, Slots: slots, Log: n.cfg.Log,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -165,7 +165,14 @@ func (e *Engine) makeNamespaces(ctx context.Context, s *sandbox, h handler.Handl
 	}
 	var kinds []string
 	if !rec.hostNetwork() {
-		kinds = append(kinds, sys.NetNamespace, sys.UTSNamespace)
+		made, err := e.cfg.Network.Namespace(s.id, e.netnsPath(&rec))
+		if err != nil {
+			return err
+		}
+		if !made {
+			kinds = append(kinds, sys.NetNamespace)
+		}
+		kinds = append(kinds, sys.UTSNamespace)
 	}
 	if !rec.hostIPC() {
 		kinds = append(kinds, sys.IPCNamespace)

@@ -28,6 +28,7 @@ type builtin struct {
 	leases *leases
 	bootID string
 	host   *shared.Host
+	slots  *slots
 
 	// hostMu is held while the host's side is looked at or put in order.
 	hostMu    sync.Mutex
@@ -202,7 +203,8 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
-	l, err := b.allocate(pod, ports, wanted)
+	slot := b.slots.take(pod.ID, pod.Netns)
+	l, err := b.allocate(pod, ports, wanted, slot)
 	if err != nil {
 		return nil, err
 	}
@@ -212,14 +214,31 @@ func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
 		return nil, err
 	}
 	undo.Add("disconnect", func(ctx context.Context) error { return b.teardown(ctx, l) })
-	if err := b.bridge.Attach(b.port(l), pod.Netns); err != nil {
+	if err := b.attach(l, slot != nil); err != nil {
 		return nil, err
 	}
 	undo.Add("remove "+l.Link, func(context.Context) error { return b.bridge.Remove(l.Link) })
 	if err := b.complete(l); err != nil {
 		return nil, err
 	}
+	b.slots.resume()
 	return l, nil
+}
+
+// attach connects the pod's namespace, or if a slot has made it so, makes the
+// slot's link the pod's.
+func (b *builtin) attach(l *lease, made bool) error {
+	if made {
+		adopted, err := b.bridge.Adopt(b.port(l))
+		if err != nil || adopted {
+			return err
+		}
+		// The bridge is another one meanwhile.
+		if err := b.bridge.Remove(l.Link); err != nil {
+			return err
+		}
+	}
+	return b.bridge.Attach(b.port(l), l.Netns)
 }
 
 // complete does what comes after a pod's link. It can be repeated.
@@ -274,26 +293,62 @@ func (b *builtin) port(l *lease) bridge.Port {
 	return bridge.Port{Name: l.Link, Alias: fmt.Sprintf("pod %s/%s %s", l.Namespace, l.Name, l.PodID), Addrs: l.IPs}
 }
 
-// allocate gives the pod addresses and host ports, in memory.
-func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted []netip.Addr) (*lease, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	if err := b.ports.take(ports, pod.ID, pod.String()); err != nil {
-		return nil, err
-	}
-	ips := wanted
-	if len(wanted) != len(b.subnets) || b.pool.Take(wanted) != nil {
-		var err error
-		if ips, err = b.pool.Get(); err != nil {
-			b.ports.release(ports, pod.ID)
+// allocate gives the pod addresses and host ports, in memory: those of its slot,
+// if it has one, or those that it wants, if it can have them. A slot that it does
+// not get is ended.
+func (b *builtin) allocate(pod Pod, ports []PortMapping, wanted []netip.Addr, slot *slot) (_ *lease, err error) {
+	if slot != nil && wanted != nil {
+		if err := b.slots.end(slot); err != nil {
 			return nil, err
 		}
+		slot = nil
 	}
-	return &lease{
+	l := &lease{
 		Version: leaseVersion, PodID: pod.ID, Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
-		Netns: pod.Netns, BootID: b.bootID, Created: time.Now().UTC(),
-		IPs: ips, Ports: ports, Link: newLinkName(),
-	}, nil
+		Netns: pod.Netns, BootID: b.bootID, Created: time.Now().UTC(), Ports: ports, Link: newLinkName(),
+	}
+	b.mu.Lock()
+	err = b.ports.take(ports, pod.ID, pod.String())
+	b.mu.Unlock()
+	if err == nil && slot != nil {
+		l.IPs, l.Link = slot.ips, slot.link
+		return l, nil
+	}
+	if err == nil {
+		if l.IPs, err = b.address(wanted); err == nil {
+			return l, nil
+		}
+		b.mu.Lock()
+		b.ports.release(ports, pod.ID)
+		b.mu.Unlock()
+	}
+	if slot != nil {
+		err = errors.Join(err, b.slots.end(slot))
+	}
+	return nil, err
+}
+
+// address returns what is wanted or, failing that, other addresses. Those that
+// are kept ready for others come last.
+func (b *builtin) address(wanted []netip.Addr) ([]netip.Addr, error) {
+	get := func() ([]netip.Addr, error) {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		if len(wanted) == len(b.subnets) && b.pool.Take(wanted) == nil {
+			return wanted, nil
+		}
+		return b.pool.Get()
+	}
+	ips, err := get()
+	if full := new(ipam.ExhaustedError); errors.As(err, &full) {
+		resume, serr := b.slots.stop()
+		if serr != nil {
+			return nil, errors.Join(err, serr)
+		}
+		defer resume()
+		return get()
+	}
+	return ips, err
 }
 
 // newLinkName is never that of a pair which is about to end.
@@ -358,6 +413,13 @@ func (b *builtin) warnIgnored(pod Pod) {
 	}
 }
 
+// connecting tells whether pods are being connected.
+func (b *builtin) connecting() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.setups > 0
+}
+
 // busy tells whether pods are connected or about to be.
 func (b *builtin) busy() bool {
 	b.mu.Lock()
@@ -415,15 +477,15 @@ func (b *builtin) reconcile() error {
 	if err != nil {
 		return err
 	}
-	live := b.live()
-	for _, name := range ports {
-		if slices.ContainsFunc(live, func(l *lease) bool { return l.Link == name }) {
-			continue
-		}
-		b.log.Info("remove a link that no pod has", "link", name)
-		if err := b.bridge.Remove(name); err != nil {
-			return err
-		}
+	live, ready := b.live(), b.slots.links()
+	ports = slices.DeleteFunc(ports, func(name string) bool {
+		return ready[name] || slices.ContainsFunc(live, func(l *lease) bool { return l.Link == name })
+	})
+	if len(ports) > 0 {
+		b.log.Info("remove links that no pod has", "links", ports)
+	}
+	if err := b.bridge.RemoveAll(ports); err != nil {
+		return err
 	}
 	if err := b.bridge.RemoveStrayIFBs(); err != nil {
 		return err

@@ -44,6 +44,9 @@ func (b *builtin) prepareLocked() error {
 	if created {
 		b.log.Info("bridge created", "bridge", b.cfg.Name, "subnet", ipam.Join(b.subnets))
 		b.warnForward()
+		if err := b.slots.drop(); err != nil { // they were ports of another bridge
+			return err
+		}
 	}
 	if b.tableMade {
 		if exists, err := b.table.Exists(); err != nil || exists {

@@ -33,7 +33,7 @@ func runVictim() int {
 
 func (v victimConfig) run() error {
 	ctx := context.Background()
-	n, err := New(Config{Name: v.Name, StateDir: v.StateDir, HostDir: v.HostDir})
+	n, err := New(Config{Name: v.Name, StateDir: v.StateDir, HostDir: v.HostDir, Slots: 2})
 	if err != nil {
 		return err
 	}
@@ -61,7 +61,8 @@ func (v victimConfig) run() error {
 func TestKilledAtAnyMoment(t *testing.T) {
 	newLab(t)
 	cfg := newConfig(t, "podtest0")
-	before := hostState(t)
+	cfg.Slots = 2
+	before, linksBefore := hostState(t), links(t)
 	pods := []Pod{
 		testPod(t, "a", PortMapping{HostPort: 8080, ContainerPort: 80}, PortMapping{HostIP: hostIP, HostPort: 9090, ContainerPort: 80}),
 		testPod(t, "b", PortMapping{Protocol: "UDP", HostPort: 5353, ContainerPort: 53}),
@@ -84,6 +85,8 @@ func TestKilledAtAnyMoment(t *testing.T) {
 			must(t, again.Reconcile(bg, []string{pods[0].ID}))
 			setup(t, again, pods[0])
 			teardown(t, again, pods[0])
+			_, err := again.slots.stop()
+			must(t, err)
 			checkEmpty(t, again)
 		}
 		must(t, again.Close())
@@ -96,6 +99,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	expect(t, "", "tcp", "127.0.0.1:8080", "a sees "+ip.Prev().String())
 	teardown(t, last, pods[0])
 	must(t, last.Destroy(bg))
+	waitFor(t, func() bool { return links(t) <= linksBefore })
 	if after := hostState(t); after != before {
 		t.Errorf("host is not as before:\n%s\nbut:\n%s", before, after)
 	}

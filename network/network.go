@@ -57,6 +57,9 @@ type Config struct {
 	// CNICacheDirs are libcni's caches of other runtimes on this host, which tell
 	// what of a network they have. libcni's usual one if nil.
 	CNICacheDirs []string
+	// Slots is how many namespaces the built-in network keeps connected ahead of
+	// time, from the first pod on; see Namespace.
+	Slots int
 	// HostDir is where the instances of a host agree on subnets and on IP
 	// forwarding; it should be on a tmpfs, and the same for all of them.
 	// "/run/podstead-network" if empty.
@@ -103,6 +106,7 @@ type Network struct {
 	pods    keyedMutex // by pod ID: Setup and Teardown of one pod wait for each other
 	builtin *builtin
 	plugins *plugins
+	slots   *slots
 
 	// What nobody waits for runs under life, which ends with Close.
 	life   context.Context
@@ -148,14 +152,34 @@ func New(cfg Config) (*Network, error) {
 	n.life, n.end = context.WithCancel(context.Background())
 	n.plugins = newPlugins(cfg, leases, b, n.later)
 	n.plugins.subnets = clusters
+	n.slots = newSlots(cfg.Slots, b, n.usesBuiltin, n.later)
+	b.slots = n.slots
 	return n, nil
 }
 
-// later runs f while others go on. It is told of Close by its context.
-func (n *Network) later(f func(context.Context)) {
-	if n.life.Err() == nil {
-		n.worker.Go(func() { f(n.life) })
+// later runs f while others go on, and reports whether it does. f is told of
+// Close by its context.
+func (n *Network) later(f func(context.Context)) bool {
+	if n.life.Err() != nil {
+		return false
 	}
+	n.worker.Go(func() { f(n.life) })
+	return true
+}
+
+// usesBuiltin tells whether new pods are connected by the built-in network.
+func (n *Network) usesBuiltin() bool {
+	lists, err := n.plugins.current()
+	return err == nil && len(lists) == 0
+}
+
+// Namespace binds a network namespace that is connected already to path, where no
+// file may be, and reports whether there was one; else the caller makes one. Setup
+// of this pod with this path then has little left to do, and Teardown gives back
+// what Setup never got.
+func (n *Network) Namespace(podID, path string) (bool, error) {
+	defer n.pods.lock(podID)()
+	return n.slots.claim(podID, path)
 }
 
 // Setup connects the pod: loopback up, interface eth0, address, route, ports.
@@ -166,6 +190,7 @@ func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) {
 	if err := checkPod(pod); err != nil {
 		return Result{}, err
 	}
+	defer n.slots.fill()
 	defer n.pods.lock(pod.ID)()
 	if err := ctx.Err(); err != nil {
 		return Result{}, err
@@ -180,6 +205,9 @@ func (n *Network) Setup(ctx context.Context, pod Pod) (Result, error) {
 // connect lets the built-in network or plugins connect a pod: those that
 // connected it before, else those that are to connect new ones.
 func (n *Network) connect(ctx context.Context, pod Pod) (*lease, error) {
+	if n.slots.has(pod.ID, pod.Netns) {
+		return n.builtin.setup(ctx, pod)
+	}
 	lists, err := n.plugins.current()
 	if err != nil {
 		return nil, err
@@ -218,7 +246,11 @@ func checkPod(pod Pod) error {
 // Teardown undoes Setup; it is repeatable and works when the namespace is gone.
 // The pod's interface ends with its namespace, but reaches nothing any more.
 func (n *Network) Teardown(ctx context.Context, pod Pod) error {
+	defer n.slots.fill()
 	defer n.pods.lock(pod.ID)()
+	if err := n.slots.giveBack(pod.ID); err != nil {
+		return fmt.Errorf("disconnect pod %s: %w", pod.ID, err)
+	}
 	l := n.leases.get(pod.ID)
 	if l == nil {
 		return nil
@@ -242,9 +274,12 @@ func (n *Network) teardown(ctx context.Context, l *lease) error {
 // network takes it if it is free to: Config.Subnets is not set and no pod is
 // connected.
 func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
-	if err := n.builtin.setSubnets(subnets); err != nil {
+	// Their addresses are of the former subnets.
+	resume, err := n.slots.stop()
+	if err = errors.Join(err, n.builtin.setSubnets(subnets)); err != nil {
 		return err
 	}
+	resume()
 	n.plugins.mu.Lock()
 	n.plugins.subnets = slices.Clone(subnets)
 	n.plugins.mu.Unlock()
@@ -271,6 +306,11 @@ func (n *Network) HasPlugins() bool {
 // Reconcile tears down every lease whose pod is not in live, and brings the
 // kernel back to what the others say. Called at start.
 func (n *Network) Reconcile(ctx context.Context, live []string) error {
+	resume, err := n.slots.stop()
+	if err != nil {
+		return err
+	}
+	defer func() { resume() }()
 	stale := slices.DeleteFunc(n.leases.all(), func(l *lease) bool { return slices.Contains(live, l.PodID) })
 	errs := make([]error, len(stale))
 	var gone errgroup.Group
@@ -281,6 +321,9 @@ func (n *Network) Reconcile(ctx context.Context, live []string) error {
 	}
 	gone.Wait()
 	errs = append(errs, n.builtin.reconcile(), n.plugins.reconcile(ctx))
+	if len(n.builtin.live()) > 0 {
+		resume = n.slots.resume
+	}
 	return errors.Join(errs...)
 }
 
@@ -318,7 +361,8 @@ func (n *Network) Ready() error {
 func (n *Network) Close() error {
 	n.end()
 	n.worker.Wait()
-	return n.builtin.close()
+	_, err := n.slots.stop()
+	return errors.Join(err, n.builtin.close())
 }
 
 // Destroy removes bridge, table, routes and files, and restores what was
@@ -330,6 +374,9 @@ func (n *Network) Destroy(ctx context.Context) error {
 			names[i] = l.Namespace + "/" + l.Name
 		}
 		return fmt.Errorf("network still has pods: %s", strings.Join(names, ", "))
+	}
+	if _, err := n.slots.stop(); err != nil {
+		return err
 	}
 	if err := errors.Join(n.builtin.destroy(), n.plugins.destroy()); err != nil {
 		return err

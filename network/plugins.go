@@ -28,7 +28,7 @@ type plugins struct {
 	run    *cni.Plugins
 	host   *shared.Host
 	enroll func() error // makes this instance known to others on the host
-	later  func(func(context.Context))
+	later  func(func(context.Context)) bool
 
 	// collecting is held for writing while plugins collect garbage: what is
 	// attached meanwhile would not be in the list of what is valid.
@@ -49,7 +49,7 @@ type attachment struct {
 	cni.Attachment
 }
 
-func newPlugins(cfg Config, all *leases, b *builtin, later func(func(context.Context))) *plugins {
+func newPlugins(cfg Config, all *leases, b *builtin, later func(func(context.Context)) bool) *plugins {
 	p := &plugins{cfg: cfg, log: cfg.Log, leases: all, bootID: b.bootID, host: b.host, enroll: b.enroll, later: later}
 	p.run = cni.New(cfg.CNIBinDirs, cacheDir(cfg.StateDir))
 	return p

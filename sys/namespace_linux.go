@@ -81,18 +81,46 @@ func newNamespaces(dir string, kinds []string, flags int, setup func() error) (e
 	}()
 	for _, k := range kinds {
 		path := filepath.Join(dir, k)
-		f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
-		if err != nil {
+		if err := bindNamespace("/proc/thread-self/ns/"+k, path); err != nil {
 			return err
 		}
-		f.Close()
 		bound = append(bound, path)
-		if err := unix.Mount("/proc/thread-self/ns/"+k, path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind %s namespace to %s: %w", k, path, err)
-		}
 	}
 	return nil
 }
+
+// bindNamespace binds a namespace to a path where no file is yet.
+func bindNamespace(ns, path string) error {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_RDONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	f.Close()
+	if err := unix.Mount(ns, path, "", unix.MS_BIND, ""); err != nil {
+		return errors.Join(fmt.Errorf("bind namespace %s to %s: %w", ns, path, err), os.Remove(path))
+	}
+	return nil
+}
+
+// NewNetFile makes a network namespace that lives as long as the file, and so
+// no longer than the process, and whatever is in it.
+func NewNetFile() (ns *os.File, err error) {
+	err = OnDisposableThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return fmt.Errorf("unshare %s: %w", NetNamespace, err)
+		}
+		ns, err = os.Open("/proc/thread-self/ns/" + NetNamespace)
+		return err
+	})
+	return ns, err
+}
+
+// FilePath is a path by which this process can reach an open file.
+func FilePath(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
+
+// BindNamespace binds an open namespace to a path where no file is yet, so that
+// it lives until ReleaseNamespace.
+func BindNamespace(ns *os.File, path string) error { return bindNamespace(FilePath(ns), path) }
 
 // ReleaseNamespace undoes the binding of a namespace file. A file that is
 // missing or not a mount is no error.

@@ -255,7 +255,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 func (n *nodeOptions) openNetwork(c config.Network, log *slog.Logger) (*network.Network, error) {
 	cfg := network.Config{
 		Name: n.instance(), StateDir: filepath.Join(n.stateDir, "network"), RunDir: n.runDir,
-		CNIConfDir: c.CNIConfDir, CNIBinDirs: c.CNIBinDirs, CNINetworks: c.CNINetworks, Log: log,
+		CNIConfDir: c.CNIConfDir, CNIBinDirs: c.CNIBinDirs, CNINetworks: c.CNINetworks, Slots: c.ReadySlots, Log: log,
 	}
 	var err error
 	if cfg.Subnets, err = c.PodSubnets(); err != nil {

@@ -79,6 +79,9 @@ type Network struct {
 	// PodCIDR is that of the built-in network: one of IPv4, one of IPv6, or both
 	// separated by a comma. Empty: free ones.
 	PodCIDR string `json:"podCIDR,omitempty" reload:"restart"`
+	// ReadySlots is how many pod networks the built-in network keeps made ahead
+	// of time, once it has had a pod; 0: none.
+	ReadySlots int `json:"readySlots" reload:"restart"`
 }
 
 // Images says where images come from.
@@ -135,7 +138,7 @@ type NRI struct {
 // Default is what holds without a file.
 func Default() Config {
 	return Config{
-		Network: Network{CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}},
+		Network: Network{CNIConfDir: "/etc/cni/net.d", CNIBinDirs: []string{"/opt/cni/bin", "/usr/lib/cni"}, ReadySlots: 8},
 		Images: Images{
 			CertsDir: "/etc/containerd/certs.d", ParallelLayers: 3, StallTimeout: Duration{Duration: time.Minute},
 		},

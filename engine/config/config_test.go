@@ -21,7 +21,7 @@ handlers:
 - {name: kata, type: shim, configPath: /etc/kata.toml}
 - {name: own, type: builtin, containerAnnotations: ["*"]}
 defaultHandler: own
-network: {cniConfDir: /cni, cniBinDirs: [/a, /b], cniNetworks: [two], podCIDR: 10.1.0.0/16}
+network: {cniConfDir: /cni, cniBinDirs: [/a, /b], cniNetworks: [two], podCIDR: 10.1.0.0/16, readySlots: 3}
 images: {certsDir: "", pinned: ["x/y:*"], parallelLayers: 9, stallTimeout: 5s}
 streams: {address: "[::1]:0", idleTimeout: 1h, creationTimeout: 2m}
 logs: {maxBytes: 1Mi, maxFiles: 3}
@@ -41,7 +41,7 @@ func TestParse(t *testing.T) {
 			{Name: "own", Type: Builtin, ContainerAnnotations: []string{"*"}},
 		},
 		DefaultHandler: "own",
-		Network:        Network{CNIConfDir: "/cni", CNIBinDirs: []string{"/a", "/b"}, CNINetworks: []string{"two"}, PodCIDR: "10.1.0.0/16"},
+		Network:        Network{CNIConfDir: "/cni", CNIBinDirs: []string{"/a", "/b"}, CNINetworks: []string{"two"}, PodCIDR: "10.1.0.0/16", ReadySlots: 3},
 		Images:         Images{Pinned: []string{"x/y:*"}, ParallelLayers: 9, StallTimeout: Duration{Duration: 5 * time.Second}},
 		Streams:        Streams{Address: "[::1]:0", IdleTimeout: Duration{Duration: time.Hour}, CreationTimeout: Duration{Duration: 2 * time.Minute}},
 		Logs:           Logs{MaxBytes: Bytes{N: 1 << 20}, MaxFiles: 3},
@@ -85,6 +85,7 @@ func TestRefusedByName(t *testing.T) {
 		{"defaultHandler: runc", `defaultHandler: no handler has the name "runc"`},
 		{"network: {cniBinDirs: [bin]}", "network.cniBinDirs[0]: "},
 		{"network: {podCIDR: 10.0.0.1/8}", "network.podCIDR: 10.0.0.1/8 has bits beyond its prefix: want 10.0.0.0/8"},
+		{"network: {readySlots: -1}", "network.readySlots: -1 is not within 0 and 256"},
 		{"network: {podCIDR: x}", "network.podCIDR: "},
 		{"network: {podCIDR: \"10.0.0.0/24,10.1.0.0/24\"}", "network.podCIDR: 10.0.0.0/24,10.1.0.0/24: want one subnet of an address family"},
 		{"images: {parallelLayers: 0}", "images.parallelLayers: "},

@@ -78,6 +78,9 @@ func (h Handler) validate(at string, f *findings) {
 func (n Network) validate(f *findings) {
 	absolute("network.cniConfDir", n.CNIConfDir, f)
 	directories("network.cniBinDirs", n.CNIBinDirs, f)
+	if n.ReadySlots < 0 || n.ReadySlots > 256 {
+		f.add("network.readySlots", "%d is not within 0 and 256", n.ReadySlots)
+	}
 	if _, err := n.PodSubnets(); err != nil {
 		f.add("network.podCIDR", "%v", err)
 	}

@@ -227,10 +227,8 @@ func (b *Bridge) Destroy() error {
 	if err != nil {
 		return err
 	}
-	for _, p := range ports {
-		if err := b.Remove(p); err != nil {
-			return err
-		}
+	if err := b.RemoveAll(ports); err != nil {
+		return err
 	}
 	if err := b.nl.LinkDel(link); err != nil && !isNotFound(err) {
 		return fmt.Errorf("delete bridge %s: %w", b.name, err)

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -265,6 +266,25 @@ func (b *Bridge) Attached(p Port, netns string) (bool, error) {
 	return complete, err
 }
 
+// Adopt gives an attached port to another owner, and reports whether it is a port
+// of the bridge at all, and up.
+func (b *Bridge) Adopt(p Port) (bool, error) {
+	link, err := b.nl.LinkByName(p.Name)
+	if isNotFound(err) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look for %s: %w", p.Name, err)
+	}
+	if !b.isPort(link) || link.Attrs().OperState != netlink.OperUp {
+		return false, nil
+	}
+	if err := b.nl.LinkSetAlias(link, p.Alias); err != nil {
+		return false, fmt.Errorf("set alias of %s: %w", p.Name, err)
+	}
+	return true, nil
+}
+
 // Detach cuts a port off: nothing that the pod's end sends arrives any more. The
 // pair itself ends with the pod's namespace; waiting for the kernel to delete
 // it here would take tens of milliseconds. A port that is gone is no error.
@@ -273,6 +293,20 @@ func (b *Bridge) Detach(name string) error { return b.onPort(name, "set down", b
 // Remove deletes a port and waits until the kernel has done so. A port that is
 // gone is no error.
 func (b *Bridge) Remove(name string) error { return b.onPort(name, "delete", b.nl.LinkDel) }
+
+// RemoveAll is Remove for many ports at once: the kernel takes tens of
+// milliseconds for each, most of which it waits.
+func (b *Bridge) RemoveAll(names []string) error {
+	errs := make([]error, len(names))
+	var wg sync.WaitGroup
+	for i, name := range names {
+		wg.Go(func() {
+			errs[i] = onOwnSocket(func(h *netlink.Handle) error { return b.onPort(name, "delete", h.LinkDel) })
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
 
 // onPort does something to a port unless it is gone.
 func (b *Bridge) onPort(name, what string, do func(netlink.Link) error) error {
@@ -337,15 +371,21 @@ func loopbackUp(h *netlink.Handle) error {
 	return nil
 }
 
+// onOwnSocket runs f with a netlink socket of its own: requests on one socket
+// wait for each other.
+func onOwnSocket(f func(*netlink.Handle) error) error {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open netlink socket: %w", err)
+	}
+	defer h.Close()
+	return f(h)
+}
+
 // inNamespace runs f on a thread in the network namespace at the path netns,
 // with a netlink socket there.
 func inNamespace(netns string, f func(*netlink.Handle) error) error {
 	return sys.InNetNamespace(netns, func() error {
-		h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-		if err != nil {
-			return fmt.Errorf("open netlink socket in %s: %w", netns, err)
-		}
-		defer h.Close()
-		return f(h)
+		return onOwnSocket(f)
 	})
 }
