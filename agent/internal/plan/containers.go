@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -14,12 +15,30 @@ func Sidecar(c *corev1.Container) bool {
 	return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 }
 
-// policy is what governs one container's restarts: its own, or the pod's.
-func (p *planner) policy(c *corev1.Container) corev1.RestartPolicy {
-	if c.RestartPolicy != nil {
-		return corev1.RestartPolicy(*c.RestartPolicy)
+// Restarts tells whether a container is started again after it ended with a
+// code: as the first of its rules says that matches, else its own restart
+// policy, else the pod's. Failed is also who has vanished, whatever its code.
+func Restarts(pod *corev1.Pod, c *corev1.Container, code int32, failed bool) bool {
+	for _, r := range c.RestartPolicyRules {
+		if e := r.ExitCodes; e != nil && slices.Contains(e.Values, code) == (e.Operator == corev1.ContainerRestartRuleOnExitCodesOpIn) {
+			return r.Action == corev1.ContainerRestartRuleActionRestart
+		}
 	}
-	return p.in.Pod.Spec.RestartPolicy
+	policy := pod.Spec.RestartPolicy
+	if c.RestartPolicy != nil {
+		policy = corev1.RestartPolicy(*c.RestartPolicy)
+	}
+	switch policy {
+	case corev1.RestartPolicyNever:
+		return false
+	case corev1.RestartPolicyOnFailure:
+		return failed
+	}
+	return true
+}
+
+func (p *planner) restarts(spec *corev1.Container, c *observe.Container) bool {
+	return Restarts(p.in.Pod, spec, c.ExitCode, c.Failed())
 }
 
 // edited tells whether an instance was made from another definition.
@@ -31,16 +50,7 @@ func (p *planner) edited(c *observe.Container) bool {
 // ended tells whether a dead instance is the container's last: nothing in
 // policy or definition asks for another.
 func (p *planner) ended(spec *corev1.Container, c *observe.Container) bool {
-	if c == nil || !c.Dead() || p.edited(c) {
-		return false
-	}
-	switch p.policy(spec) {
-	case corev1.RestartPolicyNever:
-		return true
-	case corev1.RestartPolicyOnFailure:
-		return !c.Failed()
-	}
-	return false
+	return c != nil && c.Dead() && !p.edited(c) && !p.restarts(spec, c)
 }
 
 // finished tells whether the pod has run to its end: all its containers have
@@ -65,7 +75,7 @@ func (p *planner) initFailed() bool {
 	for i := range p.in.Pod.Spec.InitContainers {
 		spec := &p.in.Pod.Spec.InitContainers[i]
 		c := p.in.Seen.Latest(spec.Name)
-		if c != nil && !Sidecar(spec) && c.Failed() && !p.edited(c) && p.policy(spec) == corev1.RestartPolicyNever {
+		if c != nil && !Sidecar(spec) && c.Failed() && !p.edited(c) && !p.restarts(spec, c) {
 			return true
 		}
 	}

@@ -38,6 +38,20 @@ func policy(r corev1.RestartPolicy) func(*corev1.Pod) {
 	return func(p *corev1.Pod) { p.Spec.RestartPolicy = r }
 }
 
+// rule gives container a a rule, and the policy Never.
+func rule(operator string, code int32) func(*corev1.Pod) {
+	return func(p *corev1.Pod) {
+		own := corev1.ContainerRestartPolicyNever
+		p.Spec.Containers[0].RestartPolicy = &own
+		p.Spec.Containers[0].RestartPolicyRules = []corev1.ContainerRestartRule{{
+			Action: corev1.ContainerRestartRuleActionRestart,
+			ExitCodes: &corev1.ContainerRestartRuleOnExitCodes{
+				Operator: corev1.ContainerRestartRuleOnExitCodesOperator(operator), Values: []int32{code},
+			},
+		}}
+	}
+}
+
 // inits adds init containers; "s!" is a sidecar.
 func inits(names ...string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
@@ -159,6 +173,9 @@ func TestNext(t *testing.T) {
 		{"unknown end, OnFailure", in(web(onFailure), with(died("a", 0, 0), func(c *observe.Container) { c.State = observe.Unknown }), runs("b")), "start a"},
 		{"all ended, Never", in(web(never), died("a", 0, 0), died("b", 1, 0)), "finished, stop sandbox s1"},
 		{"all ended, sandbox stopped", change(in(web(never), died("a", 0, 0), died("b", 1, 0)), func(i *Input) { i.Seen.Sandboxes[0].Ready = false }), "finished"},
+		{"a rule over the policy", in(web(rule("In", 42), never), died("a", 42, 0), runs("b")), "start a"},
+		{"a rule for other codes", in(web(rule("In", 42), never), died("a", 1, 0), runs("b")), ""},
+		{"a rule for all but some", in(web(rule("NotIn", 42), never), died("a", 1, 0), runs("b")), "start a"},
 		{"own policy over the pod's", in(web(func(p *corev1.Pod) { p.Spec.Containers[0].RestartPolicy = always() }, never), died("a", 0, 0), died("b", 0, 0)), "start a"},
 		// Probes.
 		{"unhealthy", change(in(web(), runs("a"), runs("b")), func(i *Input) { i.Probes["a1"] = Probe{Failed: "bad"} }), "kill a a1"},

@@ -93,11 +93,39 @@ func (c *podCheck) image(ctr *corev1.Container, p *field.Path) {
 }
 
 func (c *podCheck) restartPolicy(ctr *corev1.Container, p *field.Path, init bool) {
+	c.restartRules(ctr, p.Child("restartPolicyRules"))
+	at := p.Child("restartPolicy")
 	if ctr.RestartPolicy == nil {
+		if len(ctr.RestartPolicyRules) > 0 {
+			c.add(field.Required(at, "it holds where no rule does"))
+		}
 		return
 	}
-	at := p.Child("restartPolicy")
 	oneOf(c, at, *ctr.RestartPolicy, corev1.ContainerRestartPolicyAlways, corev1.ContainerRestartPolicyOnFailure, corev1.ContainerRestartPolicyNever)
+}
+
+func (c *podCheck) restartRules(ctr *corev1.Container, p *field.Path) {
+	const maxRules, maxValues = 20, 255
+	if len(ctr.RestartPolicyRules) > maxRules {
+		c.add(field.TooMany(p, len(ctr.RestartPolicyRules), maxRules))
+	}
+	for i, r := range ctr.RestartPolicyRules {
+		at := p.Index(i)
+		if r.Action == corev1.ContainerRestartRuleActionRestartAllContainers {
+			c.add(field.Forbidden(at.Child("action"), "to restart all containers is not supported; restart one"))
+		} else {
+			oneOf(c, at.Child("action"), r.Action, corev1.ContainerRestartRuleActionRestart)
+		}
+		codes := at.Child("exitCodes")
+		if r.ExitCodes == nil {
+			c.add(field.Required(codes, ""))
+			continue
+		}
+		oneOf(c, codes.Child("operator"), r.ExitCodes.Operator, corev1.ContainerRestartRuleOnExitCodesOpIn, corev1.ContainerRestartRuleOnExitCodesOpNotIn)
+		if n := len(r.ExitCodes.Values); n < 1 || n > maxValues {
+			c.add(field.Invalid(codes.Child("values"), n, "1 to 255 codes"))
+		}
+	}
 }
 
 func (c *podCheck) noProbes(ctr *corev1.Container, p *field.Path) {

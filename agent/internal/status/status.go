@@ -178,49 +178,45 @@ func (m maker) terminated(c *observe.Container) corev1.ContainerState {
 }
 
 func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {
-	policy := m.in.Pod.Spec.RestartPolicy
+	spec := &m.in.Pod.Spec
 	started := false
 	for _, cs := range s.ContainerStatuses {
 		started = started || cs.State.Waiting == nil || cs.LastTerminationState.Terminated != nil
 	}
 	if !started {
 		for i, cs := range s.InitContainerStatuses {
-			if plan.Sidecar(&m.in.Pod.Spec.InitContainers[i]) {
-				continue
-			}
-			if t := cs.State.Terminated; t != nil && t.ExitCode != 0 && policy == corev1.RestartPolicyNever {
+			t := cs.State.Terminated
+			if t != nil && t.ExitCode != 0 && !plan.Sidecar(&spec.InitContainers[i]) && !plan.Restarts(m.in.Pod, &spec.InitContainers[i], t.ExitCode, true) {
 				return corev1.PodFailed
 			}
 		}
 		return corev1.PodPending
 	}
-	var waiting, running, stopped, succeeded int
-	for _, cs := range s.ContainerStatuses {
+	var waiting, failed, going bool
+	for i, cs := range s.ContainerStatuses {
+		t := cs.State.Terminated
+		if t == nil {
+			t = cs.LastTerminationState.Terminated
+		}
 		switch {
 		case cs.State.Running != nil:
-			running++
-		case cs.State.Terminated != nil:
-			stopped++
-			if cs.State.Terminated.ExitCode == 0 {
-				succeeded++
-			}
-		case cs.LastTerminationState.Terminated != nil:
-			stopped++
+			going = true
+		case t == nil:
+			waiting = true
 		default:
-			waiting++
+			going = going || plan.Restarts(m.in.Pod, &spec.Containers[i], t.ExitCode, t.ExitCode != 0)
+			failed = failed || t.ExitCode != 0
 		}
 	}
 	switch {
-	case waiting > 0:
+	case waiting:
 		return corev1.PodPending
-	case running > 0, policy == corev1.RestartPolicyAlways:
+	case going:
 		return corev1.PodRunning
-	case succeeded == stopped:
-		return corev1.PodSucceeded
-	case policy == corev1.RestartPolicyNever:
+	case failed:
 		return corev1.PodFailed
 	}
-	return corev1.PodRunning
+	return corev1.PodSucceeded
 }
 
 func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {

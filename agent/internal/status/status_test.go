@@ -110,6 +110,10 @@ func TestMake(t *testing.T) {
 			"Running i:Completed(0)+ s:running+ a:Error(7) [ReadyToStartContainers Initialized]"},
 		{"restarted", input(always, end("i", 0), run("s"), observe.Container{ID: "a2", Name: "a", Restarts: 1, State: observe.Running}, end("a", 7)),
 			"Running i:Completed(0)+ s:running+ a:running<7+ [ReadyToStartContainers Initialized Ready ContainersReady]"},
+		{"to be restarted by its own policy", change(input(never, end("i", 0), end("s", 0), end("a", 1)), func(i *Input) {
+			own := corev1.ContainerRestartPolicyOnFailure
+			i.Pod.Spec.Containers[0].RestartPolicy = &own
+		}), "Running i:Completed(0)+ s:Completed(0) a:Error(1) [ReadyToStartContainers]"},
 		{"succeeded", input(never, end("i", 0), end("s", 0), end("a", 0)),
 			"Succeeded i:Completed(0)+ s:Completed(0) a:Completed(0) [ReadyToStartContainers Initialized]"},
 		{"failed", input(never, end("i", 0), end("s", 0), end("a", 1)),
