@@ -34,6 +34,9 @@ func TestSandboxFailsWhole(t *testing.T) {
 		"network": {func(c *runtimeapi.PodSandboxConfig) {
 			c.PortMappings = []*runtimeapi.PortMapping{{HostPort: 8123, ContainerPort: 80}}
 		}, "8123", codes.Unknown},
+		"bandwidth": {func(c *runtimeapi.PodSandboxConfig) {
+			c.Annotations = map[string]string{"kubernetes.io/egress-bandwidth": "fast"}
+		}, "kubernetes.io/egress-bandwidth", codes.Unknown},
 		"sysctl": {func(c *runtimeapi.PodSandboxConfig) {
 			c.Linux.Sysctls = map[string]string{"net.ipv4.ip_forward": "many"}
 		}, "net.ipv4.ip_forward", codes.Unknown},

@@ -20,6 +20,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"podstead/network/internal/bridge"
 	"podstead/sys"
 )
 
@@ -154,14 +155,16 @@ func newNetwork(t testing.TB, cfg Config) *Network {
 func hostState(t testing.TB) string {
 	t.Helper()
 	var out strings.Builder
-	links, err := netlink.LinkList()
+	links, err := bridge.Whole(netlink.LinkList)
 	must(t, err)
 	for _, l := range links {
 		if l.Type() != "veth" {
 			fmt.Fprintln(&out, "link", l.Attrs().Name)
 		}
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := bridge.Whole(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
 	must(t, err)
 	for _, r := range routes {
 		if r.Dst == nil || !r.Dst.IP.IsLinkLocalUnicast() { // those of veths
@@ -186,7 +189,7 @@ func hostState(t testing.TB) string {
 
 func links(t testing.TB) int {
 	t.Helper()
-	all, err := netlink.LinkList()
+	all, err := bridge.Whole(netlink.LinkList)
 	must(t, err)
 	return len(all)
 }

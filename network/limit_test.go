@@ -74,7 +74,7 @@ func TestStrayLimitsAreRemoved(t *testing.T) {
 	must(t, n.leases.remove(lost.ID))
 	must(t, n.Reconcile(bg, []string{kept.ID}))
 	ifbs := 0
-	all, err := netlink.LinkList()
+	all, err := bridge.Whole(netlink.LinkList)
 	must(t, err)
 	for _, l := range all {
 		if l.Type() == "ifb" {

@@ -57,10 +57,10 @@ func TestSlots(t *testing.T) {
 		t.Errorf("slots have leases: %v", files)
 	}
 	a := slotPod(t, n, "a", PortMapping{HostPort: 8080, ContainerPort: 80})
-	before := links(t)
+	made := n.slots.claimed[a.ID].link
 	v4, v6 := setupBoth(t, n, a)
-	if after := links(t); after != before {
-		t.Errorf("Setup made %d links", after-before)
+	if got := n.leases.get(a.ID).Link; got != made {
+		t.Errorf("Setup made the link %s although %s was ready", got, made)
 	}
 	b := testPod(t, "b") // who brings a namespace keeps it
 	ipB := setup(t, n, b)

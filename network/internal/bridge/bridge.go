@@ -137,7 +137,7 @@ func (b *Bridge) configure(link netlink.Link) error {
 
 // addresses lists those of a link, except for link-local ones.
 func (b *Bridge) addresses(link netlink.Link) ([]netlink.Addr, error) {
-	addrs, err := b.nl.AddrList(link, netlink.FAMILY_ALL)
+	addrs, err := Whole(func() ([]netlink.Addr, error) { return b.nl.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses of %s: %w", b.name, err)
 	}
@@ -202,7 +202,7 @@ func flag(on bool) string {
 // a pod that sends larger packets than that depends on ICMP coming back.
 func (b *Bridge) egressMTU() int {
 	const ethernet = 1500
-	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	routes, err := b.routes(unix.RT_TABLE_MAIN)
 	if err != nil {
 		return ethernet
 	}
@@ -252,7 +252,7 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 		own = link.Attrs().Index
 	}
 	var taken []netip.Prefix
-	routes, err := b.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := b.routes(unix.RT_TABLE_UNSPEC)
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}
@@ -261,7 +261,7 @@ func Taken(bridge string) ([]netip.Prefix, error) {
 			taken = append(taken, p)
 		}
 	}
-	addrs, err := b.nl.AddrList(nil, netlink.FAMILY_ALL)
+	addrs, err := Whole(func() ([]netlink.Addr, error) { return b.nl.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list addresses: %w", err)
 	}
@@ -312,6 +312,24 @@ func WriteSysctl(key, value string) error {
 		return fmt.Errorf("set sysctl net.%s=%s: %w", strings.ReplaceAll(key, "/", "."), value, err)
 	}
 	return nil
+}
+
+func (b *Bridge) routes(table int) ([]netlink.Route, error) {
+	return Whole(func() ([]netlink.Route, error) {
+		return b.nl.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
+}
+
+// Whole asks for a list again when the kernel says that it changed while it was
+// read, as lists do where pods come and go.
+func Whole[T any](list func() ([]T, error)) (all []T, err error) {
+	const tries = 50
+	for range tries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
 }
 
 func isNotFound(err error) bool {

@@ -147,7 +147,7 @@ var ifbPattern = regexp.MustCompile(`^` + ifbPrefix + `[0-9a-f]{10}$`)
 // RemoveStrayIFBs removes the links that Limit made for ports which are gone,
 // whichever instance's they were.
 func (b *Bridge) RemoveStrayIFBs() error {
-	links, err := b.nl.LinkList()
+	links, err := Whole(b.nl.LinkList)
 	if err != nil {
 		return fmt.Errorf("list links: %w", err)
 	}

@@ -326,7 +326,7 @@ func (b *Bridge) Ports() ([]string, error) {
 	if err != nil || bridge == nil {
 		return nil, err
 	}
-	links, err := b.nl.LinkList()
+	links, err := Whole(b.nl.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}
