@@ -41,6 +41,7 @@ const (
 // Exit codes of processes whose own is not known.
 const (
 	exitStartError = 128
+	exitKilled     = 137 // as a shell counts SIGKILL
 	exitUnknown    = 255
 )
 

@@ -115,8 +115,13 @@ func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64
 	e.containerEvent(c, eventStarted, p.StartedAt)
 }
 
-// startFailed records a container whose program could not be executed.
+// startFailed records a container whose program could not be executed. One that
+// was stopped meanwhile has ended by that.
 func (e *Engine) startFailed(c *container, cause error) error {
+	if c.isStopping() {
+		e.recordExit(c, exit{at: time.Now(), code: exitKilled, reason: reasonError})
+		return errors.Join(cri.Errorf(codes.FailedPrecondition, "it was stopped before it ran"), e.killGroup(c.record().Cgroup))
+	}
 	e.recordExit(c, exit{at: time.Now(), code: exitStartError, reason: reasonStartError, message: cause.Error()})
 	return errors.Join(cause, e.killGroup(c.record().Cgroup))
 }

@@ -40,6 +40,18 @@ type stops struct {
 	sooner   chan struct{} // has an element when deadline moved
 }
 
+// isStopping tells whether an end is under way, or has come.
+func (c *container) isStopping() bool {
+	select {
+	case <-c.exited:
+		return true
+	default:
+	}
+	c.stops.mu.Lock()
+	defer c.stops.mu.Unlock()
+	return c.stops.cur != nil
+}
+
 // stopContainer joins the end under way or begins it.
 func (e *Engine) stopContainer(ctx context.Context, c *container, timeout time.Duration) error {
 	// A container in creation is waited for: then there is something to stop.

@@ -72,7 +72,23 @@ func (e *Engine) reconcile(ctx context.Context) error {
 		e.reconcileContainer(ctx, c, processes)
 	}
 	e.removeStrays(ctx, processes)
+	e.resumeStops()
 	return nil
+}
+
+// resumeStops goes on stopping the sandboxes that were being stopped when the
+// engine ended: until then they are not ready, and their containers may run.
+func (e *Engine) resumeStops() {
+	for _, s := range e.allSandboxes() {
+		if rec := s.record(); rec.Phase != sandboxStopping || rec.Message != "" {
+			continue // nobody asked for the end of one with a message
+		}
+		e.worker.Go(func() {
+			if err := e.stopSandbox(e.life, s); err != nil {
+				e.log.Error("resumed stop of a pod sandbox", "pod", s.id, "error", err)
+			}
+		})
+	}
 }
 
 func (e *Engine) reconcileSandbox(ctx context.Context, s *sandbox, processes map[string]supervisor.Process) {

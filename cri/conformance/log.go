@@ -2,7 +2,9 @@ package conformance
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"strings"
 	"testing"
@@ -50,6 +52,50 @@ var logTests = []test{
 		}
 		if got := c.log(t); got != strings.Repeat("x", 100000)+"\nafter\n" {
 			t.Errorf("put together it has %d bytes", len(got))
+		}
+	}},
+	{"a huge line, and no newline", "ContainerConfig.log_path", func(t *testing.T, s *suite) {
+		c := s.pod(t).sh(t, "head -c 900000 /dev/zero | tr '\\0' x")
+		c.exited(t)
+		n := 0
+		for _, l := range c.logLines(t) {
+			if len(l.text) > 64<<10 {
+				t.Fatalf("a part has %d bytes", len(l.text))
+			}
+			n += len(l.text)
+		}
+		if n != 900000 {
+			t.Errorf("%d bytes are logged", n)
+		}
+	}},
+	{"binary data", "ContainerConfig.log_path", func(t *testing.T, s *suite) {
+		dir := t.TempDir()
+		c := s.pod(t).sh(t, "head -c 300000 /dev/urandom > /m/data; cat /m/data; echo", mounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/m"}))
+		c.exited(t)
+		want, err := os.ReadFile(filepath.Join(dir, "data"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := c.log(t); got != string(want)+"\n" {
+			t.Errorf("%d bytes are logged, and are not the %d that were written", len(got), len(want))
+		}
+	}},
+	{"rotated while it is written", "ReopenContainerLog", logRotation},
+	{"its directory is deleted", "ReopenContainerLog", func(t *testing.T, s *suite) {
+		p := s.pod(t)
+		dir := t.TempDir()
+		c := p.sh(t, "echo one; while ! test -e /m/go; do echo more; sleep 0.05; done; exit 9", mounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/m"}))
+		eventually(t, "the log has a line", func() bool { return strings.HasPrefix(c.log(t), "one\n") })
+		if err := os.RemoveAll(p.config.GetLogDirectory()); err != nil {
+			t.Fatal(err)
+		}
+		// It may fail or begin anew: the container must not notice.
+		s.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id})
+		if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if status := c.exited(t); status.GetExitCode() != 9 {
+			t.Errorf("it ended with %d (%s)", status.GetExitCode(), status.GetMessage())
 		}
 	}},
 	{"all of it is there when the exit is seen", "ContainerConfig.log_path", func(t *testing.T, s *suite) {
@@ -102,6 +148,45 @@ var logTests = []test{
 			t.Errorf("log is %q", got)
 		}
 	}},
+}
+
+// logRotation renames the log as the kubelet does, while lines come: none is
+// lost, doubled or out of order.
+func logRotation(t *testing.T, s *suite) {
+	dir := t.TempDir()
+	c := s.pod(t).sh(t, "i=0; while ! test -e /m/go; do i=$((i+1)); echo $i; done; echo end $i", mounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/m"}))
+	var files []string
+	for i := range 5 {
+		eventually(t, "the log has some lines", func() bool {
+			info, err := os.Stat(c.logFile)
+			return err == nil && info.Size() > 10000
+		})
+		files = append(files, fmt.Sprintf("%s.%d", c.logFile, i))
+		if err := os.Rename(c.logFile, files[i]); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Runtime.ReopenContainerLog(t.Context(), &runtimeapi.ReopenContainerLogRequest{ContainerId: c.id}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	c.exited(t)
+	all, n := "", 0
+	for _, file := range append(files, c.logFile) {
+		c.logFile = file
+		all += c.log(t)
+	}
+	for line := range strings.Lines(all) {
+		n++
+		if line != fmt.Sprintln(n) && line != fmt.Sprintf("end %d\n", n-1) {
+			t.Fatalf("line %d is %q", n, line)
+		}
+	}
+	if !strings.HasSuffix(all, fmt.Sprintf("end %d\n", n-1)) {
+		t.Errorf("the last of %d lines is missing", n)
+	}
 }
 
 // logLine is one line of a CRI log file.
