@@ -29,34 +29,44 @@ func (e *LimitError) Unwrap() error { return e.Err }
 // that is nil, empty or 0 leaves the group's value alone (pids.limit 0 is a
 // limit), and -1 is unlimited. A non-empty device list replaces the old one.
 func (g *Group) Set(r *specs.LinuxResources) error {
+	_, err := g.Change(r)
+	return err
+}
+
+// Change is Set, and returns what puts the old limits back, as far as the kernel
+// then allows: not those that are set by device. undo is never nil.
+func (g *Group) Change(r *specs.LinuxResources) (undo func(), err error) {
+	undo = func() {}
 	if g.bad != nil {
-		return g.bad
+		return undo, g.bad
 	}
 	if r == nil {
-		return nil
+		return undo, nil
 	}
+	g.makeRoom(r.Memory)
 	c := compiler{version: g.h.version, hybrid: g.h.unified != "", current: g.current}
 	if err := c.compile(r); err != nil {
 		var le *LimitError
 		if errors.As(err, &le) {
 			le.Group = g.path
 		}
-		return err
+		return undo, err
 	}
 	devices, err := compileDevices(r.Devices)
 	if err != nil {
-		return &LimitError{"linux.resources.devices", g.path, err}
+		return undo, &LimitError{"linux.resources.devices", g.path, err}
 	}
-	if err := g.apply(c.changes); err != nil {
-		return err
+	done, err := g.apply(c.changes)
+	if err != nil {
+		return undo, err
 	}
-	if devices == nil {
-		return nil
+	if devices != nil {
+		if err := g.setDevices(devices); err != nil {
+			g.restore(done)
+			return undo, &LimitError{"linux.resources.devices", g.path, err}
+		}
 	}
-	if err := g.setDevices(devices); err != nil {
-		return &LimitError{"linux.resources.devices", g.path, err}
-	}
-	return nil
+	return func() { g.restore(done) }, nil
 }
 
 // Split tells apart the limits to be set before a container's process prepares
@@ -90,9 +100,8 @@ func (g *Group) current(controller, file string) (string, error) {
 // apply writes all changes. Values depend on each other (memory with memory
 // and swap, quota with period and burst), and which order is legal depends on
 // the old ones: what the kernel calls invalid is tried again after the others,
-// as long as that gets on.
-func (g *Group) apply(changes []change) error {
-	var done []change // with the old values
+// as long as that gets on. It returns what undoes the changes.
+func (g *Group) apply(changes []change) (done []change, err error) {
 	var failed error
 	for len(changes) > 0 {
 		var again []change
@@ -108,7 +117,7 @@ func (g *Group) apply(changes []change) error {
 			}
 			if err != nil {
 				g.restore(done)
-				return g.limitError(c, err)
+				return nil, g.limitError(c, err)
 			}
 			if !c.keyed {
 				c.value = old
@@ -117,11 +126,11 @@ func (g *Group) apply(changes []change) error {
 		}
 		if len(again) == len(changes) {
 			g.restore(done)
-			return failed
+			return nil, failed
 		}
 		changes = again
 	}
-	return nil
+	return done, nil
 }
 
 // write makes one change and returns the old value.

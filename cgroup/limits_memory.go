@@ -45,6 +45,21 @@ func isTrue(b *bool) bool { return b != nil && *b }
 
 func isSet(n *int64) bool { return n != nil && *n != 0 }
 
+// makeRoom has the kernel free what it can before a new limit is compared with
+// what is in use (see checkUsage): caches, which would be freed to keep it. v1
+// does so itself, and refuses a limit that it cannot bring about.
+func (g *Group) makeRoom(m *specs.LinuxMemory) {
+	if m == nil || !isTrue(m.CheckBeforeUpdate) || !isSet(m.Limit) || *m.Limit < 0 || g.h.version("memory") != 2 {
+		return
+	}
+	usage, err := readUint(g.dir("memory") + "/memory.current")
+	if limit := uint64(*m.Limit); err == nil && usage > limit {
+		// It fails if less than that can be freed, and there is no such file
+		// before kernel 5.19. What is in use then decides.
+		_ = writeFile(g.dir("memory")+"/memory.reclaim", strconv.FormatUint(usage-limit, 10))
+	}
+}
+
 // checkUsage refuses a limit below what is in use, if that was asked for: the
 // kernel would kill processes until it fits.
 func (c *compiler) checkUsage(m *specs.LinuxMemory) error {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -320,7 +322,27 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 		if r.Phase == containerCreating {
 			r.Phase, r.PreparedAt = containerCreated, time.Now()
 		}
+		r.Resources.M = withOOMScore(r.Resources.M, p.Pid)
 	})
+}
+
+// withOOMScore returns limits with the OOM score that the process has: it takes
+// a capability to lower it, without which that is passed over.
+func withOOMScore(l *runtimeapi.LinuxContainerResources, pid int) *runtimeapi.LinuxContainerResources {
+	if l.GetOomScoreAdj() == 0 {
+		return l
+	}
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"))
+	if err != nil {
+		return l // it has ended
+	}
+	adj, err := strconv.ParseInt(strings.TrimSpace(string(b)), 10, 64)
+	if err != nil || adj == l.OomScoreAdj {
+		return l
+	}
+	l = proto.CloneOf(l)
+	l.OomScoreAdj = adj
+	return l
 }
 
 // imageRef is how status names the image in use: by digest if it has one.

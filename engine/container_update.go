@@ -2,7 +2,6 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -62,31 +61,45 @@ func (e *Engine) updateContainer(ctx context.Context, c *container, update *runt
 	if err := nri.SetLimits(limits, extra); err != nil {
 		return cri.Errorf(codes.InvalidArgument, "linux.resources.%v", err)
 	}
-	if err := e.cfg.Cgroups.Group(rec.Cgroup).Set(limits); err != nil {
-		return e.restoreLimits(&rec, err)
+	if update.MemoryLimitInBytes > 0 && e.cfg.Cgroups.Unified() {
+		// cgroup v2 would kill processes until the rest fits. v1 refuses by itself.
+		limits.Memory.CheckBeforeUpdate = new(true)
 	}
-	if adj := merged.OomScoreAdj; update.OomScoreAdj != 0 && rec.Pid != 0 {
-		if err := setOOMScoreAdj(rec.Pid, adj); err != nil {
-			return e.restoreLimits(&rec, err)
-		}
+	undo, err := e.changeLimits(&rec, limits, update.OomScoreAdj)
+	if err != nil {
+		return err
 	}
-	return e.changeContainer(c, func(r *containerRecord) { r.Resources.M = merged })
+	old := rec.Resources.M
+	if err := e.changeContainer(c, func(r *containerRecord) { r.Resources.M = merged }); err != nil {
+		undo()
+		c.mu.Lock()
+		c.rec.Resources.M = old
+		c.mu.Unlock()
+		return fmt.Errorf("record the new limits: %w", err)
+	}
+	return nil
 }
 
-// restoreLimits puts the limits back that an update which failed with cause may
-// have changed in part.
-func (e *Engine) restoreLimits(r *containerRecord, cause error) error {
-	var old *specs.LinuxResources
-	old, err := spec.Resources(r.Resources.M)
+// changeLimits changes the limits of a container's cgroup and, unless it is 0,
+// the OOM score of its first process, all or nothing. undo puts the old ones back.
+func (e *Engine) changeLimits(r *containerRecord, limits *specs.LinuxResources, adj int64) (undo func(), err error) {
+	undoLimits, err := e.cfg.Cgroups.Group(r.Cgroup).Change(limits)
+	if err != nil || adj == 0 || r.Pid == 0 {
+		return undoLimits, err
+	}
+	file := filepath.Join("/proc", strconv.Itoa(r.Pid), "oom_score_adj")
+	old, err := os.ReadFile(file)
 	if err == nil {
-		err = e.cfg.Cgroups.Group(r.Cgroup).Set(old)
+		err = os.WriteFile(file, strconv.AppendInt(nil, adj, 10), 0)
 	}
 	if err != nil {
-		return errors.Join(cause, fmt.Errorf("restore the old limits: %w", err))
+		undoLimits()
+		return nil, fmt.Errorf("linux.resources.oom_score_adj: %w", err)
 	}
-	return cause
-}
-
-func setOOMScoreAdj(pid int, adj int64) error {
-	return os.WriteFile(filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj"), []byte(strconv.FormatInt(adj, 10)), 0)
+	return func() {
+		undoLimits()
+		if err := os.WriteFile(file, old, 0); err != nil {
+			e.log.Warn("the old oom_score_adj is not restored", "container", r.ID, "error", err)
+		}
+	}, nil
 }

@@ -81,6 +81,74 @@ var resourceTests = []test{
 			t.Errorf("status has the limits %v", got)
 		}
 	}},
+	{"memory below what is in use is refused", "UpdateContainerResources", func(t *testing.T, s *suite) {
+		if b, err := os.ReadFile("/proc/swaps"); err == nil && strings.Count(string(b), "\n") > 1 {
+			t.Skip("the host can swap what is in use")
+		}
+		c := s.pod(t).sh(t, "dd if=/dev/zero of=/dev/shm/file bs=1M count=40 2>/dev/null; echo ready; sleep 1000", limited(60*mebibyte))
+		c.says(t, "ready\n")
+		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.id, Linux: memory(16 * mebibyte)})
+		wantError(t, "a limit of 16 MiB with 40 MiB in use", err)
+		if got := c.exec(t, "sh", "-c", memoryLimit); got != fmt.Sprint(60*mebibyte) {
+			t.Errorf("after the failed update the container sees the limit %q", got)
+		}
+		if status := c.status(t); status.GetState() != runtimeapi.ContainerState_CONTAINER_RUNNING ||
+			status.GetResources().GetLinux().GetMemoryLimitInBytes() != 60*mebibyte {
+			t.Errorf("status is %v, limits %v", status.GetState(), status.GetResources().GetLinux())
+		}
+	}},
+	{"caches make room for a lower limit", "UpdateContainerResources", func(t *testing.T, s *suite) {
+		c := s.pod(t).sh(t, "dd if=/dev/zero of=/file bs=1M count=40 2>/dev/null; sync; echo ready; sleep 1000", limited(60*mebibyte))
+		c.says(t, "ready\n")
+		c.update(t, 16*mebibyte)
+		if got := c.exec(t, "sh", "-c", memoryLimit); got != fmt.Sprint(16*mebibyte) {
+			t.Errorf("the container sees the limit %q", got)
+		}
+	}},
+	{"update of memory alone", "UpdateContainerResources LinuxContainerResources.memory_swap_limit_in_bytes", func(t *testing.T, s *suite) {
+		if !hasSwapAccounting() {
+			t.Skip("the kernel does not account swap")
+		}
+		c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+			config.Linux.Resources = &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 64 * mebibyte, MemorySwapLimitInBytes: 64 * mebibyte}
+		})
+		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: 80 * mebibyte},
+		})
+		if err != nil {
+			t.Fatalf("update: %v", err)
+		}
+		if got := c.exec(t, "sh", "-c", memoryLimit); got != fmt.Sprint(80*mebibyte) {
+			t.Errorf("the container sees the limit %q", got)
+		}
+		// v1 has a limit of both together.
+		if got := c.cgroupFile(t, "memory.swap.max", "memory/memory.memsw.limit_in_bytes"); got != "0" && got != fmt.Sprint(80*mebibyte) {
+			t.Errorf("the limit of swap is %s", got)
+		}
+		if got := c.status(t).GetResources().GetLinux().GetMemorySwapLimitInBytes(); got != 80*mebibyte {
+			t.Errorf("status has the limit %d of memory and swap", got)
+		}
+	}},
+	{"status has the oom score of the process", "LinuxContainerResources.oom_score_adj UpdateContainerResources", func(t *testing.T, s *suite) {
+		// It may take more privilege than there is to lower it.
+		c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+			config.Linux.Resources = &runtimeapi.LinuxContainerResources{OomScoreAdj: -500}
+		})
+		check := func(when string) {
+			t.Helper()
+			if got, want := fmt.Sprint(c.status(t).GetResources().GetLinux().GetOomScoreAdj()), c.exec(t, "cat", "/proc/1/oom_score_adj"); got != want {
+				t.Errorf("%s: status has %s, the process %s", when, got, want)
+			}
+		}
+		check("at first")
+		_, err := s.Runtime.UpdateContainerResources(t.Context(), &runtimeapi.UpdateContainerResourcesRequest{
+			ContainerId: c.id, Linux: &runtimeapi.LinuxContainerResources{OomScoreAdj: 700},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		check("after an update")
+	}},
 	{"oom score", "LinuxContainerResources.oom_score_adj", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "cat /proc/self/oom_score_adj", func(config *runtimeapi.ContainerConfig) {
 			config.Linux.Resources.OomScoreAdj = 900

@@ -102,6 +102,12 @@ func MergeResources(old, update *runtimeapi.LinuxContainerResources) *runtimeapi
 			*f.to = f.from
 		}
 	}
+	// Swap is limited together with memory. A new limit of memory alone leaves
+	// the share of swap as it is.
+	if limit, swap := old.GetMemoryLimitInBytes(), old.GetMemorySwapLimitInBytes(); update.MemoryLimitInBytes > 0 &&
+		update.MemorySwapLimitInBytes == 0 && limit > 0 && swap >= limit {
+		m.MemorySwapLimitInBytes = update.MemoryLimitInBytes + swap - limit
+	}
 	if update.CpusetCpus != "" {
 		m.CpusetCpus = update.CpusetCpus
 	}
