@@ -89,6 +89,32 @@ devices:
 	}
 }
 
+// TestDevicesInUserNamespace: a node cannot be made there, and the host's of the
+// same path is not what was asked for.
+func TestDevicesInUserNamespace(t *testing.T) {
+	n := newNode(t)
+	n.describe("x.yaml", `
+cdiVersion: 0.6.0
+kind: v.com/c
+devices:
+- {name: same, containerEdits: {deviceNodes: [{path: /dev/kmsg}]}}
+- {name: other, containerEdits: {deviceNodes: [{path: /dev/kmsg, hostPath: /dev/zero}]}}
+- {name: nowhere, containerEdits: {deviceNodes: [{path: /dev/podstead-none, hostPath: /dev/zero}]}}
+`)
+	mapping := []*runtimeapi.IDMapping{{HostId: 300000, Length: 65536}}
+	users := &runtimeapi.UserNamespace{Uids: mapping, Gids: mapping}
+	pod := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) { c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users }))
+	for name, want := range map[string]string{"same": "", "other": "/dev/kmsg", "nowhere": "/dev/podstead-none"} {
+		config := n.script("test -c /dev/kmsg", device("v.com/c="+name), func(c *runtimeapi.ContainerConfig) {
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = users
+		})
+		_, err := n.CreateContainer(context.Background(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: config})
+		if want == "" && err != nil || want != "" && (cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), want)) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
 // TestHooks is about the hooks of a container's creation, as drivers of GPUs
 // use them: on the host with the container's pid, and in its mount namespace
 // with the root at the bundle's root path, before anything of it runs.

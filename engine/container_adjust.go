@@ -19,5 +19,8 @@ func (e *Engine) adjustSpec(ctx context.Context, k *creation, s *specs.Spec) err
 	if err := e.devices.Inject(s, names); err != nil {
 		return err
 	}
-	return e.askPlugins(ctx, k, s)
+	if err := e.askPlugins(ctx, k, s); err != nil {
+		return err
+	}
+	return checkBoundDevices(s)
 }

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -97,4 +98,27 @@ func deviceAt(path string) (specs.LinuxDevice, error) {
 		d.Type = "b"
 	}
 	return d, nil
+}
+
+// checkBoundDevices refuses device nodes that would be something else in a user
+// namespace: there none can be made, so the host's of the same path is bound.
+func checkBoundDevices(s *specs.Spec) error {
+	if !slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace }) {
+		return nil
+	}
+	for i, d := range s.Linux.Devices {
+		if d.Type == "p" {
+			continue
+		}
+		var host specs.LinuxDevice
+		path, err := filepath.EvalSymlinks(d.Path)
+		if err == nil {
+			host, err = deviceAt(path)
+		}
+		if err != nil || host.Major != d.Major || host.Minor != d.Minor || (host.Type == "b") != (d.Type == "b") {
+			return cri.Errorf(codes.InvalidArgument,
+				"linux.devices[%d]: the pod has a user namespace, so %s would be the host's, and that is not %s %d:%d", i, d.Path, d.Type, d.Major, d.Minor)
+		}
+	}
+	return nil
 }

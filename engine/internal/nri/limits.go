@@ -19,6 +19,8 @@ func SetLimits(to *specs.LinuxResources, r *api.LinuxResources) error {
 		return fmt.Errorf("blockio_class: %q: no classes are configured", r.BlockioClass.Value)
 	case r.GetRdtClass() != nil && r.RdtClass.Value != "":
 		return fmt.Errorf("rdt_class: %q: not supported", r.RdtClass.Value)
+	case r.GetMemory().GetUseHierarchy() != nil && !r.Memory.UseHierarchy.Value:
+		return fmt.Errorf("memory.use_hierarchy: false: groups are always hierarchical")
 	}
 	if r.Memory != nil {
 		setMemory(to, r.Memory)
@@ -59,7 +61,6 @@ func setMemory(to *specs.LinuxResources, m *api.LinuxMemory) {
 	set(&to.Memory.KernelTCP, m.KernelTcp.Get())
 	set(&to.Memory.Swappiness, m.Swappiness.Get())
 	set(&to.Memory.DisableOOMKiller, m.DisableOomKiller.Get())
-	set(&to.Memory.UseHierarchy, m.UseHierarchy.Get())
 	// The limit of memory and swap together must not be below the new one of
 	// memory; how much swap there is stays as it was.
 	if m.Limit != nil && m.Swap == nil && old.Swap != nil && *old.Swap > 0 && m.Limit.Value > 0 {
