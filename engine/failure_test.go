@@ -106,10 +106,7 @@ func TestContainerFailsWhole(t *testing.T) {
 		"apparmor": {func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.Apparmor = &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Localhost, LocalhostRef: "x"}
 		}, "apparmor", codes.InvalidArgument},
-		"selinux": {func(c *runtimeapi.ContainerConfig) {
-			c.Linux.SecurityContext.SelinuxOptions = &runtimeapi.SELinuxOption{Level: "s0"}
-		}, "selinux_options", codes.InvalidArgument},
-		"CDI": {func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "a.com/b=c"}} }, "CDI_devices", codes.InvalidArgument},
+		"CDI": {func(c *runtimeapi.ContainerConfig) { c.CDIDevices = []*runtimeapi.CDIDevice{{Name: "a.com/b=c"}} }, "a.com/b=c", codes.FailedPrecondition},
 		"limits": {func(c *runtimeapi.ContainerConfig) {
 			c.Linux.Resources = &runtimeapi.LinuxContainerResources{CpusetCpus: "9999"}
 		}, "9999", codes.Unknown},
