@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/config"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
@@ -50,7 +51,7 @@ type containerRecord struct {
 	ID, SandboxID string
 	Config        store.Message[runtimeapi.ContainerConfig, *runtimeapi.ContainerConfig]
 	Fingerprint   string
-	Handler       string
+	Runtime       config.Handler // as the sandbox's
 	Phase         containerPhase
 	BootID        string
 
@@ -205,6 +206,12 @@ func (e *Engine) releaseContainer(ctx context.Context, r *containerRecord) error
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
+	// First, since it may be under way to put a process into the cgroup.
+	h, err := e.handlerOf(r.Runtime)
+	if err == nil {
+		err = h.Delete(ctx, e.handled(r))
+	}
+	step("handler", err)
 	if r.Cgroup != "" {
 		step("remove cgroup", e.removeCgroup(ctx, r.Cgroup))
 	}

@@ -16,7 +16,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
-	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
 	"podstead/image"
 	"podstead/oci/launch"
@@ -121,7 +120,7 @@ func (e *Engine) registerContainer(s *sandbox, config *runtimeapi.ContainerConfi
 	if s.rec.Phase != sandboxReady {
 		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, s.rec.Phase)
 	}
-	c.rec.Handler = s.rec.Handler
+	c.rec.Runtime = s.rec.Runtime
 	c.rec.Cgroup = s.rec.CgroupParent + "/" + id
 	e.mu.Lock()
 	e.containers[id] = c
@@ -214,6 +213,12 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 	if err != nil {
 		return err
 	}
+	h, err := e.handlerOf(k.sandbox.Runtime)
+	if err != nil {
+		return err
+	}
+	host := e.host.spec
+	host.RecursiveReadOnly = h.Features().RecursiveReadOnlyMounts
 	s, warnings, err := spec.Build(spec.Input{
 		Config: config, Image: k.image.Config.Config, User: k.user,
 		Hostname: k.sandbox.Hostname, Namespaces: ns, CgroupPath: k.c.rec.Cgroup,
@@ -223,7 +228,7 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 			ResolvConf: e.sandboxFile(k.sandbox.ID, "resolv.conf"),
 			Shm:        e.shmPath(&k.sandbox),
 		},
-		Host: e.host.spec, Devices: devices, DeviceAccess: access,
+		Host: host, Devices: devices, DeviceAccess: access,
 	})
 	if err != nil {
 		return err
@@ -298,22 +303,19 @@ func (e *Engine) prepareLog(_ context.Context, k *creation) error {
 }
 
 func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
-	h, err := e.handler(k.sandbox.Handler)
+	h, err := e.handlerOf(k.sandbox.Runtime)
 	if err != nil {
 		return err
 	}
-	g := e.cfg.Cgroups.Group(k.c.rec.Cgroup)
-	p, err := h.Create(ctx, handler.Container{
-		ID: k.c.id, Spec: k.spec, Bundle: e.containerRecords.Path(k.c.id),
-		Rootfs: &launch.Overlay{
-			Lower: k.lower,
-			Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
-			IDMapped: k.sandbox.userNamespace(),
-		},
-		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
-		Log:   e.logFile(k.c.rec.LogPath),
-		Stdin: k.config.Stdin, StdinOnce: k.config.StdinOnce,
-	})
+	rec := k.c.record()
+	c := e.handled(&rec)
+	c.Spec, c.Annotations = k.spec, annotationsFor(&k.sandbox, k.config)
+	c.Rootfs = &launch.Overlay{
+		Lower: k.lower,
+		Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
+		IDMapped: k.sandbox.userNamespace(),
+	}
+	p, err := h.Create(ctx, c)
 	if err != nil {
 		return err
 	}

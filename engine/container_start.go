@@ -62,7 +62,7 @@ func (e *Engine) startContainer(ctx context.Context, c *container) error {
 	if p := s.record().Phase; p != sandboxReady {
 		return cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, p)
 	}
-	h, err := e.handler(rec.Handler)
+	h, err := e.handlerOf(rec.Runtime)
 	if err != nil {
 		return err
 	}
@@ -88,7 +88,7 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	c.mu.Lock()
 	c.startUnderWay = true
 	c.mu.Unlock()
-	p, err := h.Start(ctx, c.id)
+	p, err := e.startProcess(ctx, c, h)
 	if err == nil {
 		e.recordStart(c, p, oomKills)
 	}
@@ -105,6 +105,10 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64) {
 	err := e.changeContainer(c, func(r *containerRecord) {
 		r.StartedAt, r.OOMKills = p.StartedAt, oomKills
+		if r.Pid == 0 { // made at the start
+			r.Resources.M = withOOMScore(r.Resources.M, p.Pid)
+		}
+		r.Pid, r.StartTicks = p.Pid, p.StartTicks
 		if r.Phase == containerCreated {
 			r.Phase = containerRunning
 		}

@@ -102,7 +102,7 @@ func (e *Engine) runStop(c *container, cur *call, gently bool) {
 func (e *Engine) endContainer(c *container, gently bool) error {
 	rec := c.record()
 	if gently && rec.Phase == containerRunning {
-		err := e.cfg.Supervisor.Signal(e.life, c.id, rec.StopSignal)
+		err := e.signalContainer(&rec)
 		if err != nil && !errors.Is(err, os.ErrProcessDone) && !errors.Is(err, os.ErrNotExist) {
 			e.log.Warn("the stop signal could not be sent", "container", c.id, "signal", syscall.Signal(rec.StopSignal), "error", err)
 		}
@@ -143,6 +143,9 @@ func (e *Engine) killContainer(c *container) error {
 	}
 	ctx, cancel := context.WithTimeout(e.life, killTimeout)
 	defer cancel()
+	if done, err := e.neverRan(ctx, c); done || err != nil {
+		return err
+	}
 	rec := c.record()
 	if err := e.cfg.Cgroups.Group(rec.Cgroup).Kill(ctx); err != nil {
 		return fmt.Errorf("kill: %w", err)

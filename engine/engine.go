@@ -82,7 +82,7 @@ type Engine struct {
 	plugins  *nri.Plugins
 	settings atomic.Pointer[settings] // replaced as a whole by Reload
 	note     atomic.Pointer[ConfigNote]
-	builtin  handler.Handler
+	builtin  *handler.Builtin
 	seed     *os.File // mount namespace that containers start from, see launch.NewSeed
 
 	sandboxRecords   *store.Dir[sandboxRecord]
@@ -107,6 +107,7 @@ type Engine struct {
 	mu         sync.Mutex
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
+	retired    []namedHandler // of the records, not of the configuration
 }
 
 var _ cri.Runtime = (*Engine)(nil)

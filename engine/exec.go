@@ -39,7 +39,7 @@ func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool,
 	if slices.ContainsFunc(cmd, func(s string) bool { return strings.ContainsRune(s, 0) }) {
 		return nil, cri.Errorf(codes.InvalidArgument, "cmd has a NUL byte")
 	}
-	h, err := e.handler(rec.Handler)
+	h, err := e.handlerOf(rec.Runtime)
 	if err != nil {
 		return nil, err
 	}
@@ -50,7 +50,7 @@ func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool,
 	g := e.cfg.Cgroups.Group(rec.Cgroup)
 	x := &execution{e: e, c: c, id: c.id + "/" + newID()[:16]}
 	return x, x.launch(ctx, h, handler.Exec{
-		ID: x.id, Spec: s, Process: execProcess(s.Process, cmd, tty), Pid: rec.Pid, StartTicks: rec.StartTicks,
+		ID: x.id, Spec: s, Bundle: e.containerRecords.Path(c.id), Process: execProcess(s.Process, cmd, tty), Pid: rec.Pid, StartTicks: rec.StartTicks,
 		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Stdio: stdio,
 	})
 }

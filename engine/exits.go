@@ -130,7 +130,7 @@ func (e *Engine) catchUp() error {
 	execs := e.exits.running()
 	var containers []*container
 	for _, c := range e.allContainers() {
-		if p := c.record().Phase; p == containerCreated || p == containerRunning {
+		if p := c.record().Phase; (p == containerCreated || p == containerRunning) && !c.unmade() {
 			containers = append(containers, c)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cgroup"
+	"podstead/engine/config"
 	"podstead/image"
 	"podstead/network"
 	"podstead/supervisor"
@@ -26,6 +27,7 @@ import (
 // parts says where a node's parts are, so that another process can have them.
 type parts struct {
 	Engine, EngineRun, Images, Network, NetworkRun, Supervisor, Cgroup string
+	Handlers                                                           []config.Handler
 }
 
 const partsVariable = "PODSTEAD_TEST_ENGINE"
@@ -46,7 +48,7 @@ func (p parts) open(log *slog.Logger, client *supervisor.Client) (Config, error)
 	})
 	return Config{
 		StateDir: p.Engine, RunDir: p.EngineRun, ImageDir: p.Images, Images: images, Network: net,
-		Cgroups: h, Supervisor: client, CgroupParent: p.Cgroup, Version: "1.2.3", Log: log,
+		Cgroups: h, Supervisor: client, Settings: settingsWith(p.Handlers), CgroupParent: p.Cgroup, Version: "1.2.3", Log: log,
 	}, err
 }
 
@@ -76,10 +78,10 @@ func TestEngineToBeKilled(t *testing.T) {
 		config := n.pod(func(c *runtimeapi.PodSandboxConfig) {
 			// Names must not repeat those of the last life.
 			c.Metadata.Uid = newID()
-			switch rand.IntN(3) {
-			case 0:
+			switch kind := rand.IntN(3); {
+			case kind == 0:
 				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-			case 1:
+			case kind == 1 && len(p.Handlers) == 0:
 				m := []*runtimeapi.IDMapping{{HostId: 200000, Length: 65536}}
 				c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: m, Gids: m}
 			}
@@ -98,15 +100,20 @@ func TestEngineToBeKilled(t *testing.T) {
 // TestKilledAnywhere kills an engine at any moment, many times. Each time the
 // next one starts, knows what there is, and can take it away; in the end
 // nothing is left of all the lives.
-func TestKilledAnywhere(t *testing.T) {
-	lives := 40
+func TestKilledAnywhere(t *testing.T) { onHandlers(t, testKilledAnywhere) }
+
+func testKilledAnywhere(t *testing.T, handlers ...config.Handler) {
+	lives, longest := 40, 100
+	if len(handlers) > 0 { // it takes longer, and there are fewer ways
+		lives, longest = 15, 600
+	}
 	if testing.Short() {
 		lives = 3
 	}
-	n := newNode(t)
+	n := newNode(t, handlers...)
 	p := parts{
 		Engine: n.cfg.StateDir, EngineRun: n.cfg.RunDir, Images: n.cfg.ImageDir,
-		Network: n.networkState, NetworkRun: n.networkRun, Supervisor: n.supervisorDir, Cgroup: testhost.Cgroup(),
+		Network: n.networkState, NetworkRun: n.networkRun, Supervisor: n.supervisorDir, Cgroup: testhost.Cgroup(), Handlers: handlers,
 	}
 	described, err := json.Marshal(p)
 	if err != nil {
@@ -118,7 +125,7 @@ func TestKilledAnywhere(t *testing.T) {
 		}
 		n.images.Close()
 		n.net.Close()
-		n.liveAndDie(string(described), time.Duration(rand.IntN(100))*time.Millisecond)
+		n.liveAndDie(string(described), time.Duration(rand.IntN(longest))*time.Millisecond)
 		cfg, err := p.open(n.cfg.Log, n.client)
 		if err != nil {
 			t.Fatal(err)

@@ -75,15 +75,15 @@ type node struct {
 const testImage = "test.local/busybox:1"
 
 // newNode starts a node. Everything of it is gone when the test ends, and that
-// is checked.
-func newNode(t testing.TB) *node {
+// is checked. The first of handlers, if there is one, is the default.
+func newNode(t testing.TB, handlers ...config.Handler) *node {
 	t.Helper()
-	return newNodeWithSlots(t, 4)
+	return newNodeWithSlots(t, 4, handlers...)
 }
 
 // newNodeWithSlots starts a node that keeps so many networks ready, which come and
 // go in the background.
-func newNodeWithSlots(t testing.TB, slots int) *node {
+func newNodeWithSlots(t testing.TB, slots int, handlers ...config.Handler) *node {
 	t.Helper()
 	testhost.Require(t)
 	bin, err := supervisorBinary()
@@ -103,7 +103,7 @@ func newNodeWithSlots(t testing.TB, slots int) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	settings := config.Default()
+	settings := settingsWith(handlers)
 	settings.Logs = config.Logs{MaxBytes: config.Bytes{N: 1 << 20}, MaxFiles: 2}
 	settings.CDI.Dirs = []string{n.cdi}
 	n.cfg = Config{
@@ -136,6 +136,30 @@ func newNodeWithSlots(t testing.TB, slots int) *node {
 	n.start()
 	t.Cleanup(n.end)
 	return n
+}
+
+func settingsWith(handlers []config.Handler) config.Config {
+	c := config.Default()
+	if c.Handlers = handlers; len(handlers) > 0 {
+		c.DefaultHandler = handlers[0].Name
+	}
+	return c
+}
+
+// onHandlers runs a test with the built-in handler and with runc.
+func onHandlers(t *testing.T, test func(*testing.T, ...config.Handler)) {
+	t.Run("builtin", func(t *testing.T) { test(t) })
+	t.Run("runc", func(t *testing.T) { test(t, runc(t)) })
+}
+
+// runc is the handler of Debian's.
+func runc(t *testing.T) config.Handler {
+	t.Helper()
+	path, err := exec.LookPath("runc")
+	if err != nil {
+		t.Skip("runc is not installed")
+	}
+	return config.Handler{Name: "runc", Path: path}
 }
 
 // level keeps a benchmark's log to what is wrong.

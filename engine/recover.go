@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"podstead/engine/handler"
 	"podstead/supervisor"
 	"podstead/sys"
 )
@@ -149,6 +150,8 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, processes
 		e.exitedMeanwhile(c, p)
 	case known:
 		e.aliveAfterRestart(c, p)
+	case c.unmade() && rec.BootID == e.bootID:
+		// It still waits for its start.
 	case rec.BootID != e.bootID:
 		e.recordExit(c, exit{at: time.Now(), code: exitUnknown, reason: reasonUnknown, message: "the machine was started anew while the container existed"})
 	default:
@@ -225,6 +228,12 @@ func (e *Engine) removeStrays(ctx context.Context, processes map[string]supervis
 	for _, dir := range strayDirs(filepath.Join(e.cfg.RunDir, "sandboxes"), e.owned) {
 		warn("namespaces", dir, removeRunDir(dir))
 	}
+	states, _ := filepath.Glob(filepath.Join(e.handlersDir(), "*", "*"))
+	for _, dir := range states {
+		if id := filepath.Base(dir); len(id) == 64 && !e.owned(id) {
+			warn("state of a runtime", dir, os.RemoveAll(dir))
+		}
+	}
 	for _, holder := range e.cfg.Images.Holders() {
 		if id, _, _ := strings.Cut(holder, "/"); !e.owned(id) {
 			warn("image hold", holder, e.cfg.Images.Release(ctx, holder))
@@ -251,10 +260,20 @@ func (e *Engine) owned(id string) bool {
 func (e *Engine) endStray(ctx context.Context, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, reapTimeout)
 	defer cancel()
-	if err := e.cfg.Supervisor.Signal(ctx, id, 9); err != nil && !isGone(err) {
-		return err
+	// A launch under way takes the signal, and ends when it can.
+	for {
+		err := e.cfg.Supervisor.Signal(ctx, id, 9)
+		if isGone(err) {
+			return e.forgetProcess(ctx, id)
+		}
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		time.Sleep(time.Millisecond)
 	}
-	return e.forgetProcess(ctx, id)
 }
 
 // removeStrayCgroups removes the groups named like a stray, wherever one can be:
@@ -303,8 +322,8 @@ func removeTree(dir string) error {
 			continue
 		}
 		path := filepath.Join(dir, d.Name())
-		if strings.HasPrefix(d.Name(), "image-") {
-			if err := unmount(path); err != nil {
+		if strings.HasPrefix(d.Name(), "image-") || d.Name() == handler.BundleDir {
+			if err := unmountBelow(path); err != nil {
 				return err
 			}
 		}
@@ -316,6 +335,11 @@ func removeTree(dir string) error {
 		return nil
 	}
 	return os.Remove(dir)
+}
+
+// unmountBelow detaches what is mounted at path, or is the root in a bundle there.
+func unmountBelow(path string) error {
+	return errors.Join(unmount(filepath.Join(path, handler.RootDir)), unmount(path))
 }
 
 func removeRunDir(dir string) error {

@@ -10,12 +10,16 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/engine/config"
 )
 
 // TestRestart ends the engine while containers run, and one ends meanwhile: its
 // exit code and time are right afterwards, the others go on and can be used.
-func TestRestart(t *testing.T) {
-	n := newNode(t)
+func TestRestart(t *testing.T) { onHandlers(t, testRestart) }
+
+func testRestart(t *testing.T, handlers ...config.Handler) {
+	n := newNode(t, handlers...)
 	ctx := context.Background()
 	shared := n.run(n.pod(func(c *runtimeapi.PodSandboxConfig) {
 		c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
@@ -168,8 +172,10 @@ func TestBadRecords(t *testing.T) {
 
 // TestHalfMade starts the engine on intents: a crash in the middle of a
 // creation. They are undone.
-func TestHalfMade(t *testing.T) {
-	n := newNode(t)
+func TestHalfMade(t *testing.T) { onHandlers(t, testHalfMade) }
+
+func testHalfMade(t *testing.T, handlers ...config.Handler) {
+	n := newNode(t, handlers...)
 	ctx := context.Background()
 	half := n.run(n.pod())
 	pod := n.run(n.pod())
@@ -191,8 +197,10 @@ func TestHalfMade(t *testing.T) {
 
 // TestSupervisorDies kills the supervisor: containers go on, another one takes
 // them over, and exits, logs and execs are as before.
-func TestSupervisorDies(t *testing.T) {
-	n := newNode(t)
+func TestSupervisorDies(t *testing.T) { onHandlers(t, testSupervisorDies) }
+
+func testSupervisorDies(t *testing.T, handlers ...config.Handler) {
+	n := newNode(t, handlers...)
 	ctx := context.Background()
 	pod := n.run(n.pod())
 	c := n.ready(n.begin(pod, n.script("trap 'echo bye; exit 6' TERM; "+strings.TrimPrefix(forever, "trap 'exit 0' TERM; "))))
@@ -208,7 +216,13 @@ func TestSupervisorDies(t *testing.T) {
 	case <-time.After(patience):
 		t.Error("an exec does not return")
 	}
-	if st := n.exited(waiting); st.Reason != "Unknown" && st.Reason != "Error" {
+	if len(handlers) > 0 {
+		// Its process is made at the start, and nothing is lost.
+		if _, err := n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: waiting}); err != nil {
+			t.Error(err)
+		}
+	}
+	if st := n.exited(waiting); len(handlers) == 0 && st.Reason != "Unknown" && st.Reason != "Error" {
 		t.Errorf("a container that waited for its start: %v", st)
 	}
 	eventually(t, "exec works again", func() bool {

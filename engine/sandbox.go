@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/config"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/network"
@@ -39,6 +40,7 @@ type sandboxRecord struct {
 	Config      store.Message[runtimeapi.PodSandboxConfig, *runtimeapi.PodSandboxConfig]
 	Fingerprint string
 	Handler     string
+	Runtime     config.Handler // what Handler meant when the sandbox was made
 	Phase       sandboxPhase
 	CreatedAt   time.Time
 	BootID      string

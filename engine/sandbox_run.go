@@ -11,10 +11,12 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/config"
 	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
 	"podstead/sys"
@@ -36,18 +38,21 @@ func (e *Engine) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 	if err != nil {
 		return nil, err
 	}
+	if spec.HasUserNamespace(req.Config.GetLinux().GetSecurityContext().GetNamespaceOptions()) && !h.is.Features().UserNamespaces {
+		return nil, cri.Errorf(codes.InvalidArgument, "linux.security_context.namespace_options.userns_options: handler %q has no user namespaces", req.RuntimeHandler)
+	}
 	req = proto.CloneOf(req)
 	of := fingerprintOf(req)
 	id, err := e.sandboxRuns.do(ctx, e, sandboxName(req.Config.Metadata), of, runTimeout,
-		func(ctx context.Context) (string, error) { return e.runSandbox(ctx, req, of, h) })
+		func(ctx context.Context) (string, error) { return e.runSandbox(ctx, req, of, h.Handler) })
 	if err != nil {
 		return nil, err
 	}
 	return &runtimeapi.RunPodSandboxResponse{PodSandboxId: id}, nil
 }
 
-func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest, of fingerprint, h handler.Handler) (id string, err error) {
-	s := e.newSandbox(req, of)
+func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest, of fingerprint, h config.Handler) (id string, err error) {
+	s := e.newSandbox(req, of, h)
 	if err := s.turn.take(ctx); err != nil {
 		return "", err
 	}
@@ -71,12 +76,12 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 		do   func() error
 	}{
 		{"make cgroup", func() error { return e.makePodCgroup(s) }},
-		{"make namespaces", func() error { return e.makeNamespaces(ctx, s, h) }},
+		{"make namespaces", func() error { return e.makeNamespaces(ctx, s) }},
 		{"mount shared memory", func() error { return e.mountShm(s) }},
 		{"connect network", func() error { return e.connect(ctx, s) }},
 		{"write files", func() error { return e.writeSandboxFiles(s) }},
 		{"set sysctls", func() error { return e.setSysctls(s) }},
-		{"start pause process", func() error { return e.startPause(ctx, s, h) }},
+		{"start pause process", func() error { return e.startPause(ctx, s) }},
 	} {
 		if err := step.do(); err != nil {
 			return "", fmt.Errorf("%s: %w", step.what, err)
@@ -96,10 +101,10 @@ func (e *Engine) recordReady(s *sandbox) error {
 	return e.changeSandbox(s, func(r *sandboxRecord) { r.Phase, r.ReadyAt = sandboxReady, time.Now() })
 }
 
-func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint) *sandbox {
+func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint, h config.Handler) *sandbox {
 	id := newID()
 	rec := sandboxRecord{
-		ID: id, Fingerprint: encodeFingerprint(of), Handler: req.RuntimeHandler,
+		ID: id, Fingerprint: encodeFingerprint(of), Handler: req.RuntimeHandler, Runtime: h,
 		Phase: sandboxCreating, CreatedAt: time.Now(), BootID: e.bootID,
 		Hostname:     req.Config.Hostname,
 		CgroupParent: req.Config.GetLinux().GetCgroupParent(),
@@ -154,10 +159,10 @@ func (e *Engine) makePodCgroup(s *sandbox) error {
 
 // makeNamespaces makes what the pod does not share with the host. The UTS
 // namespace goes with the network one: the host's network has the host's name.
-func (e *Engine) makeNamespaces(ctx context.Context, s *sandbox, h handler.Handler) error {
+func (e *Engine) makeNamespaces(ctx context.Context, s *sandbox) error {
 	rec := s.record()
 	if rec.userNamespace() {
-		return e.makeUserNamespace(ctx, s, h)
+		return e.makeUserNamespace(ctx, s)
 	}
 	dir := e.sandboxRunDir(s.id)
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -228,19 +233,19 @@ func (e *Engine) connect(ctx context.Context, s *sandbox) error {
 
 // startPause runs the pid-1 process of a pid namespace that the pod's
 // containers share. Other pods have no process of ours.
-func (e *Engine) startPause(ctx context.Context, s *sandbox, h handler.Handler) error {
+func (e *Engine) startPause(ctx context.Context, s *sandbox) error {
 	rec := s.record()
 	if !rec.Pause || rec.userNamespace() {
 		return nil // the user namespace's maker has stayed for it
 	}
-	_, err := e.pause(ctx, s, h, &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
+	_, err := e.pause(ctx, s, &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{
 		{Type: specs.PIDNamespace}, {Type: specs.MountNamespace},
 	}}})
 	return err
 }
 
-// pause runs a pause process in the pod's cgroup.
-func (e *Engine) pause(ctx context.Context, s *sandbox, h handler.Handler, sp *specs.Spec) (pid int, err error) {
+// pause runs a pause process in the pod's cgroup, whatever the pod's handler is.
+func (e *Engine) pause(ctx context.Context, s *sandbox, sp *specs.Spec) (pid int, err error) {
 	rec := s.record()
 	g := e.cfg.Cgroups.Group(pauseCgroup(&rec))
 	if err := g.Create(); err != nil {
@@ -248,7 +253,7 @@ func (e *Engine) pause(ctx context.Context, s *sandbox, h handler.Handler, sp *s
 	}
 	sp.Version = specs.Version
 	sp.Process = &specs.Process{Cwd: "/", NoNewPrivileges: true}
-	p, err := h.Pause(ctx, handler.Container{
+	p, err := e.builtin.Pause(ctx, handler.Container{
 		ID: s.id, Bundle: e.sandboxRunDir(s.id), CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Spec: sp,
 	})
 	if err != nil {

@@ -10,7 +10,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
 	"podstead/sys"
 )
@@ -27,7 +26,7 @@ func (e *Engine) usernsPath(r *sandboxRecord) string {
 // they then belong. No process of Go's can enter one, so a pause process is
 // born in them, and they are bound from there. It stays only if the pod shares
 // its pid namespace.
-func (e *Engine) makeUserNamespace(ctx context.Context, s *sandbox, h handler.Handler) error {
+func (e *Engine) makeUserNamespace(ctx context.Context, s *sandbox) error {
 	rec := s.record()
 	if err := os.MkdirAll(e.sandboxRunDir(s.id), 0o700); err != nil {
 		return err
@@ -46,7 +45,7 @@ func (e *Engine) makeUserNamespace(ctx context.Context, s *sandbox, h handler.Ha
 			specs.LinuxNamespace{Type: specs.NetworkNamespace}, specs.LinuxNamespace{Type: specs.UTSNamespace})
 		kinds = append(kinds, sys.NetNamespace, sys.UTSNamespace)
 	}
-	pid, err := e.pause(ctx, s, h, sp)
+	pid, err := e.pause(ctx, s, sp)
 	if err != nil {
 		return err
 	}

@@ -1,9 +1,12 @@
 package engine
 
 import (
-	"errors"
+	"context"
 	"fmt"
+	"path/filepath"
+	"reflect"
 	"slices"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -17,7 +20,14 @@ import (
 // settings are what the configuration file says now, and what was made of it.
 type settings struct {
 	config.Config
-	handlers map[string]handler.Handler // by RuntimeClass handler; "" is the default
+	handlers map[string]namedHandler // by RuntimeClass handler; "" is the default
+}
+
+// namedHandler is a handler with its configuration, which is kept with the pods
+// that are made with it; the zero one is the built-in handler's.
+type namedHandler struct {
+	config.Handler
+	is handler.Handler
 }
 
 // ConfigNote is what Status --verbose tells about the configuration file.
@@ -33,18 +43,13 @@ type ConfigNote struct {
 // far as it can without a new start: see the fields of config.Config. On an
 // error everything is as before.
 func (e *Engine) Reload(c config.Config) error {
-	s := &settings{Config: c, handlers: map[string]handler.Handler{"": e.builtin}}
-	var errs []error
-	for i, h := range c.Handlers {
+	s := &settings{Config: c, handlers: map[string]namedHandler{"": {is: e.builtin}}}
+	for _, h := range c.Handlers {
 		made, err := e.newHandler(h)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("handlers[%d] (%s): %w", i, h.Name, err))
-			continue
+			return err
 		}
-		s.handlers[h.Name] = made
-	}
-	if err := errors.Join(errs...); err != nil {
-		return err
+		s.handlers[h.Name] = namedHandler{h, made}
 	}
 	if c.DefaultHandler != "" {
 		s.handlers[""] = s.handlers[c.DefaultHandler]
@@ -56,19 +61,69 @@ func (e *Engine) Reload(c config.Config) error {
 // NoteConfig sets what Status --verbose tells about the configuration file.
 func (e *Engine) NoteConfig(n ConfigNote) { e.note.Store(&n) }
 
-func (e *Engine) newHandler(h config.Handler) (handler.Handler, error) {
-	if h.Kind() == config.Builtin {
+// probeTimeout bounds the question what a runtime can do.
+const probeTimeout = 10 * time.Second
+
+// newHandler makes a handler of its configuration. A runtime that cannot be
+// asked what it can do is none the less there: it may be installed later.
+func (e *Engine) newHandler(c config.Handler) (handler.Handler, error) {
+	switch c.Kind() {
+	case config.Builtin:
 		return e.builtin, nil
+	case config.OCI:
+		h := &handler.OCI{
+			Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Args: c.Args,
+			Root: c.Root, RunDir: e.cfg.RunDir,
+		}
+		if h.Root == "" {
+			h.Root = filepath.Join(e.handlersDir(), c.Name)
+		}
+		ctx, cancel := context.WithTimeout(e.life, probeTimeout)
+		defer cancel()
+		if err := h.Probe(ctx); err != nil {
+			e.log.Warn("a handler does not tell what it can do", "handler", c.Name, "error", err)
+		}
+		return h, nil
 	}
-	return nil, fmt.Errorf("type %s is not there yet", h.Kind())
+	return nil, fmt.Errorf("handler %s: type %s is not there yet", c.Name, c.Kind())
 }
 
+// handlersDir has the state of runtimes that were given no other place for it.
+func (e *Engine) handlersDir() string { return filepath.Join(e.cfg.RunDir, "handlers") }
+
 // handler returns the one for a RuntimeClass's handler name.
-func (e *Engine) handler(name string) (handler.Handler, error) {
+func (e *Engine) handler(name string) (namedHandler, error) {
 	h, ok := e.settings.Load().handlers[name]
 	if !ok {
-		return nil, cri.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", name)
+		return h, cri.Errorf(codes.InvalidArgument, "runtime handler %q is not configured", name)
 	}
+	return h, nil
+}
+
+// handlerOf returns the handler that something was made with, whatever the
+// configuration says now.
+func (e *Engine) handlerOf(c config.Handler) (handler.Handler, error) {
+	if c.Name == "" {
+		return e.builtin, nil
+	}
+	if h := e.settings.Load().handlers[c.Name]; reflect.DeepEqual(h.Handler, c) {
+		return h.is, nil
+	}
+	e.mu.Lock()
+	retired := e.retired
+	e.mu.Unlock()
+	for _, h := range retired {
+		if reflect.DeepEqual(h.Handler, c) {
+			return h.is, nil
+		}
+	}
+	h, err := e.newHandler(c)
+	if err != nil {
+		return nil, err
+	}
+	e.mu.Lock()
+	e.retired = append(e.retired, namedHandler{c, h})
+	e.mu.Unlock()
 	return h, nil
 }
 

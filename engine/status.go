@@ -49,7 +49,7 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	}
 	handlers := e.settings.Load().handlers
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {
-		f := handlers[name].Features()
+		f := handlers[name].is.Features()
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{

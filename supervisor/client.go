@@ -115,6 +115,9 @@ func (c *Client) connected(ctx context.Context) (*wire, error) {
 // is done, that is os.ErrExist, and Get tells about it.
 // With a pty and no log, console is the pty's master.
 func (c *Client) Launch(ctx context.Context, l Launch) (p Process, console *os.File, err error) {
+	if l.Command != nil {
+		return c.launch(ctx, l, protocol.EncodeCommand((*protocol.Command)(l.Command)), l.Command.Console != "")
+	}
 	program, err := l.Program.MarshalBinary()
 	if err != nil {
 		return Process{}, nil, fmt.Errorf("launch %s: %w", l.ID, err)
@@ -185,8 +188,8 @@ func (c *Client) Signal(ctx context.Context, id string, signal int) error {
 	return err
 }
 
-// List returns all processes, exited ones that were not forgotten included,
-// ordered by ID.
+// List returns all processes, those whose launch is under way and exited ones
+// that were not forgotten included, ordered by ID.
 func (c *Client) List(ctx context.Context) ([]Process, error) {
 	var l protocol.ProcessList
 	if _, err := c.ask(ctx, protocol.List, nil, &l); err != nil {

@@ -48,6 +48,9 @@ type Launch struct {
 	ID      string
 	Program *launch.Program
 	Files   []*os.File // of Program.Open; the caller keeps its copies
+	// Command makes the process in place of Program. It has run to its end, and
+	// the process is started, when Launch returns.
+	Command *CommandLine
 	// With Logged the supervisor makes the stdio, pipes or a pty: it writes the
 	// log (if Log.Path is set; its directory must exist) and lets clients
 	// attach. Otherwise Stdio is passed through, and a pty goes to the caller.
@@ -70,14 +73,26 @@ type Launch struct {
 // HooksDone is the answer of who has run a launch's hooks.
 const HooksDone = protocol.HooksDone
 
+// CommandLine is somebody else's way to make a process, such as an OCI runtime's
+// command line:
+//
+//	Run, with the process's stdio ──▶ PidFile [, Console] ──▶ Then ──▶ launched
+//
+// Programs are absolute paths. With PidFile empty, Run is the process. To
+// Console, the path of a socket that the supervisor makes, Run sends the master
+// of the process's pty. Timeout bounds Run and Then, each; a failure of them is
+// the Launch's, and the process, if there is one, is killed.
+type CommandLine protocol.Command
+
 // State of a process.
 type State = protocol.State
 
 // The states a process goes through, in order.
 const (
-	Created State = "created" // prepared, waits for Start
-	Running State = "running"
-	Exited  State = "exited"
+	Launching State = "launching" // only List tells of it
+	Created   State = "created"   // prepared, waits for Start
+	Running   State = "running"
+	Exited    State = "exited"
 )
 
 // Process is what the supervisor knows of a process.

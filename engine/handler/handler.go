@@ -1,8 +1,8 @@
 // Package handler is what the engine plugs OCI runtimes into: one handler per
-// RuntimeClass handler name, of which "" is the built-in one that compiles a
-// launch program and gives it to the supervisor. A handler keeps no state of
-// its own: what it started is known to the supervisor, which outlives the
-// engine.
+// RuntimeClass handler name. Builtin compiles a launch program and gives it to
+// the supervisor; OCI has the supervisor run the command line of another
+// runtime. A handler keeps no state of its own: what it started is known to the
+// supervisor, which outlives the engine.
 package handler
 
 import (
@@ -21,15 +21,21 @@ import (
 
 // Handler runs the processes of containers.
 type Handler interface {
-	// Create prepares a container up to its execve.
+	// Create prepares a container. Where the process is there already, it waits
+	// before its execve; else the Process is zero, and Start makes it.
 	Create(context.Context, Container) (supervisor.Process, error)
 	// Start lets a prepared container run.
-	Start(ctx context.Context, id string) (supervisor.Process, error)
+	Start(context.Context, Container) (supervisor.Process, error)
 	// Exec runs a process in a running container. With Process.Terminal and no
 	// Stdio it returns the pty's master.
 	Exec(context.Context, Exec) (supervisor.Process, *os.File, error)
-	// Pause runs a process that is pid 1 of a pid namespace and reaps in it.
-	Pause(context.Context, Container) (supervisor.Process, error)
+	// Signal sends a signal to a container's first process. One that has ended is
+	// os.ErrProcessDone or os.ErrNotExist.
+	Signal(ctx context.Context, id string, signal int) error
+	// Delete takes away what the handler has of a container beside the process
+	// that the supervisor knows, which it may kill. It asks for nothing to be
+	// there, and can be repeated.
+	Delete(context.Context, Container) error
 	// Features tells what a client may ask of the handler.
 	Features() Features
 }
@@ -40,22 +46,30 @@ type Features struct {
 	UserNamespaces          bool
 }
 
-// Container is what a handler needs to create one.
+// Container is what a handler needs to know of one. Of it, Start and Delete get
+// what does not come from Create's request alone: neither Spec, Rootfs nor
+// Annotations.
 type Container struct {
 	ID               string
 	Spec             *specs.Spec
 	Bundle           string          // directory of the container's own
 	Rootfs           *launch.Overlay // mounted as the root; nil: Spec.Root.Path
-	CgroupJoin       []string        // see launch.Options
+	Terminal         bool
+	Annotations      map[string]string // those that the runtime gets to see
+	CgroupJoin       []string          // see launch.Options
 	CgroupDir        string
 	Log              supervisor.LogFile
 	Stdin, StdinOnce bool
+	// OOMScoreAdj is what Start is told if it has changed since Create and there
+	// is no process yet.
+	OOMScoreAdj *int
 }
 
 // Exec is a process to run in a container.
 type Exec struct {
 	ID         string      // "CONTAINER/EXEC"
 	Spec       *specs.Spec // of the container
+	Bundle     string      // of the container
 	Process    *specs.Process
 	Pid        int // of the container's first process
 	StartTicks uint64
@@ -135,11 +149,20 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 }
 
 // Start implements Handler.
-func (b *Builtin) Start(ctx context.Context, id string) (supervisor.Process, error) {
-	return b.Supervisor.Start(ctx, id)
+func (b *Builtin) Start(ctx context.Context, c Container) (supervisor.Process, error) {
+	return b.Supervisor.Start(ctx, c.ID)
 }
 
-// Pause implements Handler.
+// Signal implements Handler.
+func (b *Builtin) Signal(ctx context.Context, id string, signal int) error {
+	return b.Supervisor.Signal(ctx, id, signal)
+}
+
+// Delete implements Handler: the process is all there is.
+func (b *Builtin) Delete(context.Context, Container) error { return nil }
+
+// Pause runs a process that is pid 1 of a pid namespace and reaps in it. It
+// serves the pods of all handlers.
 func (b *Builtin) Pause(ctx context.Context, c Container) (supervisor.Process, error) {
 	p, err := launch.CompilePause(c.Spec, b.options(c))
 	if err != nil {

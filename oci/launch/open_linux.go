@@ -132,6 +132,13 @@ func setMountAttr(fd int, recursive bool, attr unix.MountAttr) error {
 	return unix.MountSetattr(fd, "", flags, &attr)
 }
 
+// Mount mounts an overlay, detached, for who hands it to another runtime; not
+// one that is IDMapped.
+func (o *Overlay) Mount() (*os.File, error) {
+	s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, mountOptions: o.Options}
+	return s.openOverlay()
+}
+
 // openOverlay mounts an overlay, detached.
 func (s *slot) openOverlay() (*os.File, error) {
 	if s.idmap != nil {

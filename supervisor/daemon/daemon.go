@@ -215,7 +215,8 @@ func (d *daemon) loop() {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
-	signal.Ignore(unix.SIGPIPE)
+	// Caught and not ignored: that would be inherited by commands.
+	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
 	go d.poll.run()
 	d.sweep()
 	d.idleAfter(firstGrace)

@@ -46,8 +46,13 @@ type Forker interface {
 // Programs is the Forker of the real supervisor.
 type Programs struct{}
 
-// Fork forks by package launch.
+// Fork forks by package launch, or lets a command do it, which starts it, too.
 func (Programs) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (*Forked, error) {
+	if c, ok, err := protocol.DecodeCommand(program); err != nil {
+		return nil, fmt.Errorf("decode command: %w", err)
+	} else if ok {
+		return runCommand(c, opt.Stdio)
+	}
 	var p launch.Program
 	if err := p.UnmarshalBinary(program); err != nil {
 		return nil, fmt.Errorf("decode launch program: %w", err)

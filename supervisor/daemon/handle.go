@@ -100,9 +100,11 @@ func (d *daemon) hello() (protocol.Coded, bool, error) {
 func (d *daemon) list() *protocol.ProcessList {
 	l := &protocol.ProcessList{}
 	for _, p := range d.procs {
-		if p.State != "" {
-			l.Processes = append(l.Processes, p.Process)
+		shown := p.Process
+		if shown.State == "" {
+			shown = protocol.Process{ID: p.ID, State: launching}
 		}
+		l.Processes = append(l.Processes, shown)
 	}
 	slices.SortFunc(l.Processes, func(a, b protocol.Process) int { return strings.Compare(a.ID, b.ID) })
 	return l

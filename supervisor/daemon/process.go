@@ -21,9 +21,10 @@ var (
 
 // States of a process, in order.
 const (
-	created protocol.State = "created"
-	running protocol.State = "running"
-	exited  protocol.State = "exited"
+	launching protocol.State = "launching" // for clients: here it is ""
+	created   protocol.State = "created"
+	running   protocol.State = "running"
+	exited    protocol.State = "exited"
 )
 
 // process is a launched process. It belongs to the loop.

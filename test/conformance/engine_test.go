@@ -48,8 +48,28 @@ func TestEngineServed(t *testing.T) {
 	})
 }
 
-// newEngine makes an engine with all its parts, for the time of the test.
-func newEngine(t *testing.T, cdi string) *engine.Engine {
+// TestRunc runs it on the engine with runc in place of the built-in handler.
+func TestRunc(t *testing.T) {
+	host.Require(t)
+	runc, err := exec.LookPath("runc")
+	if err != nil {
+		t.Skip("runc is not installed")
+	}
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	cdi := t.TempDir()
+	conformance.Run(t, conformance.Target{
+		Runtime: newEngine(t, cdi, config.Handler{Name: "runc", Path: runc}),
+		Image:   busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi,
+		Known: map[string]string{
+			"process/user namespace":         "handlers of other runtimes have none, and say so",
+			"userns/with the host's network": "handlers of other runtimes have none, and say so",
+		},
+	})
+}
+
+// newEngine makes an engine with all its parts, for the time of the test. The
+// first of handlers, if there is one, is the default.
+func newEngine(t *testing.T, cdi string, handlers ...config.Handler) *engine.Engine {
 	t.Helper()
 	archive := archive(t)
 	state := t.TempDir()
@@ -95,6 +115,9 @@ func newEngine(t *testing.T, cdi string) *engine.Engine {
 	}
 	settings := config.Default()
 	settings.CDI.Dirs = []string{cdi}
+	if settings.Handlers = handlers; len(handlers) > 0 {
+		settings.DefaultHandler = handlers[0].Name
+	}
 	e, err := engine.New(t.Context(), engine.Config{
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		Images: images, ImageDir: filepath.Join(state, "images"), Network: pods, Cgroups: groups,

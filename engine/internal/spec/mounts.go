@@ -160,7 +160,7 @@ func (in *Input) readonly(m *runtimeapi.Mount) (string, error) {
 		return "", invalid("mount %s: recursive_read_only with propagation %v", m.ContainerPath, m.Propagation)
 	case m.RecursiveReadOnly && !in.Host.RecursiveReadOnly:
 		return "", cri.WithReason(cri.RROUnsupported,
-			invalid("mount %s: recursive_read_only: the kernel has no mount_setattr (needs Linux 5.12)", m.ContainerPath))
+			invalid("mount %s: recursive_read_only: the kernel (mount_setattr, Linux 5.12) or the handler of the pod has none", m.ContainerPath))
 	case m.RecursiveReadOnly:
 		return "rro", nil
 	case m.Readonly:

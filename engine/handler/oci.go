@@ -1,0 +1,382 @@
+package handler
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"podstead/supervisor"
+	"podstead/sys"
+)
+
+// OCI drives a runtime by runc's command line: create, start, exec, kill and
+// delete. There is no process between the supervisor and the container: the
+// supervisor executes "create" and "start" with the container's stdio, and gets
+// what they leave behind, because it is the subreaper.
+//
+// Create makes the bundle only; the runtime is called by Start, where an
+// executable that is not there is told of as kubelets expect it.
+//
+//	Bundle/oci/config.json   the specification, as this runtime may read it
+//	Bundle/oci/rootfs        the root, mounted as long as the container exists
+//	Bundle/oci/exec-…        an exec under way
+//	Root/ID                  the runtime's own state
+type OCI struct {
+	Supervisor *supervisor.Client
+	Name       string   // of the handler
+	Program    string   // a path, or a name in PATH
+	Args       []string // before the command
+	Root       string   // the runtime's state
+	RunDir     string   // a short path: of sockets
+	Supports   Features
+	// Version is the newest version of the specification that the runtime reads,
+	// "" if it does not say.
+	Version string
+}
+
+var _ Handler = (*OCI)(nil)
+
+// commandTimeout bounds each call of a runtime.
+const commandTimeout = time.Minute
+
+// Features implements Handler.
+func (h *OCI) Features() Features { return h.Supports }
+
+// Create implements Handler.
+func (h *OCI) Create(_ context.Context, c Container) (supervisor.Process, error) {
+	b := bundle(c.Bundle)
+	rootfs := b.path(RootDir)
+	if err := os.MkdirAll(rootfs, 0o700); err != nil {
+		return supervisor.Process{}, err
+	}
+	if err := b.writeSpec(h.adapt(c.Spec, c.Annotations, rootfs)); err != nil {
+		return supervisor.Process{}, err
+	}
+	if c.Rootfs == nil {
+		return supervisor.Process{}, errors.New("no root")
+	}
+	root, err := c.Rootfs.Mount()
+	if err != nil {
+		return supervisor.Process{}, fmt.Errorf("mount the root: %w", err)
+	}
+	defer root.Close()
+	err = unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return supervisor.Process{}, os.NewSyscallError("move_mount", err)
+}
+
+// adapt returns the specification as this runtime reads it.
+func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string) *specs.Spec {
+	out := *s
+	out.Version = specs.Version
+	if h.Version != "" && olderVersion(h.Version, specs.Version) {
+		out.Version = h.Version
+	}
+	root := specs.Root{Path: rootfs}
+	if s.Root != nil {
+		root.Readonly = s.Root.Readonly
+	}
+	out.Root = &root
+	// The limits of the cgroup have been set by the engine, which may know more of
+	// the host's hierarchies than the runtime does, and changes them later.
+	if s.Linux != nil && s.Linux.Resources != nil {
+		l := *s.Linux
+		l.Resources = &specs.LinuxResources{Devices: l.Resources.Devices}
+		out.Linux = &l
+	}
+	if len(annotations) > 0 {
+		out.Annotations = maps.Clone(s.Annotations)
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		maps.Copy(out.Annotations, annotations)
+	}
+	return &out
+}
+
+// olderVersion compares versions of the specification, "1.0.2-dev".
+func olderVersion(a, b string) bool {
+	number := func(v string) (n [3]int) {
+		v, _, _ = strings.Cut(v, "-")
+		for i, part := range strings.SplitN(v, ".", 3) {
+			n[i], _ = strconv.Atoi(part)
+		}
+		return n
+	}
+	x, y := number(a), number(b)
+	for i := range x {
+		if x[i] != y[i] {
+			return x[i] < y[i]
+		}
+	}
+	return false
+}
+
+// Start implements Handler.
+func (h *OCI) Start(ctx context.Context, c Container) (supervisor.Process, error) {
+	b := bundle(c.Bundle)
+	program, err := h.program()
+	if err != nil {
+		return supervisor.Process{}, err
+	}
+	if err := os.MkdirAll(h.Root, 0o711); err != nil {
+		return supervisor.Process{}, err
+	}
+	if err := b.refreshSpec(c.OOMScoreAdj); err != nil {
+		return supervisor.Process{}, err
+	}
+	cmd := supervisor.CommandLine{
+		Env: environment(), Dir: b.path(""), PidFile: b.path("pid"), Timeout: commandTimeout,
+		Then: h.argv(program, b.path("log"), "start", c.ID),
+	}
+	create := []string{"create", "--bundle", b.path(""), "--pid-file", cmd.PidFile}
+	if c.Terminal {
+		cmd.Console = h.socket()
+		create = append(create, "--console-socket", cmd.Console)
+	}
+	cmd.Run = h.argv(program, b.path("log"), append(create, c.ID)...)
+	os.Remove(cmd.PidFile)
+	p, _, err := h.Supervisor.Launch(ctx, supervisor.Launch{
+		ID: c.ID, Command: &cmd, Logged: true, Log: c.Log, Stdin: c.Stdin, StdinOnce: c.StdinOnce, Start: true,
+	})
+	if err != nil {
+		return p, h.explain(err, b.path("log"))
+	}
+	return p, nil
+}
+
+// Exec implements Handler.
+func (h *OCI) Exec(ctx context.Context, x Exec) (p supervisor.Process, console *os.File, err error) {
+	program, err := h.program()
+	if err != nil {
+		return p, nil, err
+	}
+	id, _, _ := strings.Cut(x.ID, "/")
+	dir, err := os.MkdirTemp(bundle(x.Bundle).path(""), "exec-")
+	if err != nil {
+		return p, nil, err
+	}
+	defer func() {
+		if rerr := os.RemoveAll(dir); err == nil {
+			err = rerr
+		}
+	}()
+	in := func(name string) string { return filepath.Join(dir, name) }
+	process, err := json.Marshal(x.Process)
+	if err != nil {
+		return p, nil, err
+	}
+	if err := os.WriteFile(in("process.json"), process, 0o600); err != nil {
+		return p, nil, err
+	}
+	cmd := supervisor.CommandLine{Env: environment(), Dir: dir, PidFile: in("pid"), Timeout: commandTimeout}
+	args := []string{"exec", "--process", in("process.json"), "--detach", "--pid-file", cmd.PidFile}
+	if x.Process.Terminal {
+		cmd.Console = h.socket()
+		args = append(args, "--console-socket", cmd.Console)
+	}
+	cmd.Run = h.argv(program, in("log"), append(args, id)...)
+	p, console, err = h.Supervisor.Launch(ctx, supervisor.Launch{ID: x.ID, Command: &cmd, Stdio: x.Stdio, Start: true})
+	if err != nil {
+		return p, console, h.explain(err, in("log"))
+	}
+	return p, console, nil
+}
+
+// Signal implements Handler. A sandboxing runtime may not pass on what its
+// process gets, so the runtime itself is asked.
+func (h *OCI) Signal(ctx context.Context, id string, signal int) error {
+	p, err := h.Supervisor.Get(ctx, id)
+	if err != nil {
+		return err
+	}
+	if p.State == supervisor.Exited {
+		return os.ErrProcessDone
+	}
+	if err = h.call(ctx, "kill", id, strconv.Itoa(signal)); err == nil {
+		return nil
+	}
+	if p, gerr := h.Supervisor.Get(ctx, id); gerr == nil && p.State == supervisor.Exited {
+		return os.ErrProcessDone
+	}
+	return err
+}
+
+// Delete implements Handler.
+func (h *OCI) Delete(ctx context.Context, c Container) error {
+	if err := h.cancel(ctx, c.ID); err != nil {
+		return err
+	}
+	var errs []error
+	state := filepath.Join(h.Root, c.ID)
+	if _, err := os.Lstat(state); err == nil {
+		err := h.call(ctx, "delete", "--force", c.ID)
+		if errors.Is(err, exec.ErrNotFound) || errors.Is(err, os.ErrNotExist) {
+			err = os.RemoveAll(state) // the runtime is gone; its processes are the cgroup's
+		}
+		errs = append(errs, err)
+	}
+	rootfs := bundle(c.Bundle).path(RootDir)
+	err := unix.Unmount(rootfs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		return errors.Join(append(errs, &os.PathError{Op: "unmount", Path: rootfs, Err: err})...)
+	}
+	return errors.Join(append(errs, sys.RemoveTree(bundle(c.Bundle).path("")))...)
+}
+
+// cancel ends a launch that is under way since before the engine's start, or
+// the process if it has come of it.
+func (h *OCI) cancel(ctx context.Context, id string) error {
+	for {
+		err := h.Supervisor.Signal(ctx, id, int(unix.SIGKILL))
+		if errors.Is(err, os.ErrProcessDone) || errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("process %s has not ended: %w", id, ctx.Err())
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+// call runs a command of the runtime whose output nobody needs but if it fails.
+func (h *OCI) call(ctx context.Context, args ...string) error {
+	_, err := h.output(ctx, args...)
+	return err
+}
+
+func (h *OCI) output(ctx context.Context, args ...string) ([]byte, error) {
+	program, err := h.program()
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	argv := append(append([]string{}, h.Args...), "--root", h.Root)
+	cmd := exec.CommandContext(ctx, program, append(argv, args...)...)
+	cmd.Env = environment()
+	cmd.WaitDelay = time.Second
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return nil, fmt.Errorf("%s %s: %w: %s", h.Name, args[0], err, tail(stderr.String()))
+	}
+	return stdout.Bytes(), nil
+}
+
+// program finds the runtime anew each time: it may have been installed since.
+func (h *OCI) program() (string, error) {
+	path, err := exec.LookPath(h.Program)
+	if err != nil {
+		return "", fmt.Errorf("handler %s: %w", h.Name, err)
+	}
+	return path, nil
+}
+
+func (h *OCI) argv(program, log string, args ...string) []string {
+	argv := append([]string{program}, h.Args...)
+	argv = append(argv, "--root", h.Root, "--log", log, "--log-format", "json")
+	return append(argv, args...)
+}
+
+// socket is a new path that is short enough for one.
+func (h *OCI) socket() string {
+	return filepath.Join(h.RunDir, "t"+strings.ToLower(rand.Text()[:10]))
+}
+
+// environment is the engine's own, without what is meant for it alone.
+func environment() []string {
+	var env []string
+	for _, kv := range os.Environ() {
+		name, _, _ := strings.Cut(kv, "=")
+		switch name {
+		case supervisor.SupervisedEnv, "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES":
+			continue
+		}
+		env = append(env, kv)
+	}
+	return env
+}
+
+// explain adds to a failed launch what the runtime has logged last.
+func (h *OCI) explain(err error, log string) error {
+	b, rerr := os.ReadFile(log)
+	if rerr != nil {
+		return err
+	}
+	said := ""
+	for line := range bytes.Lines(b) {
+		var entry struct{ Level, Msg string }
+		if json.Unmarshal(line, &entry) == nil && (entry.Level == "error" || entry.Level == "fatal") {
+			said = entry.Msg
+		}
+	}
+	if said == "" {
+		return err
+	}
+	return fmt.Errorf("%w: %s", err, tail(said))
+}
+
+// tail bounds a text that another program has written.
+func tail(s string) string {
+	const limit = 2000
+	s = strings.TrimSpace(strings.ToValidUTF8(s, "?"))
+	if len(s) > limit {
+		s = "… " + s[len(s)-limit:]
+	}
+	return s
+}
+
+// bundle is a container's directory.
+type bundle string
+
+func (b bundle) path(name string) string { return filepath.Join(string(b), BundleDir, name) }
+
+// BundleDir is the bundle in a container's directory, RootDir the root in it.
+const (
+	BundleDir = "oci"
+	RootDir   = "rootfs"
+)
+
+func (b bundle) writeSpec(s *specs.Spec) error {
+	data, err := json.Marshal(s)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(b.path("config.json"), data, 0o600)
+}
+
+// refreshSpec changes what is not nil in the specification.
+func (b bundle) refreshSpec(oomScoreAdj *int) error {
+	if oomScoreAdj == nil {
+		return nil
+	}
+	data, err := os.ReadFile(b.path("config.json"))
+	if err != nil {
+		return err
+	}
+	var s specs.Spec
+	if err := json.Unmarshal(data, &s); err != nil {
+		return fmt.Errorf("%s: %w", b.path("config.json"), err)
+	}
+	if s.Process != nil {
+		s.Process.OOMScoreAdj = oomScoreAdj
+	}
+	return b.writeSpec(&s)
+}
