@@ -137,7 +137,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.node.board = a.board
-	a.node.puller = image.New(cfg.Runtime)
+	a.node.puller = image.New(a.node.runtime)
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: imagegc.DefaultPolicy(), Named: a.namedImages, Log: cfg.Log}
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
 	return a, nil

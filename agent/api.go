@@ -70,6 +70,11 @@ func (b backend) Events(namespace, name string) []corev1.Event {
 	return b.a.node.events.Of(namespace, name)
 }
 
+func (b backend) Flight(namespace, name string) []client.FlightEntry {
+	p, _ := b.a.board.get(namespace, name)
+	return p.flight.Entries()
+}
+
 func (b backend) Watch() ([]*corev1.Pod, <-chan client.Change, func()) { return b.a.board.watch() }
 
 func (b backend) Problems(ctx context.Context) (list []client.Problem, err error) {

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
+	"podstead/agent/internal/flight"
 )
 
 // board shows the pods as the workers last described them, and tells watchers
@@ -19,8 +20,9 @@ type board struct {
 }
 
 type posted struct {
-	pod *corev1.Pod
-	why client.Why
+	pod    *corev1.Pod
+	why    client.Why
+	flight *flight.Recorder
 }
 
 // watcher is one subscriber. A slow one is cut off rather than waited for.
@@ -35,15 +37,15 @@ func newBoard() *board {
 	return &board{pods: map[string]posted{}, watchers: map[*watcher]bool{}}
 }
 
-func (b *board) publish(pod *corev1.Pod, why client.Why) {
+func (b *board) publish(p posted) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	kind := client.Modified
-	if _, ok := b.pods[string(pod.UID)]; !ok {
+	kind, uid := client.Modified, string(p.pod.UID)
+	if _, ok := b.pods[uid]; !ok {
 		kind = client.Added
 	}
-	b.pods[string(pod.UID)] = posted{pod, why}
-	b.send(client.Change{Type: kind, Pod: pod})
+	b.pods[uid] = p
+	b.send(client.Change{Type: kind, Pod: p.pod})
 }
 
 func (b *board) remove(uid string) {

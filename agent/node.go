@@ -20,6 +20,7 @@ import (
 
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/event"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/userns"
@@ -52,7 +53,7 @@ func newNode(cfg Config) (*node, error) {
 	id := sha256.Sum256([]byte(cfg.NodeName + "\x00" + cfg.StateDir))
 	ips := hostIPs()
 	n := &node{
-		runtime: cfg.Runtime,
+		runtime: flight.Runtime{Runtime: cfg.Runtime},
 		request: request.Node{
 			Name:        cfg.NodeName,
 			AgentID:     hex.EncodeToString(id[:8]),

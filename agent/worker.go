@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"maps"
 	"os"
+	"path/filepath"
 	"reflect"
 	"slices"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"podstead/agent/client"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
@@ -67,6 +69,7 @@ type worker struct {
 	written   []byte // the record as on disk
 	stage     client.Why
 	posted    posted
+	flight    *flight.Recorder
 	steps     sync.WaitGroup
 }
 
@@ -109,6 +112,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		quit:      make(chan struct{}),
 		described: make(chan struct{}),
 		probes:    map[string]*probe.Container{},
+		flight:    flight.Open(filepath.Join(n.podDir(string(pod.UID)), "flight.jsonl")),
 	}
 }
 
@@ -358,6 +362,24 @@ func (w *worker) probeStates() map[string]plan.Probe {
 	return out
 }
 
+// news records which containers have become ready, or have ceased to be.
+func (w *worker) news(before corev1.PodStatus, now time.Time) {
+	ready := map[string]bool{}
+	for _, c := range before.ContainerStatuses {
+		ready[c.Name] = c.Ready
+	}
+	for _, c := range w.status.ContainerStatuses {
+		if c.Ready == ready[c.Name] {
+			continue
+		}
+		what := "ready"
+		if !c.Ready {
+			what = "not ready"
+		}
+		w.flight.Add(client.FlightEntry{At: now, Kind: client.FlightNews, Container: c.Name, What: what})
+	}
+}
+
 // describe puts the pod on the board and in its record, if it changed.
 func (w *worker) describe(now time.Time) {
 	in := status.Input{
@@ -367,7 +389,9 @@ func (w *worker) describe(now time.Time) {
 	if w.failed != nil {
 		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message}
 	}
+	before := w.status
 	w.status = status.Make(in)
+	w.news(before, now)
 	pod := w.pod.DeepCopy()
 	pod.Status = *w.status.DeepCopy()
 	if pod.Annotations == nil {
@@ -386,9 +410,9 @@ func (w *worker) describe(now time.Time) {
 		pod.DeletionTimestamp, pod.DeletionGracePeriodSeconds = &at, &seconds
 	}
 	why := w.why(now)
-	if !reflect.DeepEqual(w.posted, posted{pod, why}) {
-		w.posted = posted{pod, why}
-		w.node.board.publish(pod, why)
+	if w.posted.pod == nil || !reflect.DeepEqual(w.posted.pod, pod) || !reflect.DeepEqual(w.posted.why, why) {
+		w.posted = posted{pod, why, w.flight}
+		w.node.board.publish(w.posted)
 	}
 	w.save()
 }

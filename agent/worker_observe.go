@@ -14,6 +14,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/probe"
 	"podstead/cri"
@@ -119,6 +120,8 @@ func (w *worker) container(ctx context.Context, c *runtimeapi.Container) (out ob
 			out.Message = m
 		}
 		if !known || !old.Dead() {
+			w.flight.Add(client.FlightEntry{At: out.Finished, Kind: client.FlightNews, Container: out.Name,
+				What: fmt.Sprintf("ended with %d (%s)", out.ExitCode, out.Reason)})
 			w.node.log.Info("container ended", "pod", w.name(), "container", out.Name, "exit", out.ExitCode, "why", out.Reason)
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
@@ -42,6 +43,14 @@ func retriedOnChange(reason string) bool {
 // stepError is a failed step: reason and message as a container's waiting state
 // has them.
 type stepError struct{ reason, message string }
+
+// err is nil if the step is.
+func (e *stepError) err() error {
+	if e == nil {
+		return nil
+	}
+	return errors.New(e.reason + ": " + e.message)
+}
 
 func failedStep(reason string, err error) *stepError {
 	return &stepError{reason, err.Error()}
@@ -75,7 +84,10 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	j := w.job(s)
 	w.steps.Go(func() {
 		defer cancel()
+		ctx := flight.With(ctx, w.flight, s.Container)
+		end := flight.Begin(ctx, client.FlightStep, string(s.Kind))
 		r := result{run: run, failed: j.run(ctx)}
+		end(r.failed.err())
 		select {
 		case w.results <- r:
 		case <-w.quit:

@@ -91,6 +91,13 @@ func (c *Client) Why(ctx context.Context, namespace, name string) (Why, error) {
 	return w, c.json(ctx, http.MethodGet, podPath(namespace, name, "why"), nil, nil, &w)
 }
 
+// Flight lists what was done for a pod and happened to it, as far as it is kept,
+// in the order in which it ended.
+func (c *Client) Flight(ctx context.Context, namespace, name string) ([]FlightEntry, error) {
+	var list []FlightEntry
+	return list, c.json(ctx, http.MethodGet, podPath(namespace, name, "flight"), nil, nil, &list)
+}
+
 // DeletePod ends a pod that was applied, gracefully; grace nil takes the pod's
 // own period. It returns at once; watch to see the end. A pod that a manifest
 // file defines is refused: remove the file.

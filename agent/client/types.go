@@ -13,6 +13,7 @@
 //	DELETE /api/v1/namespaces/{ns}/pods/{name}?gracePeriodSeconds=
 //	GET    /api/v1/namespaces/{ns}/pods/{name}/events      v1.EventList, oldest first
 //	GET    /api/v1/namespaces/{ns}/pods/{name}/why         Why
+//	GET    /api/v1/namespaces/{ns}/pods/{name}/flight      []FlightEntry, in the order in which they ended
 //	GET    /api/v1/namespaces/{ns}/pods/{name}/log?container=&follow=&previous=&tailLines=&sinceSeconds=&sinceTime=&timestamps=&limitBytes=
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/exec?container=&command=&command=&stdin=&stdout=&stderr=&tty=    upgraded
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/attach?container=&stdin=&stdout=&stderr=&tty=                    upgraded
@@ -122,6 +123,23 @@ type Wait struct {
 	Since     time.Time `json:"since,omitzero"`
 	Until     time.Time `json:"until,omitzero"` // when it is tried again, if that is known
 }
+
+// FlightEntry is something that was done for a pod, or happened to it.
+type FlightEntry struct {
+	At        time.Time     `json:"at"`
+	Took      time.Duration `json:"took,omitempty"` // in nanoseconds
+	Kind      string        `json:"kind"`
+	What      string        `json:"what"` // "create sandbox", "RunPodSandbox", "ready"
+	Container string        `json:"container,omitempty"`
+	Error     string        `json:"error,omitempty"`
+}
+
+// Kinds of FlightEntry.
+const (
+	FlightStep = "step" // of the agent
+	FlightCall = "call" // of the runtime, as part of a step
+	FlightNews = "news" // what happened
+)
 
 // Image is an image of the node.
 type Image struct {

@@ -87,6 +87,14 @@ func TestManifestLivesItsLife(t *testing.T) {
 			}
 		}
 	})
+	t.Run("why", func(t *testing.T) {
+		out := n.do("why", "web", "--calls")
+		for _, want := range []string{"running, for ", "create sandbox", "RunPodSandbox", "httpd: start", "StartContainer", "prepare: ended with 0", "httpd: ready", "▇"} {
+			if !strings.Contains(out, want) {
+				t.Errorf("why lacks %q:\n%s", want, out)
+			}
+		}
+	})
 	t.Run("logs", func(t *testing.T) {
 		if out := n.do("logs", "web", "-c", "httpd"); out != "serving one\n" {
 			t.Errorf("log of httpd is %q", out)

@@ -8,12 +8,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"strconv"
 	"time"
 
+	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -34,6 +36,8 @@ type Backend interface {
 	Pods() []*corev1.Pod
 	Pod(namespace, name string) (*corev1.Pod, client.Why, bool)
 	Events(namespace, name string) []corev1.Event
+	// Flight is what was recorded of a pod that there is.
+	Flight(namespace, name string) []client.FlightEntry
 	// Watch returns what is there and a channel of what follows, closed if the
 	// reader is too slow.
 	Watch() (now []*corev1.Pod, changes <-chan client.Change, stop func())
@@ -76,6 +80,7 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 	handle("DELETE "+pod, s.deletePod)
 	handle("GET "+pod+"/events", s.podEvents)
 	handle("GET "+pod+"/why", s.podWhy)
+	handle("GET "+pod+"/flight", s.podFlight)
 	handle("GET "+pod+"/log", s.podLog)
 	handle(pod+"/exec", s.exec)
 	handle(pod+"/attach", s.attach)
@@ -187,11 +192,69 @@ func (s *server) podEvents(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) podWhy(w http.ResponseWriter, r *http.Request) error {
-	_, why, err := s.pod(r)
+	pod, why, err := s.pod(r)
 	if err != nil {
 		return err
 	}
+	why.Waiting = append(why.Waiting, s.pulling(pod)...)
 	return reply(w, why)
+}
+
+// pulling tells how far the pulls are that a pod waits for.
+func (s *server) pulling(pod *corev1.Pod) (out []client.Wait) {
+	if s.images == nil {
+		return nil
+	}
+	pulls := map[string]client.PullProgress{}
+	for _, p := range s.images.Pulls() {
+		pulls[normal(p.Ref)] = p
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for _, c := range list {
+			if p, ok := pulls[normal(c.Image)]; ok {
+				out = append(out, client.Wait{Container: c.Name, Reason: "Pulling", Message: describePull(p), Since: p.Started})
+			}
+		}
+	}
+	return out
+}
+
+// normal is an image's name in full.
+func normal(name string) string {
+	named, err := reference.ParseDockerRef(name)
+	if err != nil {
+		return name
+	}
+	return named.String()
+}
+
+// describePull tells what a pull is at: "fetching c.example/a:1: sha256:0123…
+// 12.0 of 40.0 MiB, 3.1 MiB/s".
+func describePull(p client.PullProgress) string {
+	const mib = 1 << 20
+	text := p.Stage + " " + p.Ref
+	for _, l := range p.Layers {
+		switch l.Stage {
+		case "fetching", "unpacking":
+			text += fmt.Sprintf(": %.19s… %s %.1f of %.1f MiB, %.1f MiB/s", l.Digest, l.Stage, float64(l.Bytes)/mib, float64(l.Total)/mib, float64(l.BytesPerSecond)/mib)
+			if l.Retries > 0 {
+				text += fmt.Sprintf(" (%d retries)", l.Retries)
+			}
+		}
+	}
+	return text
+}
+
+func (s *server) podFlight(w http.ResponseWriter, r *http.Request) error {
+	pod, _, err := s.pod(r)
+	if err != nil {
+		return err
+	}
+	list := s.backend.Flight(pod.Namespace, pod.Name)
+	if list == nil {
+		list = []client.FlightEntry{}
+	}
+	return reply(w, list)
 }
 
 // manifests reads the body of apply and delete.

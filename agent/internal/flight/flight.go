@@ -1,0 +1,161 @@
+// Package flight is the flight recorder of a pod: the last things that were done
+// for it and that happened to it, with how long they took, in memory and in a
+// file of the pod's directory, from which the next agent goes on.
+package flight
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"os"
+	"slices"
+	"sync"
+	"time"
+
+	"podstead/agent/client"
+	"podstead/sys"
+)
+
+// kept is how many entries a recorder keeps; its file has up to twice as many.
+const kept = 200
+
+// Recorder is the flight recorder of one pod. Its methods may be called at the
+// same time, and do nothing on nil.
+type Recorder struct {
+	path string
+
+	mu      sync.Mutex
+	entries []client.FlightEntry
+	pending []byte // not in the file yet: the pod has no directory
+	lines   int    // of the file
+}
+
+// Open returns the recorder with the entries of its file. What of the file
+// cannot be read is left out: it may have been cut off by a crash.
+func Open(path string) *Recorder {
+	r := &Recorder{path: path}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return r
+	}
+	for line := range bytes.Lines(data) {
+		var e client.FlightEntry
+		if json.Unmarshal(line, &e) == nil {
+			r.entries = append(r.entries, e)
+		}
+		r.lines++
+	}
+	r.entries = last(r.entries)
+	return r
+}
+
+func last(entries []client.FlightEntry) []client.FlightEntry {
+	if len(entries) > kept {
+		return slices.Clone(entries[len(entries)-kept:])
+	}
+	return entries
+}
+
+// Add records an entry.
+func (r *Recorder) Add(e client.FlightEntry) {
+	if r == nil {
+		return
+	}
+	line, err := json.Marshal(e)
+	if err != nil {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.entries = last(append(r.entries, e))
+	r.pending = append(append(r.pending, line...), '\n')
+	r.write()
+}
+
+// write brings what is pending to the file. A recorder that cannot write goes on
+// in memory: nothing else is to fail for it.
+func (r *Recorder) write() {
+	if r.lines >= 2*kept {
+		r.rewrite()
+		return
+	}
+	f, err := os.OpenFile(r.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND|openFlags, 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if len(r.pending) > 64<<10 {
+			r.pending = nil
+		}
+		return // as soon as the pod has a directory
+	}
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err := f.Write(r.pending); err == nil {
+		r.lines += bytes.Count(r.pending, []byte("\n"))
+		r.pending = nil
+	}
+}
+
+func (r *Recorder) rewrite() {
+	var data []byte
+	for _, e := range r.entries {
+		line, err := json.Marshal(e)
+		if err == nil {
+			data = append(append(data, line...), '\n')
+		}
+	}
+	if sys.WriteFileAtomic(r.path, data, 0o600, false) == nil {
+		r.lines, r.pending = len(r.entries), nil
+	}
+}
+
+// Entries returns what is recorded, in the order in which it ended.
+func (r *Recorder) Entries() []client.FlightEntry {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return slices.Clone(r.entries)
+}
+
+type key struct{}
+
+type aim struct {
+	recorder  *Recorder
+	container string
+}
+
+// With aims what is recorded in ctx at a pod's recorder, and one of its
+// containers ("": the pod itself).
+func With(ctx context.Context, r *Recorder, container string) context.Context {
+	return context.WithValue(ctx, key{}, aim{r, container})
+}
+
+// Begin begins something that takes time; the function that it returns records
+// it, with its error.
+func Begin(ctx context.Context, kind, what string) func(error) {
+	a, _ := ctx.Value(key{}).(aim)
+	if a.recorder == nil {
+		return func(error) {}
+	}
+	begun := time.Now()
+	return func(err error) {
+		e := client.FlightEntry{At: begun, Took: time.Since(begun), Kind: kind, What: what, Container: a.container}
+		if err != nil {
+			e.Error = short(err.Error())
+		}
+		a.recorder.Add(e)
+	}
+}
+
+// short cuts a text that would fill the file.
+func short(s string) string {
+	const most = 500
+	if len(s) <= most {
+		return s
+	}
+	return s[:most] + "…"
+}
