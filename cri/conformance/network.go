@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,40 @@ var networkTests = []test{
 		if conn, err := net.DialTimeout("tcp", fmt.Sprintf("127.0.0.2:%d", port), time.Second); err == nil {
 			conn.Close()
 			t.Error("the port is open at another address of the host")
+		}
+	}},
+	{"all addresses of a pod", "PodSandboxNetworkStatus.{ip,additional_ips} PodIP.ip", func(t *testing.T, s *suite) {
+		server, client := s.pod(t), s.pod(t)
+		server.sh(t, echoServer)
+		c := client.sh(t, "sleep 1000")
+		st := server.status(t).GetNetwork()
+		ips := []string{st.GetIp()}
+		for _, more := range st.GetAdditionalIps() {
+			ips = append(ips, more.GetIp())
+		}
+		families := map[bool]string{}
+		for _, ip := range ips {
+			is4 := netip.MustParseAddr(ip).Is4()
+			if other := families[is4]; other != "" {
+				t.Errorf("%s and %s are of one address family", other, ip)
+			}
+			families[is4] = ip
+			eventually(t, "the echo server answers at "+ip, func() bool { return c.echoes(t, ip) })
+			wantEcho(t, net.JoinHostPort(ip, "7000"))
+		}
+	}},
+	{"host port from a pod", "PortMapping.{container_port,host_port}", func(t *testing.T, s *suite) {
+		const port = 27002
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+			config.PortMappings = []*runtimeapi.PortMapping{{ContainerPort: 7000, HostPort: port}}
+		})
+		p.sh(t, echoServer)
+		wantEcho(t, fmt.Sprintf("127.0.0.1:%d", port))
+		ask := fmt.Sprintf(`echo hello | nc -w 5 $(ip route | sed -n "s/default via \([^ ]*\) .*/\1/p") %d`, port)
+		for from, in := range map[string]*pod{"the pod itself": p, "another pod": s.pod(t)} {
+			if got := in.sh(t, ask).output(t); got != "hello\n" {
+				t.Errorf("%s got %q", from, got)
+			}
 		}
 	}},
 	{"host network", "NamespaceOption.network", func(t *testing.T, s *suite) {

@@ -34,6 +34,23 @@ func TestPort(t *testing.T) {
 	}
 }
 
+// A server may listen on one of the loopback addresses only.
+func TestDialEitherFamily(t *testing.T) {
+	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			t.Skip(err) // a machine without IPv6
+		}
+		defer l.Close()
+		c, err := dial("", int32(l.Addr().(*net.TCPAddr).Port))
+		if err != nil {
+			t.Errorf("%s: %v", address, err)
+			continue
+		}
+		c.Close()
+	}
+}
+
 // duplex is a client's stream that has its input at once.
 type duplex struct {
 	in  io.Reader
