@@ -73,3 +73,45 @@ func BenchmarkExecSync(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkStats asks for the stats and metrics of 200 containers; the metrics
+// are medians of each verb in microseconds.
+func BenchmarkStats(b *testing.B) {
+	n := newNode(b)
+	ctx := context.Background()
+	for range 50 {
+		pod := n.run(n.pod())
+		for range 4 {
+			n.begin(pod, n.script("", func(c *runtimeapi.ContainerConfig) {
+				c.Command = []string{"/bin/sleep", "1000"}
+				c.Linux.SecurityContext.Seccomp = &runtimeapi.SecurityProfile{}
+			}))
+		}
+	}
+	took := map[string][]time.Duration{}
+	timed := func(verb string, f func() error) {
+		start := time.Now()
+		if err := f(); err != nil {
+			b.Fatalf("%s: %v", verb, err)
+		}
+		took[verb] = append(took[verb], time.Since(start))
+	}
+	for b.Loop() {
+		timed("containers", func() error {
+			_, err := n.ListContainerStats(ctx, &runtimeapi.ListContainerStatsRequest{})
+			return err
+		})
+		timed("pods", func() error {
+			_, err := n.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{})
+			return err
+		})
+		timed("metrics", func() error {
+			_, err := n.ListPodSandboxMetrics(ctx, &runtimeapi.ListPodSandboxMetricsRequest{})
+			return err
+		})
+	}
+	for verb, d := range took {
+		slices.Sort(d)
+		b.ReportMetric(float64(d[len(d)/2].Microseconds()), verb+"-µs")
+	}
+}

@@ -130,7 +130,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e.log = slog.New(e.recent.watch(cfg.Log.Handler()))
 	e.plugins = e.newPlugins()
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
-	e.metrics, e.surveyor = metric.NewSet(), disk.NewSurveyor(e.life, e.worker.Go)
+	e.metrics, e.surveyor = metric.NewSet(), disk.NewSurveyor(e.life, e.worker.Go, e.log)
 	if err := e.open(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}

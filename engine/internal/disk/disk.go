@@ -21,6 +21,7 @@ package disk
 
 import (
 	"context"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -60,6 +61,7 @@ func (l *Layer) Usage() (u Usage, ok bool) {
 type Surveyor struct {
 	life  context.Context
 	spawn func(func()) // starts a goroutine that is waited for at the end
+	log   *slog.Logger
 
 	mu      sync.Mutex
 	queue   []job
@@ -74,8 +76,8 @@ type job struct {
 
 // NewSurveyor makes one that works until life ends, in goroutines that spawn
 // starts.
-func NewSurveyor(life context.Context, spawn func(func())) *Surveyor {
-	return &Surveyor{life: life, spawn: spawn}
+func NewSurveyor(life context.Context, spawn func(func()), log *slog.Logger) *Surveyor {
+	return &Surveyor{life: life, spawn: spawn, log: log}
 }
 
 // Survey sees to it that a layer's figures are as new as the rules have it.
@@ -134,6 +136,9 @@ func (s *Surveyor) count(j job) {
 	l := j.layer
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err == nil && u.Partial && !l.usage.Partial {
+		s.log.Warn("not all of a writable layer could be counted", "directory", j.dir, "bytes", u.Bytes, "inodes", u.Inodes)
+	}
 	if err == nil {
 		l.usage, l.known, l.activity, l.took = u, true, j.activity, time.Since(began)
 	}

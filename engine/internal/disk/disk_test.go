@@ -3,6 +3,7 @@ package disk
 import (
 	"context"
 	"errors"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -117,7 +118,7 @@ func newSurveyor(t *testing.T) *Surveyor {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return NewSurveyor(ctx, wg.Go)
+	return NewSurveyor(ctx, wg.Go, slog.New(slog.DiscardHandler))
 }
 
 func TestLayerIsCountedWhenItMayHaveChanged(t *testing.T) {
