@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build run test critest critest-peer test-vm bench fuzz test-deps clean
+.PHONY: build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -43,6 +43,11 @@ critest-peer:
 # that touch cgroups or the kernel.
 test-vm:
 	test/vm/run
+
+# Pods with gVisor's kernel. Building its runtime from the module takes minutes.
+test-gvisor: test-deps
+	cd test/tools/gvisor && $(GO) build -o ../bin/runsc gvisor.dev/gvisor/runsc
+	PODSTEAD_TEST_RUNSC=$(CURDIR)/test/tools/bin/runsc $(GO) test -count=1 -v -run GVisor ./engine
 
 # Side by side with containerd, where that is installed; see docs/bench.md.
 bench: test-deps

@@ -2,8 +2,11 @@ package engine
 
 import (
 	"context"
+	"os"
+	"slices"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/engine/config"
@@ -85,4 +88,25 @@ func (c *container) unmade() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.rec.Phase == containerCreated && c.rec.Pid == 0
+}
+
+// tidyHandlers removes what runtimes keep for all of their containers, if there
+// is none: gVisor mounts a network namespace.
+func (e *Engine) tidyHandlers() error {
+	e.mu.Lock()
+	used := len(e.sandboxes) > 0
+	e.mu.Unlock()
+	if used {
+		return nil
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.PrefixFilter(e.handlersDir()))
+	if err != nil {
+		return err
+	}
+	for _, m := range slices.Backward(mounts) {
+		if err := unmount(m.Mountpoint); err != nil {
+			return err
+		}
+	}
+	return os.RemoveAll(e.handlersDir())
 }

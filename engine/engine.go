@@ -202,6 +202,9 @@ func (e *Engine) Close() error {
 	}
 	e.plugins.Close()
 	e.worker.Wait()
+	if e.streams != nil { // else it never knew all of its pods
+		err = errors.Join(err, e.tidyHandlers())
+	}
 	if e.eventMark != nil {
 		err = errors.Join(err, e.eventMark.Close())
 	}
