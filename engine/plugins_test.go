@@ -174,6 +174,7 @@ func TestPluginHearsOfEverything(t *testing.T) {
 	if code := n.exited(id).ExitCode; code != 3 {
 		t.Fatalf("exit code is %d", code)
 	}
+	eventually(t, "the plugin knows of the exit", func() bool { return slices.Contains(p.told(), "StopContainer c2 3") })
 	other := n.begin(pod, n.script("sleep 1000"))
 	if _, err := n.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: other, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}}); err != nil {
 		t.Fatal(err)
