@@ -88,8 +88,12 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	c.mu.Lock()
 	c.startUnderWay = true
 	c.mu.Unlock()
+	prepared, unknown := e.cfg.Cgroups.Group(c.record().Cgroup).CPUNanoseconds()
 	p, err := e.startProcess(ctx, c, h)
 	if err == nil {
+		if unknown == nil {
+			c.cpu.begin(p.StartedAt, prepared)
+		}
 		e.recordStart(c, p, oomKills)
 	}
 	c.mu.Lock()

@@ -30,6 +30,14 @@ type cpuSample struct {
 	nanos uint64
 }
 
+// begin says what the group had used, for its preparation, when it began to
+// count.
+func (k *cpuClock) begin(at time.Time, nanos uint64) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.samples = []cpuSample{{at, nanos}}
+}
+
 // usage takes a sample. The first rate is that since the group began at 0; if
 // that time is zero, since it is not known, there is no rate yet.
 func (k *cpuClock) usage(s cgroup.Stats, since time.Time) *runtimeapi.CpuUsage {

@@ -56,6 +56,16 @@ func TestRate(t *testing.T) {
 	}
 }
 
+func TestRateLeavesOutThePreparation(t *testing.T) {
+	var k cpuClock
+	start := time.Unix(1_800_000_000, 0)
+	k.begin(start, uint64(time.Second))
+	u := k.usage(cgroup.Stats{Time: start.Add(2 * time.Second), CPUNanoseconds: uint64(2 * time.Second)}, start)
+	if got := u.UsageNanoCores.GetValue(); got != 500_000_000 {
+		t.Errorf("the rate is %d", got)
+	}
+}
+
 func TestWhatTheHostDoesNotTellIsAbsent(t *testing.T) {
 	if m := memoryUsage(cgroup.Stats{}); m != nil {
 		t.Errorf("memory without a controller is %v", m)
