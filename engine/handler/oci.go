@@ -96,6 +96,11 @@ func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string)
 		l.Resources = &specs.LinuxResources{Devices: l.Resources.Devices}
 		out.Linux = &l
 	}
+	if s.Process != nil {
+		p := *s.Process
+		p.OOMScoreAdj = allowedOOMScoreAdj(p.OOMScoreAdj)
+		out.Process = &p
+	}
 	if len(annotations) > 0 {
 		out.Annotations = maps.Clone(s.Annotations)
 		if out.Annotations == nil {
@@ -104,6 +109,29 @@ func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string)
 		maps.Copy(out.Annotations, annotations)
 	}
 	return &out
+}
+
+// allowedOOMScoreAdj raises a score to what this process has, if it takes a
+// capability that is not there to go below: runtimes fail then, where our own
+// containers go on with the score they have.
+func allowedOOMScoreAdj(score *int) *int {
+	if score == nil {
+		return nil
+	}
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var caps [2]unix.CapUserData
+	if err := unix.Capget(&header, &caps[0]); err != nil || caps[0].Effective&(1<<unix.CAP_SYS_RESOURCE) != 0 {
+		return score
+	}
+	b, err := os.ReadFile("/proc/self/oom_score_adj")
+	if err != nil {
+		return score
+	}
+	own, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil || *score >= own {
+		return score
+	}
+	return &own
 }
 
 // olderVersion compares versions of the specification, "1.0.2-dev".
@@ -376,7 +404,7 @@ func (b bundle) refreshSpec(oomScoreAdj *int) error {
 		return fmt.Errorf("%s: %w", b.path("config.json"), err)
 	}
 	if s.Process != nil {
-		s.Process.OOMScoreAdj = oomScoreAdj
+		s.Process.OOMScoreAdj = allowedOOMScoreAdj(oomScoreAdj)
 	}
 	return b.writeSpec(&s)
 }
