@@ -15,6 +15,7 @@ import (
 
 	"podstead/engine/config"
 	"podstead/engine/internal/disk"
+	"podstead/engine/internal/figure"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/supervisor"
@@ -99,7 +100,7 @@ type container struct {
 	stops         stops
 	exited        chan struct{} // closed when the exit is recorded
 	told          chan struct{} // closed when plugins know of the exit
-	cpu           cpuClock
+	cpu           figure.CPUClock
 	layer         disk.Layer // what the writable layer takes
 
 	saving sync.Mutex // orders writes of the record

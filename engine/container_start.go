@@ -92,7 +92,7 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	p, err := e.startProcess(ctx, c, h)
 	if err == nil {
 		if unknown == nil {
-			c.cpu.begin(p.StartedAt, prepared)
+			c.cpu.Begin(p.StartedAt, prepared)
 		}
 		e.recordStart(c, p, oomKills)
 	}

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/figure"
 	"podstead/image"
 )
 
@@ -78,7 +79,7 @@ func (e *Engine) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*
 	fs := func() []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
 			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: e.imageDir()},
-			UsedBytes: value(bytes), InodesUsed: value(inodes),
+			UsedBytes: figure.Value(bytes), InodesUsed: figure.Value(inodes),
 		}}
 	}
 	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs(), ContainerFilesystems: fs()}, nil

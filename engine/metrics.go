@@ -3,10 +3,8 @@ package engine
 import (
 	"cmp"
 	"context"
-	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -159,22 +157,8 @@ func (s *scrape) device(major, minor uint32) string {
 	key := [2]uint32{major, minor}
 	name, known := s.devices[key]
 	if !known {
-		name = deviceName(major, minor)
+		name = disk.DeviceName(major, minor)
 		s.devices[key] = name
 	}
 	return name
-}
-
-func deviceName(major, minor uint32) string {
-	number := strconv.FormatUint(uint64(major), 10) + ":" + strconv.FormatUint(uint64(minor), 10)
-	b, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
-	if err != nil {
-		return ""
-	}
-	for line := range strings.Lines(string(b)) {
-		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
-			return "/dev/" + name
-		}
-	}
-	return ""
 }

@@ -18,6 +18,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/engine/config"
+	"podstead/engine/internal/figure"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/network"
@@ -97,7 +98,7 @@ type sandbox struct {
 	id       string
 	turn     turn
 	stopping shared
-	cpu      cpuClock
+	cpu      figure.CPUClock
 	removing shared
 
 	saving sync.Mutex // orders writes of the record

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/figure"
 	"podstead/engine/internal/netdev"
 )
 
@@ -96,8 +97,8 @@ func (e *Engine) containerStats(c *container) (*runtimeapi.ContainerStats, <-cha
 	g := e.cfg.Cgroups.Group(rec.Cgroup)
 	s, err := g.Stats()
 	if err == nil {
-		st.Cpu, st.Memory, st.Swap = c.cpu.usage(s, rec.StartedAt), memoryUsage(s), swapUsage(s)
-		st.Io, err = addPressures(g, st.Cpu, st.Memory)
+		st.Cpu, st.Memory, st.Swap = c.cpu.Usage(s, rec.StartedAt), figure.Memory(s), figure.Swap(s)
+		st.Io, err = figure.AddPressures(g, st.Cpu, st.Memory)
 	}
 	if err != nil {
 		if c.record().Phase == rec.Phase {
@@ -162,7 +163,7 @@ func (e *Engine) sandboxStats(ctx context.Context, sandboxes []*sandbox) ([]*run
 		l := e.podUsage(s, &rec)
 		l.Containers = containers[s.id]
 		if n, ok := networks[s.id]; ok {
-			l.Network = networkUsage(n, at)
+			l.Network = figure.Network(n, at)
 		}
 		all = append(all, &runtimeapi.PodSandboxStats{
 			Attributes: &runtimeapi.PodSandboxAttributes{
@@ -191,11 +192,11 @@ func (e *Engine) podUsage(s *sandbox, rec *sandboxRecord) *runtimeapi.LinuxPodSa
 	if rec.OwnCgroup {
 		since = rec.CreatedAt // another's group may have been there before
 	}
-	l.Cpu, l.Memory = s.cpu.usage(st, since), memoryUsage(st)
+	l.Cpu, l.Memory = s.cpu.Usage(st, since), figure.Memory(st)
 	if pids, err := g.Procs(); err == nil {
-		l.Process = &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: value(uint64(len(pids)))}
+		l.Process = &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: figure.Value(uint64(len(pids)))}
 	}
-	if l.Io, err = addPressures(g, l.Cpu, l.Memory); err != nil {
+	if l.Io, err = figure.AddPressures(g, l.Cpu, l.Memory); err != nil {
 		return &runtimeapi.LinuxPodSandboxStats{}
 	}
 	return l
@@ -222,21 +223,6 @@ func (e *Engine) readNetworks(sandboxes []*sandbox) (map[string]netdev.Usage, er
 		}
 	}
 	return byID, nil
-}
-
-func networkUsage(n netdev.Usage, at time.Time) *runtimeapi.NetworkUsage {
-	u := &runtimeapi.NetworkUsage{Timestamp: at.UnixNano()}
-	for _, i := range n.Interfaces {
-		usage := &runtimeapi.NetworkInterfaceUsage{
-			Name: i.Name, RxBytes: value(i.RxBytes), RxErrors: value(i.RxErrors), TxBytes: value(i.TxBytes), TxErrors: value(i.TxErrors),
-		}
-		if i.Name == n.Default {
-			u.DefaultInterface = usage
-			continue
-		}
-		u.Interfaces = append(u.Interfaces, usage)
-	}
-	return u
 }
 
 // surveyWait is how long a request waits for writable layers to be counted.
@@ -277,8 +263,6 @@ func (e *Engine) layerUsage(c *container) *runtimeapi.FilesystemUsage {
 	}
 	return &runtimeapi.FilesystemUsage{
 		Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: filepath.Join(e.cfg.StateDir, "containers")},
-		UsedBytes: value(u.Bytes), InodesUsed: value(u.Inodes),
+		UsedBytes: figure.Value(u.Bytes), InodesUsed: figure.Value(u.Inodes),
 	}
 }
-
-func value(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }

@@ -95,7 +95,7 @@ var figureTests = []test{
 	}},
 	{"network", "LinuxPodSandboxStats.network NetworkUsage.* NetworkInterfaceUsage.*", func(t *testing.T, s *suite) {
 		p := s.pod(t)
-		c := p.sh(t, "ip link add other0 type veth; echo ready; exec 2>/dev/null; while :; do echo x | nc -u -w 1 192.0.2.1 9; done", func(c *runtimeapi.ContainerConfig) {
+		c := p.sh(t, "ip link add other0 type veth; echo ready; exec 2>/dev/null; while :; do nc -w 1 192.0.2.1 9 < /dev/null; done", func(c *runtimeapi.ContainerConfig) {
 			c.Linux.SecurityContext.Capabilities = &runtimeapi.Capability{AddCapabilities: []string{"NET_ADMIN"}}
 		})
 		c.says(t, "ready\n")

@@ -128,7 +128,7 @@ func (r *Runtime) removeContainer(ctx context.Context, id string) error {
 		r.logs.forget(id)
 		r.stops.forget(id)
 		r.starts.forget(id)
-		r.samples.forget(id)
+		r.gauges.forget(id)
 		return "", r.containerState.delete(id)
 	})
 	return err

@@ -37,6 +37,8 @@ import (
 
 	"podstead/cgroup"
 	"podstead/cri"
+	"podstead/engine/internal/disk"
+	"podstead/engine/internal/metric"
 	"podstead/network"
 )
 
@@ -75,7 +77,9 @@ type Runtime struct {
 	accounts       accountCache
 	imageUsers     imageUsers
 	disk           diskUsage
-	samples        samples
+	gauges         gauges
+	surveyor       *disk.Surveyor
+	metrics        *metric.Set
 	stops          stops
 	starts         starts
 	onceScore      sync.Once
@@ -110,6 +114,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	}
 	r := &Runtime{cfg: cfg, log: cfg.Log}
 	r.life, r.end = context.WithCancel(context.WithoutCancel(ctx))
+	r.surveyor, r.metrics = disk.NewSurveyor(r.life, r.worker.Go, r.log), metric.NewSet()
 	if err := r.open(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

@@ -163,6 +163,7 @@ func (r *Runtime) discardSandbox(ctx context.Context, p *pod) error {
 	if err := r.removeDocker(ctx, p.id); err != nil {
 		return err
 	}
+	r.gauges.forget(p.id)
 	if err := r.sandboxState.delete(p.id); err != nil {
 		return err
 	}

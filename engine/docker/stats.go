@@ -6,20 +6,21 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
-	"github.com/moby/moby/client"
-	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cgroup"
 	"podstead/cri"
-	"podstead/sys"
+	"podstead/engine/internal/disk"
+	"podstead/engine/internal/figure"
+	"podstead/engine/internal/netdev"
 )
 
 // ContainerStats tells what a container uses.
@@ -71,22 +72,31 @@ func (r *Runtime) runningStats(ctx context.Context, sandboxID string, wanted fun
 	return out, nil
 }
 
+// ctrStats reads what a container that was inspected uses.
 func (r *Runtime) ctrStats(ctx context.Context, c *ctr) (*runtimeapi.ContainerStats, error) {
 	cfg := c.rec.config()
 	st := &runtimeapi.ContainerStats{Attributes: &runtimeapi.ContainerAttributes{
 		Id: c.id, Metadata: proto.CloneOf(cfg.Metadata),
 		Labels: maps.Clone(cfg.Labels), Annotations: maps.Clone(cfg.Annotations),
 	}}
-	st.WritableLayer = r.writableLayer(ctx, c.id)
 	g, err := r.groupOf(c.state.Pid)
-	if err != nil || g == nil {
-		return st, err // nil: nothing runs any more, only the disk is used
-	}
-	s, err := g.Stats()
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", c.id, err)
 	}
-	st.Cpu, st.Memory, st.Swap = r.samples.cpu(c.id, s), memoryUsage(s), swapUsage(s)
+	activity := activityOver
+	if g != nil { // else nothing runs any more, only the disk is used
+		s, err := g.Stats()
+		if err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.id, err)
+		}
+		started := time.Unix(0, nanoseconds(c.state.StartedAt))
+		st.Cpu, st.Memory, st.Swap = r.gauges.of(c.id).cpu.Usage(s, started), figure.Memory(s), figure.Swap(s)
+		if st.Io, err = figure.AddPressures(g, st.Cpu, st.Memory); err != nil {
+			return nil, fmt.Errorf("container %s: %w", c.id, err)
+		}
+		activity = s.CPUNanoseconds
+	}
+	st.WritableLayer = r.writableLayer(ctx, c, activity)
 	return st, nil
 }
 
@@ -139,16 +149,20 @@ func (r *Runtime) podStats(ctx context.Context, p *pod) (*runtimeapi.PodSandboxS
 	if l.Containers, err = r.runningStats(ctx, p.id, func(*ctr) bool { return true }); err != nil {
 		return nil, err
 	}
-	// The pod's group holds that of its pause process. A pod without one of
-	// its own is the sum of its containers, which the kubelet makes itself.
-	if g, err := r.groupOf(p.state.Pid); err == nil && g != nil && cfg.GetLinux().GetCgroupParent() != "" {
-		if s, err := r.cfg.Cgroups.Group(filepath.Dir(g.Path())).Stats(); err == nil {
-			l.Cpu, l.Memory = r.samples.cpu(p.id, s), memoryUsage(s)
-			l.Process = &runtimeapi.ProcessUsage{Timestamp: s.Time.UnixNano(), ProcessCount: value(s.Pids)}
+	if g := r.groupOfPod(p); g != nil {
+		if s, err := g.Stats(); err == nil {
+			l.Cpu, l.Memory = r.gauges.of(p.id).cpu.Usage(s, time.Time{}), figure.Memory(s)
+			l.Io, _ = figure.AddPressures(g, l.Cpu, l.Memory)
+			if pids, err := g.Procs(); err == nil {
+				pids = slices.DeleteFunc(pids, func(pid int) bool { return pid == p.state.Pid }) // ours, not the pod's
+				l.Process = &runtimeapi.ProcessUsage{Timestamp: s.Time.UnixNano(), ProcessCount: figure.Value(uint64(len(pids)))}
+			}
 		}
 	}
 	if netns := p.netns(); netns != "" {
-		l.Network, _ = networkUsage(netns) // gone with the namespace
+		if n, err := netdev.Read([]string{netns}); err == nil && len(n) > 0 {
+			l.Network = figure.Network(n[netns], time.Now())
+		}
 	}
 	return &runtimeapi.PodSandboxStats{
 		Attributes: &runtimeapi.PodSandboxAttributes{
@@ -189,185 +203,47 @@ func (r *Runtime) groupOf(pid int) (*cgroup.Group, error) {
 	return r.cfg.Cgroups.Group(path), nil
 }
 
-// samples remembers what was measured before, to compute rates. The zero value
-// is ready.
-type samples struct {
+// groupOfPod is the group that holds those of a pod's containers and of its
+// pause process, nil if it is not running or has no group of its own.
+func (r *Runtime) groupOfPod(p *pod) *cgroup.Group {
+	if p.rec.config().GetLinux().GetCgroupParent() == "" {
+		return nil
+	}
+	g, err := r.groupOf(p.state.Pid)
+	if err != nil || g == nil {
+		return nil
+	}
+	return r.cfg.Cgroups.Group(filepath.Dir(g.Path()))
+}
+
+// gauges remembers what was measured before of pods and containers, by ID. The
+// zero value is ready.
+type gauges struct {
 	mu   sync.Mutex
-	byID map[string]*sample
+	byID map[string]*gauge
 }
 
-type sample struct {
-	at          time.Time
-	nanos, rate uint64
+type gauge struct {
+	cpu   figure.CPUClock
+	layer disk.Layer
 }
 
-// minSample is the shortest time that a rate is computed over.
-const minSample = 100 * time.Millisecond
-
-func (s *samples) cpu(id string, now cgroup.Stats) *runtimeapi.CpuUsage {
+func (s *gauges) of(id string) *gauge {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.byID == nil {
-		s.byID = map[string]*sample{}
+		s.byID = map[string]*gauge{}
 	}
-	old := s.byID[id]
-	if old == nil {
-		old = &sample{}
-		s.byID[id] = old
+	g := s.byID[id]
+	if g == nil {
+		g = &gauge{}
+		s.byID[id] = g
 	}
-	if dt := now.Time.Sub(old.at); dt >= minSample {
-		if !old.at.IsZero() && now.CPUNanoseconds >= old.nanos {
-			old.rate = uint64(float64(now.CPUNanoseconds-old.nanos) / dt.Seconds())
-		}
-		old.at, old.nanos = now.Time, now.CPUNanoseconds
-	}
-	return &runtimeapi.CpuUsage{
-		Timestamp: now.Time.UnixNano(), UsageCoreNanoSeconds: value(now.CPUNanoseconds), UsageNanoCores: value(old.rate),
-	}
+	return g
 }
 
-func (s *samples) forget(id string) {
+func (s *gauges) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.byID, id)
-}
-
-func memoryUsage(s cgroup.Stats) *runtimeapi.MemoryUsage {
-	m := &runtimeapi.MemoryUsage{
-		Timestamp: s.Time.UnixNano(), WorkingSetBytes: value(s.WorkingSetBytes), UsageBytes: value(s.MemoryBytes),
-		RssBytes: value(s.RSSBytes), PageFaults: value(s.PageFaults), MajorPageFaults: value(s.MajorPageFaults),
-		AvailableBytes: value(0),
-	}
-	if s.MemoryLimitBytes > s.WorkingSetBytes {
-		m.AvailableBytes = value(s.MemoryLimitBytes - s.WorkingSetBytes)
-	}
-	return m
-}
-
-func swapUsage(s cgroup.Stats) *runtimeapi.SwapUsage {
-	u := &runtimeapi.SwapUsage{Timestamp: s.Time.UnixNano(), SwapUsageBytes: value(s.SwapBytes), SwapAvailableBytes: value(0)}
-	if s.SwapLimitBytes != cgroup.Unlimited && s.SwapLimitBytes > s.SwapBytes {
-		u.SwapAvailableBytes = value(s.SwapLimitBytes - s.SwapBytes)
-	}
-	return u
-}
-
-// networkUsage reads the interfaces' counters inside a network namespace.
-func networkUsage(netns string) (*runtimeapi.NetworkUsage, error) {
-	var table []byte
-	err := sys.InNetNamespace(netns, func() (err error) {
-		table, err = os.ReadFile("/proc/thread-self/net/dev")
-		return err
-	})
-	if err != nil {
-		return nil, err
-	}
-	u := &runtimeapi.NetworkUsage{Timestamp: time.Now().UnixNano()}
-	for line := range strings.Lines(string(table)) {
-		name, counters, ok := strings.Cut(line, ":")
-		f := strings.Fields(counters)
-		if name = strings.TrimSpace(name); !ok || name == "lo" || len(f) < 16 {
-			continue
-		}
-		n := func(i int) *runtimeapi.UInt64Value {
-			v, _ := strconv.ParseUint(f[i], 10, 64)
-			return value(v)
-		}
-		i := &runtimeapi.NetworkInterfaceUsage{Name: name, RxBytes: n(0), RxErrors: n(2), TxBytes: n(8), TxErrors: n(10)}
-		u.Interfaces = append(u.Interfaces, i)
-		if u.DefaultInterface == nil || name == "eth0" {
-			u.DefaultInterface = i
-		}
-	}
-	return u, nil
-}
-
-func value(v uint64) *runtimeapi.UInt64Value { return &runtimeapi.UInt64Value{Value: v} }
-
-// diskAge is for how long what Docker counted on the disk is not counted again.
-const diskAge = 30 * time.Second
-
-// diskUsage remembers what takes Docker long to count. The zero value is ready.
-type diskUsage struct {
-	mu     sync.Mutex
-	layers map[string]measured // writable layers, by container
-	images measured
-}
-
-type measured struct {
-	at    time.Time
-	bytes uint64
-}
-
-// writableLayer is how much a container wrote. Docker walks its files for that.
-func (r *Runtime) writableLayer(ctx context.Context, id string) *runtimeapi.FilesystemUsage {
-	d := &r.disk
-	d.mu.Lock()
-	m := d.layers[id]
-	d.mu.Unlock()
-	if time.Since(m.at) > diskAge {
-		res, err := r.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{Size: true})
-		if err != nil || res.Container.SizeRw == nil {
-			return nil
-		}
-		m = measured{time.Now(), uint64(max(*res.Container.SizeRw, 0))}
-		d.mu.Lock()
-		if d.layers == nil {
-			d.layers = map[string]measured{}
-		}
-		for old, o := range d.layers { // of containers that nobody asks for any more
-			if time.Since(o.at) > 10*diskAge {
-				delete(d.layers, old)
-			}
-		}
-		d.layers[id] = m
-		d.mu.Unlock()
-	}
-	return &runtimeapi.FilesystemUsage{
-		Timestamp: m.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info.DockerRootDir},
-		UsedBytes: value(m.bytes),
-	}
-}
-
-// ImageFsInfo tells where images and writable layers are, and how much images
-// take by Docker's own account. Docker does not count files: their number is
-// that of the whole file system.
-func (r *Runtime) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	_, err := r.join(ctx, "image file system", createTimeout, func(ctx context.Context) (string, error) {
-		return "", r.measureImages(ctx)
-	})
-	if err != nil {
-		return nil, err
-	}
-	var st unix.Statfs_t
-	if err := unix.Statfs(r.info.DockerRootDir, &st); err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", r.info.DockerRootDir, err)
-	}
-	r.disk.mu.Lock()
-	m := r.disk.images
-	r.disk.mu.Unlock()
-	fs := func() []*runtimeapi.FilesystemUsage {
-		return []*runtimeapi.FilesystemUsage{{
-			Timestamp: m.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info.DockerRootDir},
-			UsedBytes: value(m.bytes), InodesUsed: value(st.Files - st.Ffree),
-		}}
-	}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs(), ContainerFilesystems: fs()}, nil
-}
-
-func (r *Runtime) measureImages(ctx context.Context) error {
-	r.disk.mu.Lock()
-	m := r.disk.images
-	r.disk.mu.Unlock()
-	if time.Since(m.at) < diskAge {
-		return nil
-	}
-	usage, err := r.api.DiskUsage(ctx, client.DiskUsageOptions{Images: true})
-	if err != nil {
-		return failed(err, "disk usage of images")
-	}
-	r.disk.mu.Lock()
-	defer r.disk.mu.Unlock()
-	r.disk.images = measured{time.Now(), uint64(max(usage.Images.TotalSize, 0))}
-	return nil
 }

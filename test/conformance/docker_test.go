@@ -15,21 +15,19 @@ import (
 	"podstead/cri/conformance"
 	"podstead/engine/docker"
 	"podstead/test/host"
+	"podstead/test/leak"
 	"podstead/test/peer"
 )
 
 // dockerDeviates tells what Docker 20.10 cannot do.
 func dockerDeviates(t *testing.T) map[string]string {
 	known := map[string]string{
-		"sandbox/shared ipc and hostname":     "each container has a uts namespace of its own, in which the hostname is the pod's",
-		"sandbox/verbose status is JSON":      "Docker does not tell the OCI specification",
-		"security/ambient capabilities":       "refused by name",
-		"mount/options":                       "refused by name",
-		"mount/recursively read-only mounts":  "refused by name",
-		"mount/image volumes":                 "refused by name",
-		"metrics/descriptors stay":            "not implemented",
-		"metrics/of a pod and its containers": "not implemented",
-		"metrics/OOM kills are counted":       "not implemented",
+		"sandbox/shared ipc and hostname":    "each container has a uts namespace of its own, in which the hostname is the pod's",
+		"sandbox/verbose status is JSON":     "Docker does not tell the OCI specification",
+		"security/ambient capabilities":      "refused by name",
+		"mount/options":                      "refused by name",
+		"mount/recursively read-only mounts": "refused by name",
+		"mount/image volumes":                "refused by name",
 	}
 	bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
 	if err != nil {
@@ -46,6 +44,7 @@ func dockerDeviates(t *testing.T) map[string]string {
 // calls it.
 func TestDocker(t *testing.T) {
 	host.Require(t)
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	d := startDocker(t)
 	conformance.Run(t, conformance.Target{
 		Runtime: serve(t, newDocker(t, d)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), Known: dockerDeviates(t),

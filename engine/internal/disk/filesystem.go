@@ -47,3 +47,18 @@ func mountSource(table, number string) string {
 	}
 	return ""
 }
+
+// DeviceName names a block device as /dev has it, "" if nobody knows.
+func DeviceName(major, minor uint32) string {
+	number := strconv.FormatUint(uint64(major), 10) + ":" + strconv.FormatUint(uint64(minor), 10)
+	b, err := os.ReadFile("/sys/dev/block/" + number + "/uevent")
+	if err != nil {
+		return ""
+	}
+	for line := range strings.Lines(string(b)) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "DEVNAME="); ok {
+			return "/dev/" + name
+		}
+	}
+	return ""
+}

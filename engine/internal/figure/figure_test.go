@@ -1,4 +1,4 @@
-package engine
+package figure
 
 import (
 	"testing"
@@ -34,13 +34,13 @@ func TestRate(t *testing.T) {
 		{"none of an instant", true, []step{{ms, ms, -1}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			var k cpuClock
+			var k CPUClock
 			since := time.Time{}
 			if test.known {
 				since = start
 			}
 			for _, s := range test.steps {
-				u := k.usage(cgroup.Stats{Time: start.Add(s.at), CPUNanoseconds: uint64(s.used)}, since)
+				u := k.Usage(cgroup.Stats{Time: start.Add(s.at), CPUNanoseconds: uint64(s.used)}, since)
 				got := int64(-1)
 				if u.UsageNanoCores != nil {
 					got = int64(u.UsageNanoCores.Value)
@@ -57,26 +57,26 @@ func TestRate(t *testing.T) {
 }
 
 func TestRateLeavesOutThePreparation(t *testing.T) {
-	var k cpuClock
+	var k CPUClock
 	start := time.Unix(1_800_000_000, 0)
-	k.begin(start, uint64(time.Second))
-	u := k.usage(cgroup.Stats{Time: start.Add(2 * time.Second), CPUNanoseconds: uint64(2 * time.Second)}, start)
+	k.Begin(start, uint64(time.Second))
+	u := k.Usage(cgroup.Stats{Time: start.Add(2 * time.Second), CPUNanoseconds: uint64(2 * time.Second)}, start)
 	if got := u.UsageNanoCores.GetValue(); got != 500_000_000 {
 		t.Errorf("the rate is %d", got)
 	}
 }
 
 func TestWhatTheHostDoesNotTellIsAbsent(t *testing.T) {
-	if m := memoryUsage(cgroup.Stats{}); m != nil {
+	if m := Memory(cgroup.Stats{}); m != nil {
 		t.Errorf("memory without a controller is %v", m)
 	}
-	if u := swapUsage(cgroup.Stats{HasMemory: true}); u != nil {
+	if u := Swap(cgroup.Stats{HasMemory: true}); u != nil {
 		t.Errorf("swap that is not accounted is %v", u)
 	}
-	if u := swapUsage(cgroup.Stats{HasSwap: true, SwapBytes: 5, SwapLimitBytes: cgroup.Unlimited}); u.SwapUsageBytes.GetValue() != 5 || u.SwapAvailableBytes != nil {
+	if u := Swap(cgroup.Stats{HasSwap: true, SwapBytes: 5, SwapLimitBytes: cgroup.Unlimited}); u.SwapUsageBytes.GetValue() != 5 || u.SwapAvailableBytes != nil {
 		t.Errorf("unlimited swap is %v", u)
 	}
-	if u := swapUsage(cgroup.Stats{HasSwap: true}); u.SwapAvailableBytes == nil {
+	if u := Swap(cgroup.Stats{HasSwap: true}); u.SwapAvailableBytes == nil {
 		t.Error("that there is no swap is not said")
 	}
 	if p := psi(nil); p != nil {
