@@ -77,9 +77,12 @@ func judge(t *testing.T, specs []spec) {
 	passed := 0
 	for _, s := range specs {
 		if s.Type != "It" {
-			if s.State == "failed" {
+			if s.State != "passed" && s.State != "skipped" {
 				t.Errorf("%s: %s", s.Type, s.Failure.Message)
 			}
+			continue
+		}
+		if *focus != "" && s.State == "skipped" && s.Failure.Message == "" {
 			continue
 		}
 		t.Run(s.name(), func(t *testing.T) {
@@ -101,7 +104,7 @@ func judge(t *testing.T, specs []spec) {
 	if hostHasAppArmor() {
 		want += wantAppArmor
 	}
-	if passed < want {
+	if passed < want && *focus == "" {
 		t.Errorf("%d specs have passed, want %d", passed, want)
 	}
 	t.Logf("%d specs have passed", passed)

@@ -61,6 +61,7 @@ func images(t *testing.T, standin string) map[string]imagetest.Image {
 		}
 	}
 	base := layer(t, busybox...)
+	base.Compression = imagetest.Plain // it is in most images, and would be compressed for each
 	image := func(cfg imagetest.Config, above ...imagetest.File) imagetest.Image {
 		cfg.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
 		if cfg.Entrypoint == nil {

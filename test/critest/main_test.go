@@ -19,8 +19,10 @@ const (
 	containerdVariable = "PODSTEAD_TEST_CONTAINERD"
 )
 
-// withPeer asks for the run on containerd, whose build takes minutes.
-var withPeer = flag.Bool("peer", false, "run critest on containerd")
+var (
+	withPeer = flag.Bool("peer", false, "run critest on containerd, too, whose build takes minutes")
+	focus    = flag.String("focus", "", "run only specs whose names match this `REGEXP`")
+)
 
 func TestMain(m *testing.M) {
 	flag.Parse()

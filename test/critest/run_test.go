@@ -58,16 +58,20 @@ func (s spec) name() string {
 
 // run runs critest, with as many processes as told, against a runtime, and
 // returns what it reports.
-func run(t *testing.T, critest, endpoint string, processes int, args ...string) []spec {
+func run(t *testing.T, critest, endpoint string, processes int) []spec {
 	t.Helper()
 	dir := t.TempDir()
 	tmp := filepath.Join(dir, "tmp")
 	if err := os.Mkdir(tmp, 0o777); err != nil {
 		t.Fatal(err)
 	}
-	args = append([]string{
-		"-runtime-endpoint", endpoint, "-ginkgo.json-report", "report.json", "-ginkgo.no-color", "-test.timeout", "20m",
-	}, args...)
+	args := []string{
+		"-runtime-endpoint", endpoint, "-ginkgo.json-report", "report.json", "-ginkgo.no-color",
+		"-ginkgo.timeout", "60m", "-test.timeout", "60m",
+	}
+	if *focus != "" {
+		args = append(args, "-ginkgo.focus", *focus)
+	}
 	if processes > 1 {
 		args = append(args, "-parallel", fmt.Sprint(processes))
 	}
@@ -83,6 +87,9 @@ func run(t *testing.T, critest, endpoint string, processes int, args ...string) 
 	report, readErr := os.ReadFile(found[0])
 	if readErr != nil {
 		t.Fatalf("critest: %v: no report: %s", err, out[max(0, len(out)-4000):])
+	}
+	if err != nil {
+		t.Errorf("critest: %v", err) // the specs tell why
 	}
 	var suites []struct{ SpecReports []spec }
 	if err := json.Unmarshal(report, &suites); err != nil {

@@ -1,5 +1,5 @@
 // Package programs builds the programs that tests and the benchmark run: our
-// own, from this tree, and foreign ones, from the module in test/tools. They go
+// own, from this tree, and foreign ones, from the modules in test/tools. They go
 // to test/tools/bin; Go's build cache makes a second time cheap.
 //
 // Modules may have to be downloaded, so programs are built before a private
