@@ -122,7 +122,7 @@ func (c *Client) Launch(ctx context.Context, l Launch) (p Process, console *os.F
 	if err != nil {
 		return Process{}, nil, fmt.Errorf("launch %s: %w", l.ID, err)
 	}
-	return c.launch(ctx, l, program, l.Program.Terminal())
+	return c.launch(ctx, l, program, l.Program.Terminal() || l.LaterConsole)
 }
 
 // launch is Launch with the program encoded.
@@ -160,6 +160,24 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 	}
 	console := c.keep(&h, fds, !req.Logged)
 	return Process(h.Process), console, nil
+}
+
+// Become makes another child of the supervisor the process of an ID, whose log
+// and stdio it has: one that the process has made as its own sibling, with
+// CLONE_PARENT, to go on in its place. Exits are the new one's from then on.
+// console, if not nil, is the master of its pty; the caller keeps its own.
+func (c *Client) Become(ctx context.Context, id string, pid int, console *os.File) (Process, error) {
+	var files []*os.File
+	if console != nil {
+		files = append(files, console)
+	}
+	var h protocol.Handle
+	fds, err := c.ask(ctx, protocol.Become, &protocol.BecomeRequest{ID: id, Pid: pid}, &h, files...)
+	if err != nil {
+		return Process{}, err
+	}
+	c.keep(&h, fds, false)
+	return Process(h.Process), nil
 }
 
 // Start releases a created process and returns when its image runs. Starting

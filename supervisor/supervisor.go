@@ -68,6 +68,9 @@ type Launch struct {
 	// other end, as a decimal number, and the launch waits for an answer: nothing
 	// but HooksDone lets it go on, anything else is why it fails.
 	Hooks *os.File
+	// LaterConsole tells that Client.Become will bring a pty: until then there
+	// are no stdio.
+	LaterConsole bool
 }
 
 // HooksDone is the answer of who has run a launch's hooks.

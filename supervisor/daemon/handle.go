@@ -75,6 +75,8 @@ func (d *daemon) serveRequest(r *request) (body protocol.Coded, later bool, err 
 	case protocol.Handles:
 		d.handles(r)
 		return nil, false, nil
+	case protocol.Become:
+		return d.serveBecome(r)
 	case protocol.Upgrade:
 		var n protocol.Name
 		if err := r.decode(&n); err != nil {

@@ -146,6 +146,19 @@ func (s *SignalRequest) Code(c *Coder) {
 	c.IntVar(&s.Signal)
 }
 
+// BecomeRequest makes another child of the supervisor the process of an ID. Its
+// descriptor, if there is one, is the master of its pty.
+type BecomeRequest struct {
+	ID  string
+	Pid int
+}
+
+// Code codes the fields.
+func (b *BecomeRequest) Code(c *Coder) {
+	c.String(&b.ID)
+	c.IntVar(&b.Pid)
+}
+
 // ResizeRequest sets the window of a pty.
 type ResizeRequest struct {
 	ID            string

@@ -37,6 +37,8 @@
 //	                                     ◀──  Event{handle} +fds for each live process, then OK
 //	Return{handle} +fds                  ──▶
 //	                                     ◀──  OK
+//	Become{id, pid} [+console]           ──▶
+//	                                     ◀──  OK{process} +pidfd [+console]
 //	Upgrade{exe}                         ──▶
 //	                                     ◀──  OK, from the new program image
 //
@@ -104,6 +106,7 @@ const (
 	Handles
 	Return
 	Upgrade
+	Become
 
 	OK    Op = 0x80
 	Fail  Op = 0x81
