@@ -61,7 +61,7 @@ func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 		o.CRIU.LeaveRunning = true
 	}
 	o.CRIU.OrphanPtsMaster = spec.Process.Terminal
-	if err := o.CRIU.DescribeDump(spec); err != nil {
+	if err := o.CRIU.DescribeDump(spec, c.Stdio); err != nil {
 		return err
 	}
 	if o.StatusFd > 0 {

@@ -2,6 +2,7 @@ package oci
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,8 +139,7 @@ func TestRestoreObeysTheSpecification(t *testing.T) {
 		change func(*specs.Spec)
 		want   string
 	}{
-		"capability":      {func(s *specs.Spec) { s.Process.Capabilities.Bounding = nil }, "CapBnd"},
-		"noNewPrivileges": {func(s *specs.Spec) { s.Process.NoNewPrivileges = true }, "noNewPrivileges"},
+		"capability": {func(s *specs.Spec) { s.Process.Capabilities.Bounding = nil }, "CapBnd"},
 		"user": {func(s *specs.Spec) {
 			s.Process.NoNewPrivileges, s.Process.User.UID, s.Process.Capabilities = true, 1000, nil
 		}, "Cap"},
@@ -190,9 +190,15 @@ func TestRestoreObeysTheSpecification(t *testing.T) {
 			}
 		})
 	}
+	// This is given to it, whatever it had.
+	b.spec.Process.NoNewPrivileges = true
 	b.write()
 	b.must("restore", "-d", "--image-path", images, "-b", b.bundle, b.id)
 	b.countsFrom(n)
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", b.state().Pid))
+	if err != nil || !strings.Contains(string(status), "NoNewPrivs:\t1") {
+		t.Errorf("no_new_privs is not set: %v", err)
+	}
 }
 
 func TestRestoreTerminal(t *testing.T) {

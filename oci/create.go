@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/oci/criu"
 	"podstead/oci/launch"
 	"podstead/sys"
 )
@@ -212,6 +213,10 @@ func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOption
 		if err := sendPidfd(o.PidfdSocket, child.Pid, child.Pidfd); err != nil {
 			return err
 		}
+	}
+	var err error
+	if c.Stdio, err = criu.Stdio(child.Pid); err != nil {
+		return err
 	}
 	c.Pid, c.StartTime = child.Pid, child.StartTime
 	if err := c.save(); err != nil {

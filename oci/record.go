@@ -34,6 +34,9 @@ type record struct {
 	// PrivatePids tells that the container has a pid namespace of its own, so
 	// that the kernel kills all its processes with the first.
 	PrivatePids bool `json:"privatePids"`
+	// Stdio are the names of what the process got as descriptors 0, 1 and 2, for
+	// CRIU.
+	Stdio []string `json:"stdio,omitempty"`
 }
 
 func readRecord(path string) (record, error) {

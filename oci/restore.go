@@ -126,11 +126,17 @@ func (c *container) runRestorer(ctx context.Context, spec *specs.Spec, o Restore
 	if spec.Process.Terminal {
 		stdio = launch.Stdio{}
 	}
-	child, err := launch.ForkWith(restorer.Program, files, launch.ForkOptions{Stdio: stdio, Extra: o.Extra, Start: true})
+	child, err := launch.ForkWith(restorer.Program, files, launch.ForkOptions{Stdio: stdio, Extra: o.Extra})
 	if err != nil {
 		return p, err
 	}
-	sys.CloseAll(files) // whoever ends CRIU's end of the socket is seen to
+	sys.CloseAll(files) // or the end of CRIU could not be seen
+	if c.Stdio, err = criu.Stdio(child.Pid); err == nil {
+		err = child.Start()
+	}
+	if err != nil {
+		return p, errors.Join(err, child.Abandon(), reapRestorer(ctx, child, true))
+	}
 	defer func() {
 		conn.Close()
 		err = errors.Join(err, reapRestorer(ctx, child, err != nil))
@@ -141,7 +147,7 @@ func (c *container) runRestorer(ctx context.Context, spec *specs.Spec, o Restore
 // reapRestorer waits for CRIU, which has done what it was asked for.
 func reapRestorer(ctx context.Context, child *launch.Child, failed bool) error {
 	defer child.Pidfd.Close()
-	if failed && ctx.Err() != nil {
+	if failed {
 		_ = unix.PidfdSendSignal(int(child.Pidfd.Fd()), unix.SIGKILL, nil, 0)
 	}
 	for {
@@ -218,7 +224,7 @@ func (c *container) beforeResume(spec *specs.Spec, pid, restorer int, stdio laun
 			inBundle.Mounts[i].Source = filepath.Join(c.Bundle, m.Source)
 		}
 	}
-	r := criu.Restored{Spec: &inBundle, Pid: pid, Members: pids, Restorer: restorer, Stdio: []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}}
+	r := criu.Restored{Spec: &inBundle, Pid: pid, Members: pids, Restorer: restorer, Cgroup: c.Cgroup, Stdio: []*os.File{stdio.Stdin, stdio.Stdout, stdio.Stderr}}
 	return r.Check()
 }
 

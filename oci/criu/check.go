@@ -28,6 +28,8 @@ type Restored struct {
 	// which is CRIU.
 	Members  []int
 	Restorer int
+	// Cgroup is the path of the container's own cgroup.
+	Cgroup string
 	// Stdio is what the container gets from outside as descriptors 0, 1 and 2.
 	Stdio []*os.File
 }
@@ -351,27 +353,16 @@ func (c *checker) files(pid int) error {
 }
 
 func (c *checker) inMounts(pid int, fd, link string) error {
-	b, err := os.ReadFile(c.proc(pid, "fdinfo", fd))
+	id, err := mountOf(c.proc(pid, "fdinfo", fd))
 	if err != nil {
 		return err
 	}
-	for line := range strings.Lines(string(b)) {
-		v, ok := strings.CutPrefix(line, "mnt_id:")
-		if !ok {
-			continue
+	for _, m := range c.table {
+		if m.id == id {
+			return nil
 		}
-		id, err := strconv.Atoi(strings.TrimSpace(v))
-		if err != nil {
-			return err
-		}
-		for _, m := range c.table {
-			if m.id == id {
-				return nil
-			}
-		}
-		return forbidden("descriptor %s open on %s, which is in none of its mounts", fd, link)
 	}
-	return fmt.Errorf("descriptor %s: no mount is known", fd)
+	return forbidden("descriptor %s open on %s, which is in none of its mounts", fd, link)
 }
 
 // socket: it is of the container's network namespace.

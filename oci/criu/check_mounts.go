@@ -30,6 +30,11 @@ func (c *checker) mounts() error {
 	if err != nil {
 		return err
 	}
+	for _, m := range c.table {
+		if strings.HasPrefix(m.typ, "cgroup") && !within(m.root, c.Cgroup) {
+			return forbidden("a mount of the cgroup %s on %s", m.root, m.point)
+		}
+	}
 	return checkMounts(c.table, wanted, c.Spec)
 }
 

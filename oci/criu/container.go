@@ -45,8 +45,9 @@ func Supported(spec *specs.Spec) error {
 }
 
 // DescribeDump fills in what a dump must know of a container: which mounts,
-// namespaces and descriptors are from outside. It writes DescriptorsFile.
-func (o *DumpOptions) DescribeDump(spec *specs.Spec) error {
+// namespaces and descriptors are from outside. stdio are the names of Stdio. It
+// writes DescriptorsFile.
+func (o *DumpOptions) DescribeDump(spec *specs.Spec, stdio []string) error {
 	if err := Supported(spec); err != nil {
 		return err
 	}
@@ -59,25 +60,19 @@ func (o *DumpOptions) DescribeDump(spec *specs.Spec) error {
 		return err
 	}
 	for _, m := range mounts {
-		if isBound(m.point, points) && !ownFile(spec, m.point) {
+		if isBound(m.point, points) && !ownFile(spec, m.point) || isGroup(spec, m) {
 			o.External = append(o.External, fmt.Sprintf("mnt[%s]:%s", m.point, m.point))
 		}
 	}
 	if err := o.describeNamespaces(spec); err != nil {
 		return err
 	}
-	names := []string{}
-	for fd := range 3 {
-		name, external, err := describeFd(o.Pid, fd, mounts)
-		if err != nil {
-			return err
-		}
-		if external {
+	for _, name := range stdio {
+		if strings.HasPrefix(name, "file[") {
 			o.External = append(o.External, name)
 		}
-		names = append(names, name)
 	}
-	b, err := json.Marshal(names)
+	b, err := json.Marshal(append([]string{}, stdio...))
 	if err != nil {
 		return err
 	}
@@ -118,44 +113,57 @@ func (o *DumpOptions) describeNamespaces(spec *specs.Spec) error {
 	return nil
 }
 
-// describeFd names a descriptor of a process: "pipe:[123]", a file in the
-// container by its path, and one of the host ("/dev/null" from before the
-// container had a root) in CRIU's way.
-func describeFd(pid, fd int, mounts []mount) (name string, external bool, err error) {
-	dir := "/proc/" + strconv.Itoa(pid)
-	number := strconv.Itoa(fd)
-	link, err := os.Readlink(dir + "/fd/" + number)
+// Stdio names what a process has as descriptors 0, 1 and 2: "pipe:[123]", or in
+// CRIU's way a file of the host. It is asked before the process runs, while
+// these are what it got from outside: a shell moves them about.
+func Stdio(pid int) ([]string, error) {
+	var names []string
+	for fd := range 3 {
+		name, err := describeFd(pid, fd)
+		if err != nil {
+			return nil, err
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+func describeFd(pid, fd int) (string, error) {
+	file := fmt.Sprintf("/proc/%d/fd/%d", pid, fd)
+	link, err := os.Readlink(file)
 	if errors.Is(err, fs.ErrNotExist) {
-		return "/dev/null", false, nil // closed
+		return "/dev/null", nil // closed
 	}
 	if err != nil {
-		return "", false, err
+		return "", err
 	}
-	if !path.IsAbs(link) {
-		return link, false, nil
-	}
-	info, err := os.ReadFile(dir + "/fdinfo/" + number)
-	if err != nil {
-		return "", false, err
-	}
-	id := 0
-	for line := range strings.Lines(string(info)) {
-		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
-			if id, err = strconv.Atoi(strings.TrimSpace(v)); err != nil {
-				return "", false, fmt.Errorf("%s/fdinfo/%s: %w", dir, number, err)
-			}
-		}
-	}
-	for _, m := range mounts {
-		if m.id == id {
-			return link, false, nil
-		}
+	// A terminal is the container's own; its master comes separately.
+	if !path.IsAbs(link) || strings.HasPrefix(link, "/dev/pts/") {
+		return link, nil
 	}
 	var st unix.Stat_t
-	if err := unix.Stat(dir+"/fd/"+number, &st); err != nil {
-		return "", false, fmt.Errorf("%s/fd/%s: %w", dir, number, err)
+	if err := unix.Stat(file, &st); err != nil {
+		return "", &os.PathError{Op: "stat", Path: file, Err: err}
 	}
-	return fmt.Sprintf("file[%x:%x]", id, st.Ino), true, nil
+	id, err := mountOf(fmt.Sprintf("/proc/%d/fdinfo/%d", pid, fd))
+	if err != nil {
+		return "", err
+	}
+	return fmt.Sprintf("file[%x:%x]", id, st.Ino), nil
+}
+
+// mountOf reads which mount an open file is on.
+func mountOf(fdinfo string) (int, error) {
+	b, err := os.ReadFile(fdinfo)
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+			return strconv.Atoi(strings.TrimSpace(v))
+		}
+	}
+	return 0, fmt.Errorf("%s: no mount is known", fdinfo)
 }
 
 // bindPoints are the mount points of the specification's bind mounts as the
@@ -220,6 +228,17 @@ func isBound(point string, points []string) bool {
 		}
 	}
 	return false
+}
+
+// isGroup tells whether a mount shows the container's cgroup by a part of the
+// host's tree, as it does without a cgroup namespace.
+func isGroup(spec *specs.Spec, m mount) bool {
+	for _, ns := range spec.Linux.Namespaces {
+		if ns.Type == specs.CgroupNamespace {
+			return false
+		}
+	}
+	return m.typ == "cgroup" || m.typ == "cgroup2"
 }
 
 // ownFile tells whether a mount point is a file system of the container's own,

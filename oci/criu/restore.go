@@ -33,6 +33,9 @@ func (c *Conn) Restore(ctx context.Context, o RestoreOptions) (pid int, err erro
 	var m message
 	o.encode(&m, "restore.log")
 	m.flag(26, true) // a sibling of CRIU
+	// The other way of restoring mounts cannot have external ones that receive
+	// the host's mounts.
+	m.flag(65, true)
 	for _, i := range o.Inherit {
 		m.part(27, func(m *message) { m.text(1, i.Key); m.number(2, uint64(i.Fd)) })
 	}

@@ -108,8 +108,10 @@ func (c *Conn) call(ctx context.Context, typ int, opts []byte, notify func(Notif
 		var answer message
 		answer.number(1, typeNotify)
 		answer.number(3, map[bool]uint64{true: 1}[err == nil])
-		if err := c.send(ctx, answer); err != nil {
-			return resp, errors.Join(refused, err)
+		if err := c.send(ctx, answer); err != nil && refused == nil {
+			return resp, err
+		} else if err != nil {
+			return resp, refused
 		}
 	}
 }

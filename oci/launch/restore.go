@@ -84,6 +84,11 @@ func CompileRestore(spec *specs.Spec, opt Options, r RestoreOptions) (*Restorer,
 		c.do("make a cgroup namespace", cUnshare, unix.CLONE_NEWCGROUP)
 	}
 	c.restorerMounts(out, mounts, r.Dir)
+	if c.proc.NoNewPrivileges {
+		// CRIU before 3.19 does not restore it. What it forks has it from birth,
+		// whatever the images say.
+		c.do("set no_new_privs", cSetNoNewPrivs, 1)
+	}
 	c.do("reset signals", cSignals)
 	c.do("close descriptors", cCloseAll, 0)
 	c.do("restore the limit of open files", cFileLimit)
@@ -143,14 +148,34 @@ func (c *compiler) restorerMounts(out *Restorer, mounts []parsedMount, dir strin
 	c.do("attach the root", cMoveMount, root, "", at, "", moveByFd)
 	for i := range mounts {
 		m := &mounts[i]
+		name := "mount-" + strconv.Itoa(i)
+		if m.typ == "cgroup" && !m.bind && !c.has[specs.CgroupNamespace] {
+			c.restorerCgroups(out, m, dir, name)
+		}
 		if !m.bind {
 			continue
 		}
-		name := "mount-" + strconv.Itoa(i)
 		target := c.target(name, m.tree)
 		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
 		out.Mounts = append(out.Mounts, RestorerMount{
 			Destination: "/" + m.dest, Source: filepath.Join(dir, name), Recursive: m.recursive, HostPath: inBundle(c.opt.Bundle, m.src),
+		})
+	}
+}
+
+// restorerCgroups attaches the container's own groups, which it sees by bind
+// mounts if it has no cgroup namespace.
+func (c *compiler) restorerCgroups(out *Restorer, m *parsedMount, dir, name string) {
+	groups := hierarchies(c.opt.CgroupJoin)
+	if len(groups) == 0 && c.opt.CgroupDir != "" {
+		groups = []hierarchy{{"", c.opt.CgroupDir}} // v2
+	}
+	for i, h := range groups {
+		at := name + "-" + strconv.Itoa(i)
+		tree := c.groupTree(m.text(), h.group, m)
+		c.do(m.text(), cMoveMount, tree, "", c.targetDir(at, inRoot), "", moveByFd)
+		out.Mounts = append(out.Mounts, RestorerMount{
+			Destination: filepath.Join("/", m.dest, h.name), Source: filepath.Join(dir, at), HostPath: h.group,
 		})
 	}
 }
