@@ -3,6 +3,7 @@ package cri
 import (
 	"fmt"
 	"net/netip"
+	"path"
 	"strings"
 
 	"google.golang.org/grpc/codes"
@@ -60,6 +61,14 @@ func Validate(req proto.Message) error {
 		c.image(r)
 	case *runtimeapi.ImageStatusRequest:
 		c.image(r)
+	case *runtimeapi.CheckpointContainerRequest:
+		c.required("container_id", r.GetContainerId())
+		c.that(path.IsAbs(r.GetLocation()), "location", "%q is not absolute", r.GetLocation())
+		c.that(r.GetTimeout() >= 0, "timeout", "is negative")
+	case *runtimeapi.CheckpointPodRequest:
+		c.checkpointPod(r)
+	case *runtimeapi.RestorePodRequest:
+		c.restorePod(r)
 	case interface{ GetContainerId() string }:
 		c.required("container_id", r.GetContainerId())
 	case interface{ GetPodSandboxId() string }:

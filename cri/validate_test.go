@@ -43,7 +43,13 @@ func TestValidate(t *testing.T) {
 		req  proto.Message
 		want []string // fields that the error must name; none for a good request
 	}{
-		"sandbox":              {sandbox(func(*runtimeapi.PodSandboxConfig) {}), nil},
+		"sandbox":    {sandbox(func(*runtimeapi.PodSandboxConfig) {}), nil},
+		"checkpoint": {&runtimeapi.CheckpointContainerRequest{Location: "x", Timeout: -1}, []string{"container_id", "location", "timeout"}},
+		"checkpoint of a pod": {&runtimeapi.CheckpointPodRequest{OutputPath: "x", ContainerIds: []string{"a", "a", ""}, Options: map[string]string{"o": ""}},
+			[]string{"pod_sandbox_id", "output_path", "container_ids[1]", "container_ids[2]", `options["o"]`}},
+		"checkpoint of no containers": {&runtimeapi.CheckpointPodRequest{PodSandboxId: "x", OutputPath: "/x"}, []string{"container_ids is empty"}},
+		"restore of a pod": {&runtimeapi.RestorePodRequest{Options: map[string]string{"o": ""}},
+			[]string{"checkpoint_path", "config is missing", "container_configs is empty", `options["o"]`}},
 		"sandbox, nothing":     {&runtimeapi.RunPodSandboxRequest{}, []string{"config is missing"}},
 		"sandbox, no metadata": {&runtimeapi.RunPodSandboxRequest{Config: &runtimeapi.PodSandboxConfig{}}, []string{"config.metadata.name", "config.metadata.namespace", "config.metadata.uid"}},
 		"sandbox group": {sandbox(func(c *runtimeapi.PodSandboxConfig) {

@@ -4,7 +4,7 @@
 // others of the same name: the root command must have TraverseChildren set. It speaks to the runtime through cri.Runtime over its socket, keeps
 // nothing, and is called by cmd/podstead.
 //
-// Not there, and refused by name as unknown: checkpoint, update, run and
+// Not there, and refused by name as unknown: update, run and
 // the configuration file.
 package ctl
 
@@ -55,6 +55,7 @@ func Command(socket func() string) *cobra.Command {
 		stopCommand(s), stopPodCommand(s), removeCommand(s), removePodCommand(s), removeImageCommand(s),
 		execCommand(s), attachCommand(s), portForwardCommand(s), logsCommand(s),
 		statsCommand(s), podStatsCommand(s), podMetricsCommand(s), metricDescriptorsCommand(s), eventsCommand(s),
+		checkpointCommand(s),
 	} {
 		cmd.AddCommand(c)
 	}

@@ -111,6 +111,8 @@ func deadline(req any) time.Duration {
 	switch r := req.(type) {
 	case *runtimeapi.PullImageRequest:
 		return 0
+	case *runtimeapi.CheckpointContainerRequest, *runtimeapi.CheckpointPodRequest, *runtimeapi.RestorePodRequest:
+		return 0 // as much as there is memory; the runtime has its own limits
 	case *runtimeapi.ExecSyncRequest:
 		if r.GetTimeout() <= 0 {
 			return 0 // the protocol's "forever"

@@ -187,11 +187,11 @@ func TestLogNamesTheSubjectAndNoSecret(t *testing.T) {
 func TestUnimplementedByName(t *testing.T) {
 	_, _, socket, _ := serve(t, &fake{})
 	client := raw(t, socket)
-	_, err := client.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "x"})
+	_, err := client.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: "x", Location: "/x"})
 	if cri.Code(err) != codes.Unimplemented || !strings.Contains(err.Error(), "CheckpointContainer") {
 		t.Errorf("error is %v, want Unimplemented that names the call", err)
 	}
-	_, err = client.RestorePod(t.Context(), &runtimeapi.RestorePodRequest{})
+	_, err = client.CheckpointPod(t.Context(), &runtimeapi.CheckpointPodRequest{PodSandboxId: "x", OutputPath: "/x", ContainerIds: []string{"c"}})
 	if cri.Code(err) != codes.Unimplemented {
 		t.Errorf("error is %v, want Unimplemented", err)
 	}
