@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/engine/config"
+	"podstead/engine/handler"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/figure"
 	"podstead/engine/internal/spec"
@@ -67,6 +68,11 @@ type containerRecord struct {
 	// DefaultSeccomp says that the specification's filter is the runtime's
 	// default, which is not saved with it.
 	DefaultSeccomp bool
+	// Stdio are the names of what the process got as descriptors 0, 1 and 2, see
+	// criu.Stdio.
+	Stdio []string
+	// FromCheckpoint tells that the process is restored instead of executed.
+	FromCheckpoint bool
 	// ImageMounts are mount points of images below the container's directory.
 	ImageMounts []string
 
@@ -111,6 +117,9 @@ type container struct {
 	// exit waits in early.
 	startUnderWay bool
 	early         *supervisor.Process
+	// restoring is what the start of a container from a checkpoint needs. It does
+	// not survive the engine.
+	restoring *handler.Restoring
 	// startTold says that a caller knows of the start. Until then asking again
 	// is a retry and no mistake.
 	startTold bool
@@ -238,6 +247,7 @@ func imageHolders(r *containerRecord) []string {
 // forgetContainer removes what is left of a released container: record,
 // writable layer and name. The log stays.
 func (e *Engine) forgetContainer(c *container) error {
+	c.dropRestoring()
 	if err := e.containerRecords.Delete(c.id); err != nil {
 		return err
 	}

@@ -16,9 +16,12 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
 	"podstead/image"
+	"podstead/oci/criu"
 	"podstead/oci/launch"
+	"podstead/supervisor"
 	"podstead/sys"
 )
 
@@ -32,21 +35,26 @@ func (e *Engine) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 	if err != nil {
 		return nil, err
 	}
-	rec := s.record()
-	if err := spec.CheckContainer(req.Config, rec.config(), e.host.spec); err != nil {
-		return nil, err
-	}
-	if rec.Phase != sandboxReady {
-		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, rec.Phase)
-	}
-	config := proto.CloneOf(req.Config)
-	of := fingerprintOf(config)
-	id, err := e.containerRuns.do(ctx, e, containerName(s.id, config.Metadata), of, createTimeout,
-		func(ctx context.Context) (string, error) { return e.createContainer(ctx, s, config, of) })
+	id, err := e.create(ctx, s, proto.CloneOf(req.Config), "")
 	if err != nil {
 		return nil, cri.LeadWithReason(err)
 	}
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
+}
+
+// create makes a container, once for each name and attempt; from is the archive
+// to restore it from, if that is not what the image names.
+func (e *Engine) create(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, from string) (string, error) {
+	rec := s.record()
+	if err := spec.CheckContainer(config, rec.config(), e.host.spec); err != nil {
+		return "", err
+	}
+	if rec.Phase != sandboxReady {
+		return "", cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, rec.Phase)
+	}
+	of := fingerprintOf(config)
+	return e.containerRuns.do(ctx, e, containerName(s.id, config.Metadata), of, createTimeout,
+		func(ctx context.Context) (string, error) { return e.createContainer(ctx, s, config, of, from) })
 }
 
 // creation is a container on its way into being: what the steps of
@@ -59,12 +67,14 @@ type creation struct {
 	lower   []string // layers of the image, top first
 	user    spec.User
 	spec    *specs.Spec
-	told    bool   // plugins were asked about it
-	admit   func() // lets new plugins in, see askPlugins; nil before
+	from    string  // archive to restore it from, if not the image
+	source  *source // checkpoint to restore it from, or nil
+	told    bool    // plugins were asked about it
+	admit   func()  // lets new plugins in, see askPlugins; nil before
 }
 
-func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, of fingerprint) (id string, err error) {
-	k := &creation{config: config}
+func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, of fingerprint, from string) (id string, err error) {
+	k := &creation{config: config, from: from}
 	if k.c, err = e.registerContainer(s, config, of); err != nil {
 		return "", err
 	}
@@ -87,8 +97,10 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 		what string
 		do   func(context.Context, *creation) error
 	}{
+		{"checkpoint", e.takeCheckpoint},
 		{"find image", e.holdImage},
 		{"record", e.recordIntent},
+		{"restore files", e.restoreFiles},
 		{"user", e.resolveUser},
 		{"specification", e.buildSpec},
 		{"cgroup", e.makeContainerCgroup},
@@ -147,7 +159,13 @@ func (e *Engine) discardContainer(ctx context.Context, c *container, cause error
 
 // holdImage finds the image and keeps its layers for this container.
 func (e *Engine) holdImage(ctx context.Context, k *creation) error {
-	img, err := e.cfg.Images.Get(k.config.Image.Image)
+	var img image.Image
+	var err error
+	if k.source != nil {
+		img, err = e.baseImage(k)
+	} else {
+		img, err = e.cfg.Images.Get(k.config.Image.Image)
+	}
 	if errors.Is(err, image.ErrNotFound) {
 		return cri.Errorf(codes.NotFound, "image %q is not present", k.config.Image.Image)
 	}
@@ -170,6 +188,7 @@ func (e *Engine) recordIntent(_ context.Context, k *creation) error {
 	err = e.changeContainer(k.c, func(r *containerRecord) {
 		r.ImageID, r.ImageRef, r.ImageName = img.ID, imageRef(img), imageName(img, k.config.Image)
 		r.LogPath = logPath
+		r.FromCheckpoint = k.source != nil
 		r.StopSignal, r.StopSignalName = int(signal), signalName
 		r.Resources.M = k.config.GetLinux().GetResources()
 	})
@@ -315,12 +334,23 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 		Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
 		IDMapped: k.sandbox.userNamespace(),
 	}
-	p, err := h.Create(ctx, c)
+	var p supervisor.Process
+	if k.source != nil {
+		p, err = e.launchRestored(ctx, k, c)
+	} else {
+		p, err = h.Create(ctx, c)
+	}
 	if err != nil {
 		return err
 	}
+	var stdio []string
+	if _, ok := h.(handler.Checkpointer); ok {
+		if stdio, err = criu.Stdio(p.Pid); err != nil {
+			return err
+		}
+	}
 	return e.changeContainer(k.c, func(r *containerRecord) {
-		r.Pid, r.StartTicks = p.Pid, p.StartTicks
+		r.Pid, r.StartTicks, r.Stdio = p.Pid, p.StartTicks, stdio
 		if r.Phase == containerCreating {
 			r.Phase, r.PreparedAt = containerCreated, time.Now()
 		}

@@ -75,6 +75,9 @@ func (e *Engine) neverRan(ctx context.Context, c *container) (done bool, err err
 // start, too.
 func (e *Engine) startProcess(ctx context.Context, c *container, h handler.Handler) (p supervisor.Process, err error) {
 	rec := c.record()
+	if rec.FromCheckpoint {
+		return e.restoreProcess(ctx, c)
+	}
 	handled := e.handled(&rec)
 	if adj := int(rec.Resources.M.GetOomScoreAdj()); int64(adj) != rec.config().GetLinux().GetResources().GetOomScoreAdj() {
 		handled.OOMScoreAdj = &adj

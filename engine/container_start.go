@@ -112,7 +112,7 @@ func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64
 		if r.Pid == 0 { // made at the start
 			r.Resources.M = withOOMScore(r.Resources.M, p.Pid)
 		}
-		r.Pid, r.StartTicks = p.Pid, p.StartTicks
+		r.Pid, r.StartTicks = p.Pid, p.StartTicks // those of a restored one are new
 		if r.Phase == containerCreated {
 			r.Phase = containerRunning
 		}

@@ -283,6 +283,7 @@ func (e *Engine) recordExit(c *container, x exit) {
 	e.log.Info("container ended", "container", c.id, "code", x.code, "reason", x.reason)
 	e.containerEvent(c, eventStopped, x.at)
 	close(c.exited)
+	c.dropRestoring()
 	e.tellOfExit(c)
 }
 

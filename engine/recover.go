@@ -146,6 +146,8 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, processes
 			e.containerEvent(c, eventDeleted, time.Now())
 		}
 	case rec.Phase == containerExited:
+	case rec.FromCheckpoint && rec.StartedAt.IsZero():
+		e.restoreInterrupted(c)
 	case known && p.State == supervisor.Exited:
 		e.exitedMeanwhile(c, p)
 	case known:

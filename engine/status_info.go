@@ -20,16 +20,17 @@ import (
 func (e *Engine) statusInfo(status *runtimeapi.StatusResponse) (map[string]string, error) {
 	info := map[string]string{}
 	for key, value := range map[string]any{
-		"version":  e.versionInfo(),
-		"config":   e.configInfo(),
-		"host":     e.hostInfo(),
-		"handlers": e.handlerInfo(status),
-		"network":  conditionInfo(status, runtimeapi.NetworkReady),
-		"images":   e.imageInfo(),
-		"pods":     e.podInfo(),
-		"warnings": e.recent.list(),
-		"cdi":      e.devices.State(),
-		"nri":      e.plugins.State(),
+		"version":    e.versionInfo(),
+		"config":     e.configInfo(),
+		"host":       e.hostInfo(),
+		"handlers":   e.handlerInfo(status),
+		"network":    conditionInfo(status, runtimeapi.NetworkReady),
+		"images":     e.imageInfo(),
+		"pods":       e.podInfo(),
+		"warnings":   e.recent.list(),
+		"cdi":        e.devices.State(),
+		"nri":        e.plugins.State(),
+		"checkpoint": checkpointInfo(),
 	} {
 		b, err := json.Marshal(value)
 		if err != nil {
