@@ -27,6 +27,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -34,6 +35,7 @@ import (
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/imagegc"
+	"podstead/agent/internal/plan"
 	"podstead/agent/internal/source"
 	"podstead/cgroup"
 	"podstead/cri"
@@ -52,12 +54,42 @@ type Config struct {
 	// get no cgroups of their own from the agent.
 	Cgroups    *cgroup.Hierarchy
 	CgroupRoot string
+	// Policy is what a KubeletConfiguration may change; nil: DefaultPolicy.
+	Policy *Policy
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.
 	// Run closes it.
 	Listener net.Listener
 	Log      *slog.Logger
+}
+
+// Policy says how the agent treats pods, as a KubeletConfiguration does.
+type Policy struct {
+	// ClusterDNS, if there is one, is for pods of dnsPolicy ClusterFirst, with the
+	// usual search list below ClusterDomain.
+	ClusterDNS    []string
+	ClusterDomain string
+	// ResolvConf is the host's; "" is /etc/resolv.conf, or systemd-resolved's own
+	// list where that leads to the host's loopback.
+	ResolvConf     string
+	SeccompDefault bool  // containers that name no profile get the runtime's
+	PodPidsLimit   int64 // processes of a pod; 0: no limit
+	// UnsafeSysctls are those that pods may set beside the safe ones: names, or
+	// beginnings that end with a *.
+	UnsafeSysctls []string
+	// MaxRestartPeriod is the longest back-off of a container that crashes.
+	MaxRestartPeriod time.Duration
+	ParallelPulls    int // 0: no bound
+	Images           ImagePolicy
+}
+
+// ImagePolicy says when images that nobody uses are removed.
+type ImagePolicy = imagegc.Policy
+
+// DefaultPolicy is what holds without a KubeletConfiguration.
+func DefaultPolicy() Policy {
+	return Policy{MaxRestartPeriod: plan.BackoffMax, Images: imagegc.DefaultPolicy()}
 }
 
 // ImageExtras is what a runtime at home offers beyond CRI's image service.
@@ -117,7 +149,11 @@ func New(cfg Config) (*Agent, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.StateDir, "pods"), 0o750); err != nil {
 		return nil, err
 	}
-	decoder, err := source.NewDecoder(cfg.NodeName)
+	if cfg.Policy == nil {
+		p := DefaultPolicy()
+		cfg.Policy = &p
+	}
+	decoder, err := source.NewDecoder(cfg.NodeName, cfg.Policy.UnsafeSysctls...)
 	if err != nil {
 		return nil, err
 	}
@@ -137,8 +173,8 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.node.board = a.board
-	a.node.puller = image.New(a.node.runtime)
-	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: imagegc.DefaultPolicy(), Named: a.namedImages, Log: cfg.Log}
+	a.node.puller = image.New(a.node.runtime, cfg.Policy.ParallelPulls)
+	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
 	return a, nil
 }

@@ -20,6 +20,7 @@ type cgroups struct {
 	hierarchy *cgroup.Hierarchy
 	root      string
 	systemd   bool
+	pids      int64 // that a pod may have; 0: no limit
 	log       *slog.Logger
 }
 
@@ -85,6 +86,9 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod) error {
 	}
 	if r.MemoryLimitInBytes > 0 {
 		res.Memory = &specs.LinuxMemory{Limit: &r.MemoryLimitInBytes}
+	}
+	if c.pids > 0 {
+		res.Pids = &specs.LinuxPids{Limit: &c.pids}
 	}
 	if err := g.Set(res); err != nil {
 		return fmt.Errorf("cgroup %s: %w", g.Path(), err)

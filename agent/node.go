@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -38,6 +39,7 @@ type node struct {
 	facts          env.Facts                                     // without a pod's addresses
 	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
 	userns         *userns.Blocks
+	maxBackoff     time.Duration
 	cgroups        *cgroups
 	puller         *image.Puller
 	events         *event.Log
@@ -60,9 +62,11 @@ func newNode(cfg Config) (*node, error) {
 			PodLogsDir:  cfg.PodLogsDir,
 			SeccompDir:  filepath.Join(cfg.StateDir, "seccomp"),
 			MemoryBytes: memory,
-			HostDNS:     hostDNS(),
-			CgroupRoot:  cfg.CgroupRoot,
-			Cgroups:     cfg.Cgroups != nil,
+			HostDNS:     hostDNS(cfg.Policy.ResolvConf),
+			ClusterDNS:  cfg.Policy.ClusterDNS, ClusterDomain: cfg.Policy.ClusterDomain,
+			SeccompDefault: cfg.Policy.SeccompDefault,
+			CgroupRoot:     cfg.CgroupRoot,
+			Cgroups:        cfg.Cgroups != nil,
 		},
 		podsDir: filepath.Join(cfg.StateDir, "pods"),
 		hostIPs: ips,
@@ -77,7 +81,8 @@ func newNode(cfg Config) (*node, error) {
 	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
-	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, log: cfg.Log}
+	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
+	n.maxBackoff = cfg.Policy.MaxRestartPeriod
 	return n, nil
 }
 
@@ -101,9 +106,14 @@ func memoryBytes() (int64, error) {
 	return 0, sc.Err()
 }
 
-// hostDNS reads the host's resolver configuration. Where that leads to a
+// hostDNS reads the host's resolver configuration, from a file if one is named.
+// Where that leads to a
 // resolver on the host's loopback, systemd-resolved's own list serves pods.
-func hostDNS() request.DNS {
+func hostDNS(file string) request.DNS {
+	if file != "" {
+		data, _ := os.ReadFile(file)
+		return request.ParseResolvConf(data)
+	}
 	data, _ := os.ReadFile("/etc/resolv.conf")
 	d := request.ParseResolvConf(data)
 	if d.Loopback() {

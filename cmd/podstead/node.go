@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +37,18 @@ type nodeOptions struct {
 	nodeName        string
 	runtimeEndpoint string
 	config          string
-	set             config.Config // what flags say of it
-	logMaxBytes     int64
-	flags           *pflag.FlagSet
-	withAgent       bool
+	kubeletConfig   string
+	kubeletDropIns  string
+	policy          agent.Policy // and what follows: what the KubeletConfiguration says
+	podLogs         string
+	logLimits       struct {
+		bytes int64
+		files int
+	}
+	set         config.Config // what flags say of it
+	logMaxBytes int64
+	flags       *pflag.FlagSet
+	withAgent   bool
 }
 
 func nodeCommand(opt *options) *cobra.Command {
@@ -55,6 +64,8 @@ func nodeCommand(opt *options) *cobra.Command {
 	f.StringVar(&n.manifests, "manifests", "", "`DIR` of Pod, ConfigMap and Secret manifests to keep running")
 	f.StringVar(&n.nodeName, "node-name", host, "`NAME` of this node in pod status and the downward API")
 	f.StringVar(&n.runtimeEndpoint, "runtime-endpoint", "", "run pods on the CRI runtime at this `unix:///…` instead of the built-in engine")
+	f.StringVar(&n.kubeletConfig, "config", "", "a KubeletConfiguration `FILE`; fields without effect are warned about")
+	f.StringVar(&n.kubeletDropIns, "config-dir", "", "`DIR` of *.conf files that are merged over it, in the order of their names")
 	f.StringVar(&n.config, "engine-config", "", "the engine's configuration `FILE`; "+config.DefaultPath+" if that is there")
 	n.engineFlags(cmd)
 	return cmd
@@ -101,6 +112,7 @@ func (n *nodeOptions) engineFlags(cmd *cobra.Command) {
 
 // override puts the flags that were given over what the file says.
 func (n *nodeOptions) override(c *config.Config) {
+	n.limitLogs(c)
 	for flag, set := range map[string]func(){
 		"cni-conf-dir":  func() { c.Network.CNIConfDir = n.set.Network.CNIConfDir },
 		"cni-bin-dir":   func() { c.Network.CNIBinDirs = n.set.Network.CNIBinDirs },
@@ -123,6 +135,13 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 	if err := n.prepare(); err != nil {
 		return err
 	}
+	log, err := n.logger()
+	if err != nil {
+		return err
+	}
+	if err := n.readKubelet(log); err != nil {
+		return err
+	}
 	file, err := openConfig(n.config, n.runDir, n.override)
 	if err != nil {
 		return err
@@ -141,10 +160,6 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 		if err := supervisor.Front(n.runDir, os.Args); err != nil {
 			return err
 		}
-	}
-	log, err := n.logger()
-	if err != nil {
-		return err
 	}
 	// The live heap is a few MiB: collecting it twice as often costs nothing
 	// that could be noticed and keeps the promise of a small node.
@@ -246,9 +261,9 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
 	return agent.Config{
 		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
-		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: n.logsDir(),
+		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
-		Listener: socket, Log: log,
+		Policy: &n.policy, Listener: socket, Log: log,
 	}
 }
 

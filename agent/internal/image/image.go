@@ -42,6 +42,7 @@ func (e *Error) Error() string { return e.Reason + ": " + e.Message }
 // Puller is shared by all pods.
 type Puller struct {
 	images cri.Images
+	slots  chan struct{} // one for each pull that may run; nil: no bound
 
 	mu    sync.Mutex
 	pulls map[string]*pull
@@ -56,9 +57,14 @@ type pull struct {
 	err    error
 }
 
-// New returns a puller of the runtime's images.
-func New(images cri.Images) *Puller {
-	return &Puller{images: images, pulls: map[string]*pull{}}
+// New returns a puller of the runtime's images that pulls so many at a time; 0 is
+// no bound.
+func New(images cri.Images, parallel int) *Puller {
+	p := &Puller{images: images, pulls: map[string]*pull{}}
+	if parallel > 0 {
+		p.slots = make(chan struct{}, parallel)
+	}
+	return p
 }
 
 // Request says what a container needs.
@@ -175,6 +181,14 @@ func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeap
 	defer run.cancel()
 	if len(auths) == 0 {
 		auths = []*runtimeapi.AuthConfig{nil}
+	}
+	if p.slots != nil {
+		select {
+		case p.slots <- struct{}{}:
+			defer func() { <-p.slots }()
+		case <-ctx.Done():
+			run.err, auths = ctx.Err(), nil
+		}
 	}
 	for _, auth := range auths {
 		var resp *runtimeapi.PullImageResponse

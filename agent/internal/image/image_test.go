@@ -121,7 +121,7 @@ func TestEnsure(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			svc := &images{have: map[string]bool{"here:1": true}, failed: c.failed}
-			img, err := New(svc).Ensure(t.Context(), request(c.image, c.policy))
+			img, err := New(svc, 0).Ensure(t.Context(), request(c.image, c.policy))
 			reason := ""
 			var e *Error
 			if errors.As(err, &e) {
@@ -137,7 +137,7 @@ func TestEnsure(t *testing.T) {
 func TestPullsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := &images{have: map[string]bool{}}
-		p := New(svc)
+		p := New(svc, 0)
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
@@ -165,7 +165,7 @@ func TestPullsAreShared(t *testing.T) {
 func TestPullEndsWithItsLastUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := &images{have: map[string]bool{}}
-		p := New(svc)
+		p := New(svc, 0)
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
@@ -192,7 +192,7 @@ func TestEveryCredentialIsTried(t *testing.T) {
 		svc := &images{have: map[string]bool{}, failed: errors.New("denied")}
 		r := request("quay.io/team/x:1", corev1.PullAlways)
 		r.Secrets = []*corev1.Secret{secret(`{"auths": {"quay.io": {"username": "a"}, "quay.io/team": {"username": "b"}}}`)}
-		if _, err := New(svc).Ensure(t.Context(), r); err == nil {
+		if _, err := New(svc, 0).Ensure(t.Context(), r); err == nil {
 			t.Error("no error")
 		}
 		if got := fmt.Sprint(svc.auths); got != "[b a]" {

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"time"
@@ -210,7 +211,7 @@ func (p *planner) start(spec *corev1.Container, last *observe.Container, delay t
 	if last != nil {
 		s.Restarts = last.Restarts + 1
 		if !p.edited(last) && last.Dead() {
-			s.Backoff = min(max(2*delay, BackoffStart), BackoffMax)
+			s.Backoff = min(max(2*delay, BackoffStart), cmp.Or(p.in.MaxBackoff, BackoffMax))
 		}
 	}
 	p.step(s)

@@ -137,11 +137,12 @@ type Input struct {
 	Hashes Hashes
 	Seen   observe.Pod
 	// Prepared: volumes, cgroup and directories are in place.
-	Prepared bool
-	Probes   map[string]Probe   // by container ID
-	Failures map[string]Failure // by Step.FailureKey
-	Busy     map[string]Busy    // by container name, "" for the pod's own steps
-	End      *End
+	Prepared   bool
+	Probes     map[string]Probe   // by container ID
+	Failures   map[string]Failure // by Step.FailureKey
+	Busy       map[string]Busy    // by container name, "" for the pod's own steps
+	End        *End
+	MaxBackoff time.Duration // 0: BackoffMax
 	// StartTime is when the pod was first seen, for activeDeadlineSeconds.
 	StartTime time.Time
 }

@@ -64,13 +64,16 @@ func (d DNS) Loopback() bool {
 	return len(d.Servers) > 0
 }
 
-// dns is the pod's resolver configuration. There is no cluster DNS here, so the
-// policies ClusterFirst mean what the kubelet makes of them without one: the
-// host's configuration.
+// dns is the pod's resolver configuration. Without a cluster DNS the policies
+// ClusterFirst mean what the kubelet makes of them then: the host's
+// configuration.
 func (n Node) dns(pod *corev1.Pod) *runtimeapi.DNSConfig {
-	d := DNS{}
-	if pod.Spec.DNSPolicy != corev1.DNSNone {
-		d = n.HostDNS
+	d := n.HostDNS
+	switch policy := pod.Spec.DNSPolicy; {
+	case policy == corev1.DNSNone:
+		d = DNS{}
+	case len(n.ClusterDNS) > 0 && (policy == corev1.DNSClusterFirstWithHostNet || policy == corev1.DNSClusterFirst && !pod.Spec.HostNetwork):
+		d = n.clusterDNS(pod.Namespace)
 	}
 	out := &runtimeapi.DNSConfig{Servers: slices.Clone(d.Servers), Searches: slices.Clone(d.Searches), Options: slices.Clone(d.Options)}
 	if c := pod.Spec.DNSConfig; c != nil {
@@ -94,6 +97,16 @@ func (n Node) dns(pod *corev1.Pod) *runtimeapi.DNSConfig {
 		out.Searches = out.Searches[:len(out.Searches)-1]
 	}
 	return out
+}
+
+// clusterDNS leads to the cluster's servers, which know the names of services
+// with and without their domains.
+func (n Node) clusterDNS(namespace string) DNS {
+	d := DNS{Servers: n.ClusterDNS, Searches: slices.Clone(n.HostDNS.Searches), Options: []string{"ndots:5"}}
+	if n.ClusterDomain != "" {
+		d.Searches = union([]string{namespace + ".svc." + n.ClusterDomain, "svc." + n.ClusterDomain, n.ClusterDomain}, d.Searches)
+	}
+	return d
 }
 
 func union(a, b []string) []string {

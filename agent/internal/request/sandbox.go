@@ -16,13 +16,17 @@ import (
 
 // Node is what requests need to know of the node.
 type Node struct {
-	Name         string
-	AgentID      string // of LabelAgent
-	PodLogsDir   string
-	SeccompDir   string // of Localhost profiles
-	MemoryBytes  int64  // capacity, for oom_score_adj
-	HostDNS      DNS    // of the host's resolv.conf
-	SystemdSlice bool   // cgroup parents are named as slices
+	Name        string
+	AgentID     string // of LabelAgent
+	PodLogsDir  string
+	SeccompDir  string // of Localhost profiles
+	MemoryBytes int64  // capacity, for oom_score_adj
+	HostDNS     DNS    // of the host's resolv.conf
+	ClusterDNS  []string
+	// ClusterDomain is that of the names that ClusterDNS knows.
+	ClusterDomain  string
+	SeccompDefault bool // the runtime's profile for containers that name none
+	SystemdSlice   bool // cgroup parents are named as slices
 	// CgroupRoot is the parent of the kubepods tree; Cgroups false: no parents.
 	CgroupRoot string
 	Cgroups    bool

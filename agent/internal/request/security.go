@@ -161,7 +161,13 @@ func selinux(o *corev1.SELinuxOptions) *runtimeapi.SELinuxOption {
 
 func (n Node) seccomp(p *corev1.SeccompProfile, privileged bool) *runtimeapi.SecurityProfile {
 	out := &runtimeapi.SecurityProfile{ProfileType: runtimeapi.SecurityProfile_Unconfined}
-	if p == nil || privileged {
+	switch {
+	case privileged:
+		return out
+	case p == nil:
+		if n.SeccompDefault {
+			out.ProfileType = runtimeapi.SecurityProfile_RuntimeDefault
+		}
 		return out
 	}
 	switch p.Type {

@@ -83,18 +83,22 @@ func (o Object) Key() string {
 // Decoder decodes manifests. It is immutable.
 type Decoder struct {
 	node    string
+	sysctls []string // unsafe ones that are allowed
 	support support
 }
 
 // NewDecoder returns a decoder for the node of that name; pods get UIDs that
 // depend on it and on their namespace and name, and on nothing else, so that
 // they keep their identity across restarts, edits and renamed files.
-func NewDecoder(node string) (*Decoder, error) {
+//
+// Pods may set the safe sysctls and those named here; a * at a name's end stands
+// for anything.
+func NewDecoder(node string, unsafeSysctls ...string) (*Decoder, error) {
 	s, err := parseSupport(supportText)
 	if err != nil {
 		return nil, err
 	}
-	return &Decoder{node: node, support: s}, nil
+	return &Decoder{node: node, sysctls: unsafeSysctls, support: s}, nil
 }
 
 // Decode reads all documents of a manifest, YAML or JSON. On an error, which
@@ -276,7 +280,7 @@ func (d *Decoder) acceptPod(pod *corev1.Pod) (warnings []string, err error) {
 	}
 	warnings = append(warnings, unenforced(pod)...)
 	setDefaults(pod)
-	errs = append(errs, validatePod(pod)...)
+	errs = append(errs, validatePod(pod, d.sysctls)...)
 	if len(errs) > 0 {
 		return nil, errs.ToAggregate()
 	}

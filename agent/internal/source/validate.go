@@ -16,14 +16,15 @@ import (
 // podCheck validates one pod; errs collects what it finds.
 type podCheck struct {
 	pod     *corev1.Pod
+	sysctls []string // unsafe ones that are allowed
 	volumes map[string]*corev1.Volume
 	errs    field.ErrorList
 }
 
 // validatePod checks a defaulted pod as the API server would, as far as it
 // matters on a node, and a little more: what cannot work here is refused here.
-func validatePod(pod *corev1.Pod) field.ErrorList {
-	c := &podCheck{pod: pod, volumes: map[string]*corev1.Volume{}}
+func validatePod(pod *corev1.Pod, sysctls []string) field.ErrorList {
+	c := &podCheck{pod: pod, sysctls: sysctls, volumes: map[string]*corev1.Volume{}}
 	c.errs = append(c.errs, validateMeta(&pod.ObjectMeta)...)
 	c.uid()
 	spec := field.NewPath("spec")
@@ -178,7 +179,7 @@ func (c *podCheck) podSecurity(p *field.Path) {
 		switch {
 		case seen[name]:
 			c.add(field.Duplicate(at.Child("name"), ctl.Name))
-		case !safeSysctl(name):
+		case !safeSysctl(name) && !slices.ContainsFunc(c.sysctls, func(allowed string) bool { return matches(allowed, name) }):
 			c.add(field.Forbidden(at.Child("name"), "sysctl "+ctl.Name+" is not one of the safe ones"))
 		case (c.pod.Spec.HostNetwork && strings.HasPrefix(name, "net.")) || (c.pod.Spec.HostIPC && name == "kernel.shm_rmid_forced"):
 			c.add(field.Forbidden(at.Child("name"), "sysctl "+ctl.Name+" would change the host's namespace"))
@@ -187,6 +188,13 @@ func (c *podCheck) podSecurity(p *field.Path) {
 		}
 		seen[name] = true
 	}
+}
+
+// matches tells whether a name is allowed by an entry, which may end with a *.
+func matches(entry, name string) bool {
+	entry = strings.ReplaceAll(entry, "/", ".")
+	begin, any := strings.CutSuffix(entry, "*")
+	return entry == name || any && strings.HasPrefix(name, begin)
 }
 
 // safeSysctl holds the kubelet's list of sysctls that are namespaced and cannot

@@ -1,0 +1,190 @@
+package kubeletconfig
+
+import (
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	kubelet "k8s.io/kubelet/config/v1beta1"
+
+	"podstead/agent"
+)
+
+const head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n"
+
+// Every field of the API module is in the table: a new version of the module
+// cannot add a silent one.
+func TestEveryFieldIsKnown(t *testing.T) {
+	known, err := fields()
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := map[string]bool{"kind": true, "apiVersion": true}
+	ty := reflect.TypeFor[kubelet.KubeletConfiguration]()
+	for i := range ty.NumField() {
+		name, _, _ := strings.Cut(ty.Field(i).Tag.Get("json"), ",")
+		if name == "" {
+			continue
+		}
+		seen[name] = true
+		if _, ok := known[name]; !ok {
+			t.Errorf("%s is not in fields.txt", name)
+		}
+	}
+	for name := range known {
+		if !seen[name] {
+			t.Errorf("fields.txt has %s, which is no field", name)
+		}
+	}
+}
+
+func write(t *testing.T, dir, name, content string) string {
+	t.Helper()
+	path := filepath.Join(dir, name)
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+func TestDropInsAreMerged(t *testing.T) {
+	dir := t.TempDir()
+	file := write(t, t.TempDir(), "config.yaml", head+`
+clusterDNS: [10.0.0.10, 10.0.0.11]
+clusterDomain: one.local
+maxPods: 5
+evictionHard: {memory.available: 1Gi, pid.available: 5%}
+`)
+	write(t, dir, "20-b.conf", head+"clusterDNS: [10.0.0.20]\nevictionHard: {memory.available: 2Gi}\n")
+	write(t, dir, "10-a.conf", head+"clusterDNS: [10.0.0.1]\nclusterDomain: two.local\nmaxPods: null\n")
+	write(t, dir, "30-ignored.yaml", "not: read")
+	c, warnings, err := Read(file, dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.ClusterDNS) != 1 || c.ClusterDNS[0] != "10.0.0.20" || c.ClusterDomain != "two.local" || c.MaxPods != 0 ||
+		c.EvictionHard["memory.available"] != "2Gi" || c.EvictionHard["pid.available"] != "5%" {
+		t.Errorf("%+v", c)
+	}
+	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "evictionHard has no effect: ") {
+		t.Errorf("%q", warnings)
+	}
+}
+
+func TestBadFilesAreNamed(t *testing.T) {
+	for _, c := range []struct{ content, want string }{
+		{head + "clusterDns: [a]", `unknown field "clusterDns"`},
+		{head + "maxPods: many", "maxPods"},
+		{head + "maxPods: 1\nmaxPods: 2", `"maxPods" already set`},
+		{"kind: KubeletConfiguration\napiVersion: v1\n", `it is "KubeletConfiguration" of "v1", want`},
+		{"", `it is "" of ""`},
+		{"[", "yaml"},
+	} {
+		file := write(t, t.TempDir(), "config.yaml", c.content)
+		if _, _, err := Read(file, ""); err == nil || !strings.HasPrefix(err.Error(), file+": ") || !strings.Contains(err.Error(), c.want) {
+			t.Errorf("%q: %v, want %s", c.content, err, c.want)
+		}
+	}
+	if _, _, err := Read("/no/such/file", ""); err == nil || !strings.Contains(err.Error(), "/no/such/file: no such file") {
+		t.Error(err)
+	}
+}
+
+func read(t *testing.T, content string) *kubelet.KubeletConfiguration {
+	t.Helper()
+	c, _, err := Read(write(t, t.TempDir(), "config.yaml", head+content), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func TestPolicy(t *testing.T) {
+	got, err := Policy(read(t, ""))
+	if err != nil || !reflect.DeepEqual(got, agent.DefaultPolicy()) {
+		t.Errorf("an empty configuration changes the policy: %+v, %v", got, err)
+	}
+	got, err = Policy(read(t, `
+clusterDNS: [10.0.0.10]
+clusterDomain: cluster.local
+resolvConf: /r
+imageMinimumGCAge: 1m
+imageMaximumGCAge: 48h
+imageGCHighThresholdPercent: 70
+imageGCLowThresholdPercent: 60
+podPidsLimit: 100
+maxParallelImagePulls: 3
+serializeImagePulls: false
+crashLoopBackOff: {maxContainerRestartPeriod: 30s}
+seccompDefault: true
+allowedUnsafeSysctls: [net.core.*]
+`))
+	want := agent.Policy{
+		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
+		SeccompDefault: true, PodPidsLimit: 100, UnsafeSysctls: []string{"net.core.*"},
+		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3,
+		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
+	}
+	if err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
+	}
+	if got, err := Policy(read(t, "podPidsLimit: -1\nserializeImagePulls: true\n")); err != nil || got.PodPidsLimit != 0 || got.ParallelPulls != 1 {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for content, want := range map[string]string{
+		"imageGCHighThresholdPercent: 101":                     "imageGCHighThresholdPercent: 101",
+		"imageGCLowThresholdPercent: 90":                       "imageGCLowThresholdPercent: 90",
+		"imageMinimumGCAge: -1s":                               "imageMinimumGCAge: -1s",
+		"imageMaximumGCAge: 1s":                                "imageMaximumGCAge: 1s",
+		"maxParallelImagePulls: 0":                             "maxParallelImagePulls: 0",
+		"maxParallelImagePulls: 2\nserializeImagePulls: true":  "maxParallelImagePulls: 2, and serializeImagePulls is true",
+		"crashLoopBackOff: {maxContainerRestartPeriod: 10m}":   "crashLoopBackOff.maxContainerRestartPeriod: 10m0s",
+		"crashLoopBackOff: {maxContainerRestartPeriod: 500ms}": "crashLoopBackOff.maxContainerRestartPeriod: 500ms",
+	} {
+		if _, err := Policy(read(t, content)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+func TestLogLimits(t *testing.T) {
+	if bytes, files, err := LogLimits(read(t, "containerLogMaxSize: 5Mi\ncontainerLogMaxFiles: 3")); bytes != 5<<20 || files != 3 || err != nil {
+		t.Error(bytes, files, err)
+	}
+	for content, want := range map[string]string{
+		"containerLogMaxSize: big": "containerLogMaxSize: ", "containerLogMaxSize: -1Mi": "containerLogMaxSize: ", "containerLogMaxFiles: 1": "containerLogMaxFiles: 1",
+	} {
+		if _, _, err := LogLimits(read(t, content)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+func TestCheckHost(t *testing.T) {
+	none := write(t, t.TempDir(), "swaps", "Filename Type\n")
+	some := write(t, t.TempDir(), "swaps", "Filename Type\n/dev/sda2 partition\n")
+	for _, c := range []struct {
+		content string
+		v2      bool
+		swaps   string
+		want    string
+	}{
+		{"", false, some, ""},
+		{"failCgroupV1: true", true, some, ""},
+		{"failCgroupV1: true", false, some, "failCgroupV1: the host has cgroup v1"},
+		{"failSwapOn: false", true, some, ""},
+		{"failSwapOn: true", true, none, ""},
+		{"failSwapOn: true", true, some, "failSwapOn: swap is on: /dev/sda2 partition"},
+	} {
+		got := ""
+		if err := CheckHost(read(t, c.content), c.v2, c.swaps); err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}

@@ -1,0 +1,122 @@
+package kubeletconfig
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	kubelet "k8s.io/kubelet/config/v1beta1"
+
+	"podstead/agent"
+)
+
+// Policy is what the agent does of a configuration. Errors name the field.
+func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
+	p := agent.DefaultPolicy()
+	p.ClusterDNS, p.ClusterDomain = c.ClusterDNS, c.ClusterDomain
+	if c.ResolverConfig != nil {
+		p.ResolvConf = *c.ResolverConfig
+	}
+	if c.PodPidsLimit != nil {
+		p.PodPidsLimit = max(*c.PodPidsLimit, 0)
+	}
+	if c.SeccompDefault != nil {
+		p.SeccompDefault = *c.SeccompDefault
+	}
+	p.UnsafeSysctls = c.AllowedUnsafeSysctls
+	return p, errors.Join(images(&p, c), pulls(&p, c), backoff(&p, c))
+}
+
+func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	set(&p.Images.High, c.ImageGCHighThresholdPercent)
+	set(&p.Images.Low, c.ImageGCLowThresholdPercent)
+	if d := c.ImageMinimumGCAge.Duration; d != 0 {
+		p.Images.MinAge = d
+	}
+	p.Images.MaxAge = c.ImageMaximumGCAge.Duration
+	i := p.Images
+	switch {
+	case i.High < 0 || i.High > 100:
+		return fmt.Errorf("imageGCHighThresholdPercent: %d is not between 0 and 100", i.High)
+	case i.Low < 0 || i.Low >= i.High:
+		return fmt.Errorf("imageGCLowThresholdPercent: %d is not less than imageGCHighThresholdPercent, %d", i.Low, i.High)
+	case i.MinAge < 0:
+		return fmt.Errorf("imageMinimumGCAge: %s is negative", i.MinAge)
+	case i.MaxAge != 0 && i.MaxAge < i.MinAge:
+		return fmt.Errorf("imageMaximumGCAge: %s is less than imageMinimumGCAge, %s", i.MaxAge, i.MinAge)
+	}
+	return nil
+}
+
+func pulls(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	serial := c.SerializeImagePulls != nil && *c.SerializeImagePulls
+	set(&p.ParallelPulls, c.MaxParallelImagePulls)
+	switch {
+	case c.MaxParallelImagePulls != nil && p.ParallelPulls < 1:
+		return fmt.Errorf("maxParallelImagePulls: %d is less than 1", p.ParallelPulls)
+	case serial && p.ParallelPulls > 1:
+		return fmt.Errorf("maxParallelImagePulls: %d, and serializeImagePulls is true", p.ParallelPulls)
+	case serial:
+		p.ParallelPulls = 1
+	}
+	return nil
+}
+
+func backoff(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	d := c.CrashLoopBackOff.MaxContainerRestartPeriod
+	if d == nil {
+		return nil
+	}
+	if d.Duration < time.Second || d.Duration > p.MaxRestartPeriod {
+		return fmt.Errorf("crashLoopBackOff.maxContainerRestartPeriod: %s is not between 1s and %s", d.Duration, p.MaxRestartPeriod)
+	}
+	p.MaxRestartPeriod = d.Duration
+	return nil
+}
+
+func set(to *int, from *int32) {
+	if from != nil {
+		*to = int(*from)
+	}
+}
+
+// LogLimits are the size and number of a container's log files; 0: not set.
+func LogLimits(c *kubelet.KubeletConfiguration) (maxBytes int64, maxFiles int, err error) {
+	if c.ContainerLogMaxSize != "" {
+		q, err := resource.ParseQuantity(c.ContainerLogMaxSize)
+		if err != nil || q.Value() <= 0 {
+			return 0, 0, fmt.Errorf("containerLogMaxSize: %q is no positive quantity", c.ContainerLogMaxSize)
+		}
+		maxBytes = q.Value()
+	}
+	set(&maxFiles, c.ContainerLogMaxFiles)
+	if c.ContainerLogMaxFiles != nil && maxFiles < 2 {
+		return 0, 0, fmt.Errorf("containerLogMaxFiles: %d is less than 2", maxFiles)
+	}
+	return maxBytes, maxFiles, nil
+}
+
+// CheckHost tells what of the host a configuration forbids. What it does not
+// mention is allowed: cgroup v1 and swap are supported here.
+func CheckHost(c *kubelet.KubeletConfiguration, cgroupV2 bool, swaps string) error {
+	if c.FailCgroupV1 != nil && *c.FailCgroupV1 && !cgroupV2 {
+		return errors.New("failCgroupV1: the host has cgroup v1")
+	}
+	if c.FailSwapOn == nil || !*c.FailSwapOn {
+		return nil
+	}
+	f, err := os.Open(swaps)
+	if err != nil {
+		return fmt.Errorf("failSwapOn: %w", err)
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Scan() // the headings
+	if lines.Scan() {
+		return fmt.Errorf("failSwapOn: swap is on: %s", lines.Text())
+	}
+	return lines.Err()
+}

@@ -1,0 +1,92 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	"sigs.k8s.io/yaml"
+
+	"podstead/agent"
+	"podstead/agent/kubeletconfig"
+	"podstead/cgroup"
+	"podstead/engine/config"
+	"podstead/supervisor"
+	"podstead/sys"
+)
+
+// readKubelet reads the KubeletConfiguration that the flags name, if they do,
+// and puts what it says where flags have said nothing. Whoever starts a node
+// hears of a bad one; a node that its supervisor starts again goes on with the
+// last good one, of which a copy is in the run directory.
+func (n *nodeOptions) readKubelet(log *slog.Logger) error {
+	n.policy = agent.DefaultPolicy()
+	if n.kubeletConfig == "" && n.kubeletDropIns == "" {
+		return nil
+	}
+	good := filepath.Join(n.runDir, "kubelet.yaml")
+	again := os.Getenv(supervisor.SupervisedEnv) != ""
+	c, warnings, err := kubeletconfig.Read(n.kubeletConfig, n.kubeletDropIns)
+	if err == nil {
+		n.policy, err = kubeletconfig.Policy(c)
+	}
+	if err == nil {
+		n.logLimits.bytes, n.logLimits.files, err = kubeletconfig.LogLimits(c)
+	}
+	switch {
+	case err != nil && !again:
+		return fmt.Errorf("kubelet configuration: %w", err)
+	case err != nil:
+		log.Error("the kubelet configuration is bad, the last good one stays in force", "error", err)
+		old, _, oldErr := kubeletconfig.Read(good, "")
+		if oldErr == nil {
+			n.policy, oldErr = kubeletconfig.Policy(old)
+		}
+		if oldErr != nil {
+			return fmt.Errorf("kubelet configuration: %w", errors.Join(err, oldErr))
+		}
+		c = old
+	case !again:
+		for _, w := range warnings {
+			log.Warn(w, "file", n.kubeletConfig)
+		}
+		data, err := yaml.Marshal(c)
+		if err == nil {
+			err = os.MkdirAll(n.runDir, 0o700)
+		}
+		if err == nil {
+			err = sys.WriteFileAtomic(good, data, 0o600, false)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if n.manifests == "" {
+		n.manifests = c.StaticPodPath
+	}
+	if n.runtimeEndpoint == "" {
+		n.runtimeEndpoint = c.ContainerRuntimeEndpoint
+	}
+	n.podLogs = c.PodLogsDir
+	if again {
+		return nil
+	}
+	hierarchy, err := cgroup.Detect()
+	if err != nil {
+		return err
+	}
+	return kubeletconfig.CheckHost(c, hierarchy.Unified(), "/proc/swaps")
+}
+
+// limitLogs puts the kubelet's bounds over those of the engine's file, unless
+// flags have set them.
+func (n *nodeOptions) limitLogs(c *config.Config) {
+	if n.logLimits.bytes > 0 && !n.flags.Changed("log-max-bytes") {
+		c.Logs.MaxBytes = config.Bytes{N: n.logLimits.bytes}
+	}
+	if n.logLimits.files > 0 && !n.flags.Changed("log-max-files") {
+		c.Logs.MaxFiles = n.logLimits.files
+	}
+}
