@@ -3,6 +3,8 @@ package engine
 import (
 	"context"
 	"math/rand/v2"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -112,9 +114,11 @@ func TestImpatientCallers(t *testing.T) {
 			t.Errorf("RemovePodSandbox: %v", err)
 		}
 	}
-	for _, left := range leak.Since(before, scope) {
-		t.Errorf("left: %s", left)
-	}
+	scope.Settle = time.Nanosecond
+	readySlot := func(left string) bool { return strings.HasPrefix(left, "network interface veth") }
+	eventually(t, "nothing is left but namespaces that are kept ready", func() bool {
+		return len(slices.DeleteFunc(leak.Since(before, scope), readySlot)) == 0
+	})
 }
 
 // getImpatiently makes something by impatient callers and returns its ID, which

@@ -87,6 +87,7 @@ type Engine struct {
 
 	sandboxRecords   *store.Dir[sandboxRecord]
 	containerRecords *store.Dir[containerRecord]
+	podCgroups       turns
 	sandboxRuns      runs // RunPodSandbox by pod identity and attempt
 	containerRuns    runs // CreateContainer by sandbox, name and attempt
 	accounts         accountCache

@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -101,6 +100,10 @@ type sandbox struct {
 	cpu      figure.CPUClock
 	removing shared
 
+	// leftCgroup, guarded by Engine.podCgroups, says that it needs the pod's
+	// cgroup no more.
+	leftCgroup bool
+
 	saving sync.Mutex // orders writes of the record
 	mu     sync.Mutex
 	rec    sandboxRecord
@@ -190,26 +193,8 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 	if len(errs) == 0 {
 		step("remove run directory", os.RemoveAll(e.sandboxRunDir(r.ID)))
 	}
-	if r.OwnCgroup {
-		step("remove cgroup", e.removePodCgroup(ctx, r))
-	}
+	step("remove cgroup", e.releasePodCgroup(ctx, r))
 	return errors.Join(errs...)
-}
-
-// removePodCgroup removes the pod's group unless another sandbox has the same,
-// which then owns it, or one below it.
-func (e *Engine) removePodCgroup(ctx context.Context, r *sandboxRecord) error {
-	for _, s := range e.allSandboxes() {
-		other := s.record()
-		switch {
-		case s.id == r.ID || other.Phase == sandboxStopped:
-		case other.CgroupParent == r.CgroupParent:
-			return e.changeSandbox(s, func(r *sandboxRecord) { r.OwnCgroup = true })
-		case strings.HasPrefix(other.CgroupParent, r.CgroupParent+"/"):
-			return nil
-		}
-	}
-	return e.removeCgroup(ctx, r.CgroupParent)
 }
 
 // endPause kills the pause process, and with it whatever is left in the pid

@@ -75,7 +75,7 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 		what string
 		do   func() error
 	}{
-		{"make cgroup", func() error { return e.makePodCgroup(s) }},
+		{"make cgroup", func() error { return e.makePodCgroup(ctx, s) }},
 		{"make namespaces", func() error { return e.makeNamespaces(ctx, s) }},
 		{"mount shared memory", func() error { return e.mountShm(s) }},
 		{"connect network", func() error { return e.connect(ctx, s) }},
@@ -114,7 +114,6 @@ func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint
 	if rec.CgroupParent == "" {
 		rec.CgroupParent = e.cfg.CgroupParent + "/" + id
 	}
-	rec.OwnCgroup = !e.cfg.Cgroups.Group(rec.CgroupParent).Exists()
 	// Who shares the host's network shares its name.
 	if rec.Hostname == "" || rec.hostNetwork() {
 		rec.Hostname = e.host.name
@@ -148,13 +147,6 @@ func (e *Engine) forgetSandbox(s *sandbox) error {
 	rec := s.record()
 	e.sandboxRuns.forget(rec.name(), s.id)
 	return nil
-}
-
-// makePodCgroup makes the group that holds the pod's containers, unless the
-// kubelet or the agent has, which then removes it too.
-func (e *Engine) makePodCgroup(s *sandbox) error {
-	rec := s.record()
-	return e.cfg.Cgroups.Group(rec.CgroupParent).Create()
 }
 
 // makeNamespaces makes what the pod does not share with the host. The UTS

@@ -37,7 +37,7 @@ type thing struct {
 	// stopped says that a stop has succeeded: of a sandbox, what is in it has
 	// ended, too. One that is merely not ready may be on its way.
 	stopped bool
-	exit          *runtimeapi.ContainerStatus // as it was first seen exited
+	exit    *runtimeapi.ContainerStatus // as it was first seen exited
 }
 
 // model is what must hold of a runtime by what its callers have seen. Its
