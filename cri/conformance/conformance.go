@@ -39,6 +39,8 @@ type Target struct {
 	// PullImage names an image that the runtime can pull and that nothing uses;
 	// "" skips the tests that pull.
 	PullImage string
+	// Handler names a handler beside the default one; "" skips what needs it.
+	Handler string
 	// Private is an image that can be pulled with credentials alone.
 	Private Private
 	// CgroupParent is below which the suite's pods get their cgroups.

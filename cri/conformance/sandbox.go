@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,6 +103,8 @@ var sandboxTests = []test{
 			t.Errorf("it left sandboxes %v", left)
 		}
 	}},
+	{"another handler", "RunPodSandboxRequest.runtime_handler PodSandboxStatus.runtime_handler PodSandbox.runtime_handler " +
+		"ImageSpec.runtime_handler RuntimeHandler.name", anotherHandler},
 	{"same pod twice", "RunPodSandbox", func(t *testing.T, s *suite) {
 		p := s.pod(t)
 		// A retry gets the first call's result or an error, never a second sandbox.
@@ -295,6 +298,46 @@ var sandboxTests = []test{
 			t.Errorf("one container sees %q, the other %q", one, other)
 		}
 	}},
+}
+
+func anotherHandler(t *testing.T, s *suite) {
+	if s.Handler == "" {
+		t.Skip("the target has one handler")
+	}
+	status, err := s.Runtime.Status(t.Context(), &runtimeapi.StatusRequest{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := func(h *runtimeapi.RuntimeHandler) bool { return h.GetName() == s.Handler }
+	if !slices.ContainsFunc(status.GetRuntimeHandlers(), named) {
+		t.Errorf("runtime handlers are %v", status.GetRuntimeHandlers())
+	}
+	config := s.podConfig(t)
+	r, err := s.Runtime.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: config, RuntimeHandler: s.Handler})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &pod{suite: s, id: r.GetPodSandboxId(), config: config}
+	t.Cleanup(func() { s.removePod(t, p.id) })
+	list := s.sandboxes(t, p.filter())
+	if len(list) != 1 || list[0].GetRuntimeHandler() != s.Handler || p.status(t).GetRuntimeHandler() != s.Handler {
+		t.Errorf("listed as %v, status %v", list, p.status(t))
+	}
+	if got := p.sh(t, "echo ran").output(t); got != "ran\n" {
+		t.Errorf("output is %q", got)
+	}
+	if s.PullImage == "" {
+		return
+	}
+	image := &runtimeapi.ImageSpec{Image: s.PullImage, RuntimeHandler: s.Handler}
+	if _, err := s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: image}); err != nil {
+		t.Errorf("pull for the handler: %v", err)
+	}
+	if _, err := s.Runtime.RemoveImage(t.Context(), &runtimeapi.RemoveImageRequest{Image: image}); err != nil {
+		t.Error(err)
+	}
+	_, err = s.Runtime.PullImage(t.Context(), &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: s.PullImage, RuntimeHandler: "no-such-handler"}})
+	wantError(t, "pull for an unknown handler", err)
 }
 
 func sandboxLifecycle(t *testing.T, s *suite) {

@@ -1,4 +1,4 @@
 // Package conformance runs the conformance suite of cri on real runtimes, in a
 // host of their own: on containerd, to check the suite itself, and on our
-// engine, in process and over gRPC.
+// engine behind a socket.
 package conformance

@@ -27,24 +27,14 @@ import (
 	"podstead/test/leak"
 )
 
-// TestEngine runs the suite on our engine, called as the agent calls it.
-func TestEngine(t *testing.T) {
-	host.Require(t)
-	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	cdi := t.TempDir()
-	conformance.Run(t, conformance.Target{
-		Runtime: newEngine(t, cdi), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
-	})
-}
-
-// TestEngineServed runs it on the same engine behind a socket, as a kubelet
-// calls it.
+// TestEngineServed runs the suite on our engine behind a socket, as a kubelet
+// calls it. The engine's own tests run it in process.
 func TestEngineServed(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Proves: true,
+		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Handler: "other", Proves: true,
 	})
 }
 
@@ -115,7 +105,8 @@ func newEngine(t *testing.T, cdi string, handlers ...config.Handler) *engine.Eng
 	}
 	settings := config.Default()
 	settings.CDI.Dirs = []string{cdi}
-	if settings.Handlers = handlers; len(handlers) > 0 {
+	settings.Handlers = append(handlers, config.Handler{Name: "other", Type: config.Builtin})
+	if len(handlers) > 0 {
 		settings.DefaultHandler = handlers[0].Name
 	}
 	e, err := engine.New(t.Context(), engine.Config{
