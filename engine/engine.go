@@ -65,8 +65,11 @@ type Config struct {
 	// Settings are the configuration file; zero: config.Default. What of it
 	// concerns other boxes has been given to them. See Reload.
 	Settings config.Config
-	Version  string // of the program, for the verb Version
-	Log      *slog.Logger
+	// Program is the file of podstead's own program, which stands for containers
+	// of shims; what runs now if empty.
+	Program string
+	Version string // of the program, for the verb Version
+	Log     *slog.Logger
 }
 
 // Engine implements cri.Runtime. It may be shared; what persists is in the

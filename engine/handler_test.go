@@ -157,7 +157,7 @@ func TestHandlerAnnotations(t *testing.T) {
 	c := n.create(pod, n.script("true", func(c *runtimeapi.ContainerConfig) {
 		c.Annotations = map[string]string{"a.io/x": "4", "c": "5"}
 	}))
-	data, err := os.ReadFile(filepath.Join(n.containerRecords.Path(c), "oci", "config.json"))
+	data, err := os.ReadFile(filepath.Join(n.containerRecords.Path(c), "oci", c, "config.json"))
 	if err != nil {
 		t.Fatal(err)
 	}

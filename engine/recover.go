@@ -341,7 +341,13 @@ func removeTree(dir string) error {
 
 // unmountBelow detaches what is mounted at path, or is the root in a bundle there.
 func unmountBelow(path string) error {
-	return errors.Join(unmount(filepath.Join(path, handler.RootDir)), unmount(path))
+	roots, _ := filepath.Glob(filepath.Join(path, "*", handler.RootDir))
+	for _, root := range roots {
+		if err := unmount(root); err != nil {
+			return err
+		}
+	}
+	return unmount(path)
 }
 
 func removeRunDir(dir string) error {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"fmt"
+	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
@@ -67,17 +68,21 @@ const probeTimeout = 10 * time.Second
 // newHandler makes a handler of its configuration. A runtime that cannot be
 // asked what it can do is none the less there: it may be installed later.
 func (e *Engine) newHandler(c config.Handler) (handler.Handler, error) {
-	switch c.Kind() {
-	case config.Builtin:
+	if c.Kind() == config.Builtin {
 		return e.builtin, nil
+	}
+	h := &handler.OCI{
+		Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Args: c.Args,
+		Root: c.Root, RunDir: e.cfg.RunDir,
+	}
+	if h.Root == "" {
+		h.Root = filepath.Join(e.handlersDir(), c.Name)
+	}
+	switch c.Kind() {
+	case config.Shim:
+		self, err := e.program()
+		return &handler.Shim{OCI: *h, Self: self, ConfigPath: c.ConfigPath}, err
 	case config.OCI:
-		h := &handler.OCI{
-			Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Args: c.Args,
-			Root: c.Root, RunDir: e.cfg.RunDir,
-		}
-		if h.Root == "" {
-			h.Root = filepath.Join(e.handlersDir(), c.Name)
-		}
 		ctx, cancel := context.WithTimeout(e.life, probeTimeout)
 		defer cancel()
 		if err := h.Probe(ctx); err != nil {
@@ -85,7 +90,14 @@ func (e *Engine) newHandler(c config.Handler) (handler.Handler, error) {
 		}
 		return h, nil
 	}
-	return nil, fmt.Errorf("handler %s: type %s is not there yet", c.Name, c.Kind())
+	return nil, fmt.Errorf("handler %s: type %s is not known", c.Name, c.Kind())
+}
+
+func (e *Engine) program() (string, error) {
+	if e.cfg.Program != "" {
+		return e.cfg.Program, nil
+	}
+	return os.Executable()
 }
 
 // handlersDir has the state of runtimes that were given no other place for it.

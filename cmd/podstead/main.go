@@ -67,7 +67,7 @@ func rootCommand() *cobra.Command {
 		nodeCommand(&opt), criCommand(&opt), ociCommand(),
 		upCommand(&opt), downCommand(&opt),
 		getCommand(&opt), describeCommand(&opt), whyCommand(&opt), logsCommand(&opt), execCommand(&opt), deleteCommand(&opt),
-		imageCommand(&opt),
+		imageCommand(&opt), shimCommand(),
 		ctl.Command(func() string { return "unix://" + opt.criSocket() }),
 	)
 	return root

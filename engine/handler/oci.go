@@ -30,10 +30,10 @@ import (
 // Create makes the bundle only; the runtime is called by Start, where an
 // executable that is not there is told of as kubelets expect it.
 //
-//	Bundle/oci/config.json   the specification, as this runtime may read it
-//	Bundle/oci/rootfs        the root, mounted as long as the container exists
-//	Bundle/oci/exec-…        an exec under way
-//	Root/ID                  the runtime's own state
+//	Bundle/oci/ID/config.json   the specification, as this runtime may read it
+//	Bundle/oci/ID/rootfs        the root, mounted as long as the container exists
+//	Bundle/oci/ID/exec-…        an exec under way
+//	Root/ID                     the runtime's own state
 type OCI struct {
 	Supervisor *supervisor.Client
 	Name       string   // of the handler
@@ -226,6 +226,9 @@ func (h *OCI) Exec(ctx context.Context, x Exec) (p supervisor.Process, console *
 // Signal implements Handler. A sandboxing runtime may not pass on what its
 // process gets, so the runtime itself is asked.
 func (h *OCI) Signal(ctx context.Context, id string, signal int) error {
+	if strings.Contains(id, "/") { // an exec
+		return h.Supervisor.Signal(ctx, id, signal)
+	}
 	p, err := h.Supervisor.Get(ctx, id)
 	if err != nil {
 		return err
@@ -261,7 +264,7 @@ func (h *OCI) Delete(ctx context.Context, c Container) error {
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 		return errors.Join(append(errs, &os.PathError{Op: "unmount", Path: rootfs, Err: err})...)
 	}
-	return errors.Join(append(errs, sys.RemoveTree(bundle(c.Bundle).path("")))...)
+	return errors.Join(append(errs, sys.RemoveTree(bundle(c.Bundle).dir()))...)
 }
 
 // cancel ends a launch that is under way since before the engine's start, or
@@ -374,9 +377,14 @@ func tail(s string) string {
 // bundle is a container's directory.
 type bundle string
 
-func (b bundle) path(name string) string { return filepath.Join(string(b), BundleDir, name) }
+func (b bundle) path(name string) string {
+	return filepath.Join(b.dir(), filepath.Base(string(b)), name)
+}
 
-// BundleDir is the bundle in a container's directory, RootDir the root in it.
+func (b bundle) dir() string { return filepath.Join(string(b), BundleDir) }
+
+// BundleDir in a container's directory has the bundle, which shims want to be
+// called by the container's ID, RootDir is the root in it.
 const (
 	BundleDir = "oci"
 	RootDir   = "rootfs"

@@ -113,7 +113,7 @@ func newEngine(t *testing.T, cdi string, handlers ...config.Handler) *engine.Eng
 		StateDir: filepath.Join(state, "engine"), RunDir: filepath.Join(run, "engine"),
 		Images: images, ImageDir: filepath.Join(state, "images"), Network: pods, Cgroups: groups,
 		Supervisor: client, CgroupParent: host.Cgroup(), Version: "0.0.0-test", Log: log,
-		Settings: settings,
+		Settings: settings, Program: os.Getenv(programVariable),
 	})
 	if err != nil {
 		t.Fatal(err)
