@@ -49,7 +49,7 @@ func (e *Engine) CheckpointContainer(ctx context.Context, req *runtimeapi.Checkp
 		return dirs[0].Save(ctx, req.Location)
 	})
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint container %s: %w", c.id, withCode(ctx, err))
+		return nil, withCode(ctx, fmt.Errorf("checkpoint: %w", err))
 	}
 	e.log.Info("container was checkpointed", "container", c.id, "path", req.Location)
 	return &runtimeapi.CheckpointContainerResponse{}, nil

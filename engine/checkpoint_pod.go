@@ -46,7 +46,7 @@ func (e *Engine) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPo
 	defer cancel()
 	err = e.withCheckpoints(ctx, list, func(dirs []checkpoint.Dir) error { return e.savePod(ctx, s, out, list, dirs) })
 	if err != nil {
-		return nil, fmt.Errorf("checkpoint pod sandbox %s: %w", s.id, withCode(ctx, err))
+		return nil, withCode(ctx, fmt.Errorf("checkpoint pod sandbox %s: %w", s.id, err))
 	}
 	e.log.Info("pod was checkpointed", "pod", s.id, "path", req.OutputPath, "containers", len(list))
 	return &runtimeapi.CheckpointPodResponse{}, nil

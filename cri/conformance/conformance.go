@@ -74,6 +74,8 @@ type suite struct {
 	run     string // tells this run's objects from those of others
 	n       atomic.Int64
 	traffic *traffic // of the test under way
+	// canCheckpoint is the target's side of checkpoints, nil if it has none.
+	canCheckpoint cri.Checkpoints
 }
 
 // runLabel is on everything that the suite makes.
@@ -105,6 +107,7 @@ func groups() []group {
 		{"bulk", bulkTests},
 		{"log", logTests},
 		{"cdi", cdiTests},
+		{"checkpoint", checkpointTests},
 		{"resources", resourceTests},
 		{"stats", statsTests},
 		{"figures", figureTests},
@@ -124,6 +127,9 @@ type group struct {
 // Run runs the suite.
 func Run(t *testing.T, target Target) {
 	s := &suite{Target: target, run: fmt.Sprintf("%d-%d", os.Getpid(), time.Now().UnixNano()), traffic: &traffic{}}
+	if k, ok := target.Runtime.(cri.Checkpoints); ok {
+		s.canCheckpoint = checkpointRecorder{k, s.traffic}
+	}
 	s.Runtime = recorder{target.Runtime, s.traffic}
 	used := map[string]bool{}
 	for _, group := range groups() {
