@@ -88,6 +88,7 @@ func TestImpatientCallers(t *testing.T) {
 		if st := n.status(c).State; st != runtimeapi.ContainerState_CONTAINER_RUNNING || err != nil && cri.Code(err) != codes.FailedPrecondition {
 			t.Fatalf("after StartContainer (%v) it is %v", err, st)
 		}
+		n.ready(c) // to be asked to end
 		for what, do := range map[string]func(context.Context) error{
 			"StopContainer": func(ctx context.Context) error {
 				_, err := n.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: c, Timeout: 100})
