@@ -33,6 +33,7 @@ import (
 
 	"podstead/agent/client"
 	"podstead/agent/internal/event"
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/imagegc"
 	"podstead/agent/internal/plan"
@@ -82,6 +83,8 @@ type Policy struct {
 	MaxRestartPeriod time.Duration
 	ParallelPulls    int // 0: no bound
 	Images           ImagePolicy
+	// Eviction says when pods go because the node is short of something.
+	Eviction eviction.Policy
 }
 
 // ImagePolicy says when images that nobody uses are removed.
@@ -89,7 +92,7 @@ type ImagePolicy = imagegc.Policy
 
 // DefaultPolicy is what holds without a KubeletConfiguration.
 func DefaultPolicy() Policy {
-	return Policy{MaxRestartPeriod: plan.BackoffMax, Images: imagegc.DefaultPolicy()}
+	return Policy{MaxRestartPeriod: plan.BackoffMax, Images: imagegc.DefaultPolicy(), Eviction: eviction.Default()}
 }
 
 // ImageExtras is what a runtime at home offers beyond CRI's image service.
@@ -111,6 +114,7 @@ type Agent struct {
 	images  *imagegc.Collector
 	node    *node
 	board   *board
+	evictor *evictor
 
 	requests chan func(context.Context) // run by the loop
 	touched  chan touch
@@ -175,6 +179,7 @@ func New(cfg Config) (*Agent, error) {
 	a.node.board = a.board
 	a.node.puller = image.New(a.node.runtime, cfg.Policy.ParallelPulls)
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
+	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
 	return a, nil
 }

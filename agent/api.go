@@ -87,7 +87,7 @@ func (b backend) Problems(ctx context.Context) (list []client.Problem, err error
 	if p := b.a.images.Problem(); p.Message != "" {
 		list = append(list, client.Problem{Source: "images", Message: p.Message, Since: p.Since})
 	}
-	return list, err
+	return append(list, b.a.evictor.problems()...), err
 }
 
 // Apply takes all objects of the manifests or none.

@@ -42,6 +42,9 @@ type fakeRuntime struct {
 	slow func(verb, name string) time.Duration
 	// exec answers ExecSync.
 	exec func(name string, cmd []string) (int32, error)
+	// stats, if not nil, is what a running container uses; ended is told of its end.
+	stats func(*fakeContainer) *runtimeapi.ContainerStats
+	ended func(name string)
 	// noEvents: like containerd 1.6.
 	noEvents bool
 }
@@ -180,6 +183,9 @@ func (f *fakeRuntime) exitLocked(c *fakeContainer, code int32) {
 	}
 	c.state, c.exit, c.finished = runtimeapi.ContainerState_CONTAINER_EXITED, code, time.Now()
 	close(c.ended)
+	if f.ended != nil {
+		f.ended(c.name())
+	}
 	f.eventLocked(c, runtimeapi.ContainerEventType_CONTAINER_STOPPED_EVENT)
 }
 
@@ -510,6 +516,22 @@ func (f *fakeRuntime) PullImage(ctx context.Context, r *runtimeapi.PullImageRequ
 // ListImages lists none: collecting images is imagegc's test.
 func (f *fakeRuntime) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
 	return &runtimeapi.ListImagesResponse{}, nil
+}
+
+func (f *fakeRuntime) ListContainerStats(context.Context, *runtimeapi.ListContainerStatsRequest) (*runtimeapi.ListContainerStatsResponse, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := &runtimeapi.ListContainerStatsResponse{}
+	for _, c := range f.containers {
+		if f.stats != nil && c.state == runtimeapi.ContainerState_CONTAINER_RUNNING {
+			out.Stats = append(out.Stats, f.stats(c))
+		}
+	}
+	return out, nil
+}
+
+func (f *fakeRuntime) ListPodSandboxStats(context.Context, *runtimeapi.ListPodSandboxStatsRequest) (*runtimeapi.ListPodSandboxStatsResponse, error) {
+	return &runtimeapi.ListPodSandboxStatsResponse{}, nil
 }
 
 func (f *fakeRuntime) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {

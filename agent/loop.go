@@ -33,6 +33,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.awaitDescribed(ctx)
 	defer a.serve(ctx)()
 	a.wg.Go(func() { a.images.Run(ctx) })
+	a.wg.Go(func() { a.evictor.run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -286,6 +287,8 @@ type failedRecord struct {
 	Reason, Message string
 	// Generation of the pod's definition that failed.
 	Hash string
+	// Evicted: it holds nothing on the node any more; Disk: nor do its containers.
+	Evicted, Disk bool `json:",omitempty"`
 }
 
 func recordPath(podDir string) string { return filepath.Join(podDir, "record.json") }

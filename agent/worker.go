@@ -66,7 +66,8 @@ type worker struct {
 	carried   map[string]carriedProbe // from the record, for the first look
 	last      plan.Plan
 	status    corev1.PodStatus
-	written   []byte // the record as on disk
+	written   []byte        // the record as on disk
+	evicted   chan struct{} // to be closed when the pod has ended for its eviction
 	stage     client.Why
 	posted    posted
 	flight    *flight.Recorder
@@ -81,6 +82,7 @@ type box struct {
 	end    bool
 	grace  *time.Duration
 	look   bool
+	evict  *order
 }
 
 // running is a step under way.
@@ -209,11 +211,11 @@ func (w *worker) unpack() {
 	if b.end {
 		w.begin(b)
 	}
-	if b.pod == nil {
-		return
-	}
-	if w.pod == nil || w.ending == nil || w.ending.Keep {
+	if b.pod != nil && (w.pod == nil || w.ending == nil || w.ending.Keep) {
 		w.redefine(b)
+	}
+	if b.evict != nil {
+		w.fall(*b.evict)
 	}
 }
 
@@ -222,7 +224,7 @@ func (w *worker) begin(b box) {
 	if w.pod == nil {
 		w.redefine(b)
 	}
-	grace := time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second
+	grace := w.grace()
 	if b.grace != nil {
 		grace = *b.grace
 	}
@@ -254,7 +256,8 @@ func (w *worker) redefine(b box) {
 		w.failed, w.ending, w.start = nil, nil, time.Now()
 	}
 	if w.failed != nil && w.ending == nil {
-		w.ending = &plan.End{At: time.Now(), Grace: time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second, Keep: true}
+		w.ending = &plan.End{At: time.Now(), Grace: w.grace(), Keep: true, Free: w.failed.Evicted}
+		w.prepared = w.prepared || w.failed.Evicted
 	}
 	// What failed may succeed now: an object may be there, an image be named right.
 	for key, f := range w.failures {
@@ -311,6 +314,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	for _, s := range w.last.Steps {
 		w.launch(ctx, s)
 	}
+	w.fallen()
 	w.refreshVolumes(ctx)
 	w.describe(now)
 	if w.last.Gone {
@@ -336,7 +340,11 @@ func (w *worker) sleep(timer *time.Timer, now time.Time) {
 func (w *worker) exceed(now time.Time) {
 	w.failed = &failedRecord{Reason: "DeadlineExceeded", Message: "Pod was active on the node longer than the specified deadline", Hash: specHash(w.hashes)}
 	w.node.event(w.pod, "", corev1.EventTypeNormal, "DeadlineExceeded", "%s", w.failed.Message)
-	w.ending = &plan.End{At: now, Grace: time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second, Keep: true}
+	w.ending = &plan.End{At: now, Grace: w.grace(), Keep: true}
+}
+
+func (w *worker) grace() time.Duration {
+	return time.Duration(*w.pod.Spec.TerminationGracePeriodSeconds) * time.Second
 }
 
 func (w *worker) name() string { return w.pod.Namespace + "/" + w.pod.Name }
@@ -387,7 +395,7 @@ func (w *worker) describe(now time.Time) {
 		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
 	}
 	if w.failed != nil {
-		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message}
+		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted}
 	}
 	before := w.status
 	w.status = status.Make(in)

@@ -144,7 +144,7 @@ func (w *worker) succeeded(s plan.Step) {
 	switch s.Kind {
 	case plan.Prepare:
 		w.prepared, w.stale = true, false
-	case plan.Teardown:
+	case plan.Teardown, plan.Free:
 		w.prepared = false
 	case plan.RemoveContainer:
 		delete(w.known, s.ID)
@@ -271,10 +271,14 @@ type job struct {
 	sandbox *observe.Sandbox
 	ips     []string
 	target  func(id string) hookTarget
+	dead    []string // containers to be removed by Free
 }
 
 func (w *worker) job(s plan.Step) job {
 	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs}
+	if s.Kind == plan.Free {
+		j.dead = w.dead()
+	}
 	if sb := w.seen.Sandbox(); sb != nil {
 		c := *sb
 		j.sandbox = &c
@@ -311,6 +315,8 @@ func (j job) run(ctx context.Context) *stepError {
 		return j.removeContainer(ctx)
 	case plan.Teardown:
 		return j.teardown(ctx)
+	case plan.Free:
+		return j.free(ctx)
 	}
 	return failedStep("Unknown", errors.New("step "+string(j.step.Kind)+" is not known"))
 }

@@ -24,6 +24,7 @@ type bench struct {
 	rt    *fakeRuntime
 	dir   string
 	agent *Agent
+	host  fakeHost
 	stop  func()
 }
 
@@ -50,6 +51,7 @@ func (b *bench) boot() {
 	if err != nil {
 		b.Fatal(err)
 	}
+	a.evictor.read, a.evictor.stalls = b.host.read, b.host.wait
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()

@@ -11,6 +11,7 @@ import (
 	kubelet "k8s.io/kubelet/config/v1beta1"
 
 	"podstead/agent"
+	"podstead/agent/internal/eviction"
 )
 
 const head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n"
@@ -69,7 +70,7 @@ evictionHard: {memory.available: 1Gi, pid.available: 5%}
 		c.EvictionHard["memory.available"] != "2Gi" || c.EvictionHard["pid.available"] != "5%" {
 		t.Errorf("%+v", c)
 	}
-	if len(warnings) != 1 || !strings.HasPrefix(warnings[0], "evictionHard has no effect: ") {
+	if len(warnings) != 0 {
 		t.Errorf("%q", warnings)
 	}
 }
@@ -103,8 +104,10 @@ func read(t *testing.T, content string) *kubelet.KubeletConfiguration {
 }
 
 func TestPolicy(t *testing.T) {
+	kubelets := agent.DefaultPolicy()
+	kubelets.Eviction, _ = eviction.Settings{}.Policy() // pods go for a full disk, too
 	got, err := Policy(read(t, ""))
-	if err != nil || !reflect.DeepEqual(got, agent.DefaultPolicy()) {
+	if err != nil || !reflect.DeepEqual(got, kubelets) {
 		t.Errorf("an empty configuration changes the policy: %+v, %v", got, err)
 	}
 	got, err = Policy(read(t, `
@@ -121,12 +124,23 @@ serializeImagePulls: false
 crashLoopBackOff: {maxContainerRestartPeriod: 30s}
 seccompDefault: true
 allowedUnsafeSysctls: [net.core.*]
+evictionHard: {memory.available: 1Gi}
+evictionSoft: {nodefs.available: 20%}
+evictionSoftGracePeriod: {nodefs.available: 2m}
+evictionMinimumReclaim: {nodefs.available: 1Gi}
+evictionPressureTransitionPeriod: 30s
+evictionMaxPodGracePeriod: 7
+localStorageCapacityIsolation: false
 `))
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, UnsafeSysctls: []string{"net.core.*"},
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3,
 		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
+		Eviction: eviction.Policy{Transition: 30 * time.Second, MaxPodGrace: 7 * time.Second, Thresholds: []eviction.Threshold{
+			{Signal: eviction.MemoryAvailable, Amount: eviction.Amount{Quantity: 1 << 30}},
+			{Signal: eviction.NodeFsAvailable, Amount: eviction.Amount{Share: 0.2}, Soft: true, Grace: 2 * time.Minute, MinReclaim: eviction.Amount{Quantity: 1 << 30}},
+		}},
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)

@@ -11,6 +11,7 @@ import (
 	kubelet "k8s.io/kubelet/config/v1beta1"
 
 	"podstead/agent"
+	"podstead/agent/internal/eviction"
 )
 
 // Policy is what the agent does of a configuration. Errors name the field.
@@ -27,7 +28,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
-	return p, errors.Join(images(&p, c), pulls(&p, c), backoff(&p, c))
+	return p, errors.Join(images(&p, c), pulls(&p, c), backoff(&p, c), evictions(&p, c))
 }
 
 func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
@@ -75,6 +76,20 @@ func backoff(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 	}
 	p.MaxRestartPeriod = d.Duration
 	return nil
+}
+
+func evictions(p *agent.Policy, c *kubelet.KubeletConfiguration) (err error) {
+	p.Eviction, err = eviction.Settings{
+		Hard: c.EvictionHard, Soft: c.EvictionSoft, SoftGracePeriod: c.EvictionSoftGracePeriod,
+		MinimumReclaim:     c.EvictionMinimumReclaim,
+		MergeDefaults:      c.MergeDefaultEvictionSettings != nil && *c.MergeDefaultEvictionSettings,
+		TransitionPeriod:   c.EvictionPressureTransitionPeriod.Duration,
+		MaxPodGraceSeconds: c.EvictionMaxPodGracePeriod,
+	}.Policy()
+	if c.LocalStorageCapacityIsolation != nil {
+		p.Eviction.LocalStorage = *c.LocalStorageCapacityIsolation
+	}
+	return err
 }
 
 func set(to *int, from *int32) {

@@ -34,6 +34,7 @@ allowedUnsafeSysctls: [net.core.*]
 clusterDNS: [10.9.8.7]
 clusterDomain: cluster.local
 maxPods: 3
+evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 `)
 	n.start("--config", config)
 	n.loadBusybox()

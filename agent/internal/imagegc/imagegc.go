@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -139,6 +140,19 @@ func (c *Collector) Collect(ctx context.Context) error {
 	c.report(now, fmt.Sprintf("the disk of images is %d%% full, the threshold is %d%%: %s were to be freed, and %s were; %s",
 		used, c.Policy.High, bytes(need), bytes(freed), kept(images)))
 	return nil
+}
+
+// Purge removes all images that nothing keeps, and tells how many bytes they had.
+func (c *Collector) Purge(ctx context.Context) (freed int64, err error) {
+	now := time.Now()
+	if c.Now != nil {
+		now = c.Now()
+	}
+	images, err := c.look(ctx, now)
+	if err != nil {
+		return 0, err
+	}
+	return c.free(ctx, images, math.MaxInt64), nil
 }
 
 // free removes images, those that were used longest ago first, until need bytes

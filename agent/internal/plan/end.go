@@ -33,6 +33,12 @@ func (p *planner) end() {
 		}
 	}
 	if p.in.End.Keep {
+		if p.in.End.Free && p.in.Prepared {
+			if !p.held("") {
+				p.step(Step{Kind: Free})
+			}
+			return
+		}
 		p.plan.Finished = true
 		return
 	}

@@ -40,6 +40,7 @@ const (
 	Kill            Kind = "kill"             // Container, ID, Reason, Message, Grace
 	RemoveContainer Kind = "remove container" // Container, ID
 	Cancel          Kind = "cancel"           // end the step of Container that is under way
+	Free            Kind = "free"             // what an evicted pod held on the node
 	Teardown        Kind = "tear down"        // all that Prepare made, and the logs
 )
 
@@ -129,6 +130,9 @@ type End struct {
 	// Keep leaves containers and logs behind, stopped, to be looked at: a pod
 	// that failed its deadline ends so, a deleted one does not.
 	Keep bool
+	// Free gives back what the pod held once it is stopped; then it counts as not
+	// Prepared. For a pod that is kept.
+	Free bool
 }
 
 // Input is all that the decision depends on.

@@ -278,7 +278,6 @@ func (d *Decoder) acceptPod(pod *corev1.Pod) (warnings []string, err error) {
 	if hasStatus(pod) {
 		warnings = append(warnings, "status has no effect: it is what the agent reports")
 	}
-	warnings = append(warnings, unenforced(pod)...)
 	setDefaults(pod)
 	errs = append(errs, validatePod(pod, d.sysctls)...)
 	if len(errs) > 0 {
@@ -301,26 +300,6 @@ func (d *Decoder) acceptPod(pod *corev1.Pod) (warnings []string, err error) {
 		pod.UID = podUID(d.node, pod.Namespace, pod.Name)
 	}
 	return warnings, nil
-}
-
-// unenforced warns about limits that are accepted and that nobody watches over.
-func unenforced(pod *corev1.Pod) (warnings []string) {
-	for i, v := range pod.Spec.Volumes {
-		if e := v.EmptyDir; e != nil && e.SizeLimit != nil && e.Medium != corev1.StorageMediumMemory {
-			warnings = append(warnings, fmt.Sprintf("spec.volumes[%d].emptyDir.sizeLimit has no effect: on disk it is not enforced; medium Memory is", i))
-		}
-	}
-	for _, list := range []struct {
-		name       string
-		containers []corev1.Container
-	}{{"initContainers", pod.Spec.InitContainers}, {"containers", pod.Spec.Containers}} {
-		for i, c := range list.containers {
-			if _, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]; ok {
-				warnings = append(warnings, fmt.Sprintf("spec.%s[%d].resources.limits[ephemeral-storage] has no effect: it is not enforced", list.name, i))
-			}
-		}
-	}
-	return warnings
 }
 
 func hasStatus(pod *corev1.Pod) bool {

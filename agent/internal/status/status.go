@@ -40,7 +40,11 @@ type Input struct {
 }
 
 // Failed says why.
-type Failed struct{ Reason, Message string }
+type Failed struct {
+	Reason, Message string
+	// Evicted: by the node, not for what the pod did.
+	Evicted bool
+}
 
 // Make makes the status.
 func Make(in Input) corev1.PodStatus {
@@ -226,6 +230,10 @@ func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 	list := []corev1.PodCondition{
 		m.sandbox(s), m.initialized(s), whole, ready,
 		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
+	}
+	if f := m.in.Failed; f != nil && f.Evicted {
+		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
+			Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message})
 	}
 	for i := range list {
 		list[i].ObservedGeneration = m.in.Pod.Generation

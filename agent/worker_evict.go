@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/plan"
+	"podstead/cri"
+)
+
+// order to a pod to go.
+type order struct {
+	message string
+	grace   time.Duration // the pod's own counts if that is less
+	disk    bool          // what its containers wrote is to be freed, too
+	ended   chan struct{} // closed when that is done
+}
+
+// evict tells the pod to go. It stays in sight, as a failed one.
+func (w *worker) evict(e order) { w.leave(func(b *box) { b.evict = &e }) }
+
+// fall begins the end of an evicted pod, unless it is ending or failed anyway.
+func (w *worker) fall(e order) {
+	if w.ending != nil || w.failed != nil || w.last.Finished {
+		close(e.ended)
+		return
+	}
+	w.failed = &failedRecord{Reason: "Evicted", Message: e.message, Hash: specHash(w.hashes), Evicted: true, Disk: e.disk}
+	w.node.event(w.pod, "", corev1.EventTypeWarning, "Evicted", "%s", e.message)
+	w.ending = &plan.End{At: time.Now(), Grace: min(w.grace(), e.grace), Keep: true, Free: true}
+	w.prepared = true // there is something to free
+	clear(w.failures)
+	w.evicted = e.ended
+}
+
+// fallen tells who evicted the pod that it has ended.
+func (w *worker) fallen() {
+	if w.evicted != nil && (w.last.Finished || w.last.Gone || w.ending == nil) {
+		close(w.evicted)
+		w.evicted = nil
+	}
+}
+
+// dead are the containers whose file systems an evicted pod gives back.
+func (w *worker) dead() (ids []string) {
+	if w.failed == nil || !w.failed.Disk {
+		return nil
+	}
+	for _, c := range w.seen.Containers {
+		if c.Dead() && !c.Remembered {
+			ids = append(ids, c.ID)
+		}
+	}
+	return ids
+}
+
+// free gives back what an evicted pod holds: its emptyDirs, and for the disk's
+// sake its containers, which are remembered. Their logs stay.
+func (j job) free(ctx context.Context) *stepError {
+	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	defer cancel()
+	for _, id := range j.dead {
+		if _, err := j.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil && !cri.IsNotFound(err) {
+			return failedStep(failedKillPod, err)
+		}
+	}
+	if err := j.volumes().Free(); err != nil {
+		j.event(j.pod, "", corev1.EventTypeWarning, "FailedUnMount", "%v", err)
+		return failedStep(failedKillPod, err)
+	}
+	return nil
+}
