@@ -51,8 +51,11 @@ type Hub struct {
 	listeners map[*Listener]bool
 	closed    bool
 	last      int64 // time of the last event
-	opening   queue // since the start, empty when that is long ago
-	until     time.Time
+	// opening is what happened since the start, empty when that is long ago. It is
+	// half as long as a listener may be behind: one that joins is not to be let go
+	// for what it is given at once.
+	opening queue
+	until   time.Time
 }
 
 // NewHub makes one. mark may be nil.
@@ -86,7 +89,7 @@ func (h *Hub) Send(ev *Event, at time.Time) {
 	ev.CreatedAt = max(at.UnixNano(), h.last+1)
 	h.last = ev.CreatedAt
 	if h.keeping() {
-		for !h.opening.fits(item) {
+		for !h.opening.fits(item, 2) {
 			h.opening.shift()
 		}
 		h.opening.push(item)
@@ -141,7 +144,7 @@ type Listener struct {
 func (l *Listener) push(item queued) {
 	switch {
 	case l.over != nil:
-	case !l.queue.fits(item):
+	case !l.queue.fits(item, 1):
 		l.end(ErrBehind)
 	default:
 		l.queue.push(item)
@@ -210,8 +213,9 @@ type queued struct {
 	size int
 }
 
-func (q *queue) fits(item queued) bool {
-	return len(q.items) == 0 || len(q.items) < MaxBehind && q.bytes+item.size <= maxBehindBytes
+// fits tells whether an item fits into a part of the bound, 1 being all of it.
+func (q *queue) fits(item queued, part int) bool {
+	return len(q.items) == 0 || len(q.items) < MaxBehind/part && q.bytes+item.size <= maxBehindBytes/part
 }
 
 func (q *queue) push(item queued) {

@@ -223,3 +223,18 @@ func TestMark(t *testing.T) {
 		}
 	}
 }
+
+// Who joins an engine that has done much is not behind for that.
+func TestJoiningIsNotFallingBehind(t *testing.T) {
+	h := NewHub(nil)
+	for range 3 * MaxBehind {
+		send(h, "old")
+	}
+	l := h.Join()
+	for range MaxBehind / 2 {
+		send(h, "new")
+	}
+	if got := heard(t, l); len(got) != MaxBehind || got[MaxBehind/2] != "new" {
+		t.Errorf("%d events are heard", len(got))
+	}
+}
