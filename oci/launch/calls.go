@@ -63,6 +63,7 @@ const (
 	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
 	nrMakePath                       // open a path inside a root, make what is missing of it
 	nrSet                            // set a register to a value
+	nrCopyUp                         // copy what is in a directory into another
 	nrFirstOwn                       // smallest of them; keep last
 )
 
@@ -163,6 +164,9 @@ const (
 	cPoint
 	cMakePath
 	cSet
+	cFspick
+	cFsconfigReconfigure
+	cCopyUp
 	numCalls
 )
 
@@ -174,37 +178,39 @@ const (
 
 // calls is never written to.
 var calls = [numCalls]call{
-	cClose:          {"close", unix.SYS_CLOSE, []param{anInt}},
-	cDup2:           {"dup3", unix.SYS_DUP3, []param{anInt, anInt, openFlags}},
-	cWrite:          {"write", unix.SYS_WRITE, []param{anInt, sized(2), anInt}},
-	cOpenat:         {"openat", unix.SYS_OPENAT, []param{shown("dirfd"), aString, openFlags, octal}},
-	cOpenat2:        {"openat2", unix.SYS_OPENAT2, []param{shown("dirfd"), aString, buffer(24, "how"), isConst(24)}},
-	cMkdirat:        {"mkdirat", unix.SYS_MKDIRAT, []param{shown("dirfd"), aString, octal}},
-	cMknodat:        {"mknodat", unix.SYS_MKNODAT, []param{shown("dirfd"), aString, octal, shown("dev")}},
-	cSymlinkat:      {"symlinkat", unix.SYS_SYMLINKAT, []param{aString, shown("dirfd"), aString}},
-	cUnlinkat:       {"unlinkat", unix.SYS_UNLINKAT, []param{shown("dirfd"), aString, anInt}},
-	cFchown:         {"fchown", unix.SYS_FCHOWN, []param{anInt, anInt, anInt}},
-	cFchownat:       {"fchownat", unix.SYS_FCHOWNAT, []param{shown("dirfd"), aString, anInt, anInt, shown("at")}},
-	cFchmod:         {"fchmod", unix.SYS_FCHMOD, []param{anInt, octal}},
-	cFsopen:         {"fsopen", unix.SYS_FSOPEN, []param{aString, isConst(unix.FSOPEN_CLOEXEC)}},
-	cFsconfigFlag:   {"fsconfig_flag", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_SET_FLAG), aString, noString, isConst(0)}},
-	cFsconfigString: {"fsconfig_string", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_SET_STRING), aString, aString, isConst(0)}},
-	cFsconfigCreate: {"fsconfig_create", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_CMD_CREATE), noString, noString, isConst(0)}},
-	cFsmount:        {"fsmount", unix.SYS_FSMOUNT, []param{anInt, isConst(unix.FSMOUNT_CLOEXEC), shown("attr")}},
-	cMoveMount:      {"move_mount", unix.SYS_MOVE_MOUNT, []param{shown("dirfd"), aString, shown("dirfd"), aString, shown("move")}},
-	cOpenTree:       {"open_tree", unix.SYS_OPEN_TREE, []param{shown("dirfd"), aString, shown("tree")}},
-	cMountSetattr:   {"mount_setattr", unix.SYS_MOUNT_SETATTR, []param{shown("dirfd"), aString, shown("at"), buffer(32, "mountattr"), isConst(32)}},
-	cMount:          {"mount", unix.SYS_MOUNT, []param{anOptStr, aString, anOptStr, shown("mount"), anOptStr}},
-	cUmount:         {"umount2", unix.SYS_UMOUNT2, []param{aString, shown("umount")}},
-	cPivotRoot:      {"pivot_root", unix.SYS_PIVOT_ROOT, []param{aString, aString}},
-	cChdir:          {"chdir", unix.SYS_CHDIR, []param{aString}},
-	cFchdir:         {"fchdir", unix.SYS_FCHDIR, []param{anInt}},
-	cChroot:         {"chroot", unix.SYS_CHROOT, []param{aString}},
-	cGetcwd:         {"getcwd", unix.SYS_GETCWD, []param{sized(1), anInt}},
-	cUnshare:        {"unshare", unix.SYS_UNSHARE, []param{shown("clone")}},
-	cSetns:          {"setns", unix.SYS_SETNS, []param{anInt, shown("clone")}},
-	cSethostname:    {"sethostname", unix.SYS_SETHOSTNAME, []param{sized(1), anInt}},
-	cSetdomainname:  {"setdomainname", unix.SYS_SETDOMAINNAME, []param{sized(1), anInt}},
+	cClose:               {"close", unix.SYS_CLOSE, []param{anInt}},
+	cDup2:                {"dup3", unix.SYS_DUP3, []param{anInt, anInt, openFlags}},
+	cWrite:               {"write", unix.SYS_WRITE, []param{anInt, sized(2), anInt}},
+	cOpenat:              {"openat", unix.SYS_OPENAT, []param{shown("dirfd"), aString, openFlags, octal}},
+	cOpenat2:             {"openat2", unix.SYS_OPENAT2, []param{shown("dirfd"), aString, buffer(24, "how"), isConst(24)}},
+	cMkdirat:             {"mkdirat", unix.SYS_MKDIRAT, []param{shown("dirfd"), aString, octal}},
+	cMknodat:             {"mknodat", unix.SYS_MKNODAT, []param{shown("dirfd"), aString, octal, shown("dev")}},
+	cSymlinkat:           {"symlinkat", unix.SYS_SYMLINKAT, []param{aString, shown("dirfd"), aString}},
+	cUnlinkat:            {"unlinkat", unix.SYS_UNLINKAT, []param{shown("dirfd"), aString, anInt}},
+	cFchown:              {"fchown", unix.SYS_FCHOWN, []param{anInt, anInt, anInt}},
+	cFchownat:            {"fchownat", unix.SYS_FCHOWNAT, []param{shown("dirfd"), aString, anInt, anInt, shown("at")}},
+	cFchmod:              {"fchmod", unix.SYS_FCHMOD, []param{anInt, octal}},
+	cFsopen:              {"fsopen", unix.SYS_FSOPEN, []param{aString, isConst(unix.FSOPEN_CLOEXEC)}},
+	cFsconfigFlag:        {"fsconfig_flag", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_SET_FLAG), aString, noString, isConst(0)}},
+	cFsconfigString:      {"fsconfig_string", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_SET_STRING), aString, aString, isConst(0)}},
+	cFsconfigCreate:      {"fsconfig_create", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_CMD_CREATE), noString, noString, isConst(0)}},
+	cFsconfigReconfigure: {"fsconfig_reconfigure", unix.SYS_FSCONFIG, []param{anInt, isConst(unix.FSCONFIG_CMD_RECONFIGURE), noString, noString, isConst(0)}},
+	cFspick:              {"fspick", unix.SYS_FSPICK, []param{shown("dirfd"), aString, isConst(unix.FSPICK_CLOEXEC | unix.FSPICK_EMPTY_PATH)}},
+	cFsmount:             {"fsmount", unix.SYS_FSMOUNT, []param{anInt, isConst(unix.FSMOUNT_CLOEXEC), shown("attr")}},
+	cMoveMount:           {"move_mount", unix.SYS_MOVE_MOUNT, []param{shown("dirfd"), aString, shown("dirfd"), aString, shown("move")}},
+	cOpenTree:            {"open_tree", unix.SYS_OPEN_TREE, []param{shown("dirfd"), aString, shown("tree")}},
+	cMountSetattr:        {"mount_setattr", unix.SYS_MOUNT_SETATTR, []param{shown("dirfd"), aString, shown("at"), buffer(32, "mountattr"), isConst(32)}},
+	cMount:               {"mount", unix.SYS_MOUNT, []param{anOptStr, aString, anOptStr, shown("mount"), anOptStr}},
+	cUmount:              {"umount2", unix.SYS_UMOUNT2, []param{aString, shown("umount")}},
+	cPivotRoot:           {"pivot_root", unix.SYS_PIVOT_ROOT, []param{aString, aString}},
+	cChdir:               {"chdir", unix.SYS_CHDIR, []param{aString}},
+	cFchdir:              {"fchdir", unix.SYS_FCHDIR, []param{anInt}},
+	cChroot:              {"chroot", unix.SYS_CHROOT, []param{aString}},
+	cGetcwd:              {"getcwd", unix.SYS_GETCWD, []param{sized(1), anInt}},
+	cUnshare:             {"unshare", unix.SYS_UNSHARE, []param{shown("clone")}},
+	cSetns:               {"setns", unix.SYS_SETNS, []param{anInt, shown("clone")}},
+	cSethostname:         {"sethostname", unix.SYS_SETHOSTNAME, []param{sized(1), anInt}},
+	cSetdomainname:       {"setdomainname", unix.SYS_SETDOMAINNAME, []param{sized(1), anInt}},
 
 	cSetDumpable:   {"prctl_set_dumpable", unix.SYS_PRCTL, []param{isConst(unix.PR_SET_DUMPABLE), anInt}},
 	cSetKeepcaps:   {"prctl_set_keepcaps", unix.SYS_PRCTL, []param{isConst(unix.PR_SET_KEEPCAPS), anInt}},
@@ -259,6 +265,7 @@ var calls = [numCalls]call{
 	cPoint:     {"point", nrPoint, []param{anInt}},
 	cSet:       {"set", nrSet, []param{anInt}},
 	cMakePath:  {"make_path", nrMakePath, []param{anInt, aString, octal, shown("resolve")}},
+	cCopyUp:    {"copy_up", nrCopyUp, []param{anInt, anInt, anInt}},
 }
 
 // checkVector checks an array of pointers to strings, as execve takes it.

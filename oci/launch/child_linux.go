@@ -42,6 +42,7 @@ type machine struct {
 	listen   uintptr  // socket to accept the starter's connection from, or noListener
 	extra    uintptr  // descriptors from 3 on that the container gets
 	path     makePath
+	copyUp   *copyUp // nil if the program does not copy
 	msg      message
 	in       [8]byte
 	nofile   rlimit.Limit
@@ -183,6 +184,8 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		m.wait()
 	case nrMakePath:
 		return m.makePath(a[0], a[1], a[2], a[3])
+	case nrCopyUp:
+		return 0, m.copyUp.run(a[0], a[1], a[2])
 	case nrFork:
 		return 0, m.fork(pc, a[0])
 	case nrTest:

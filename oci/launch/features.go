@@ -5,7 +5,7 @@ import "slices"
 // MountOptions are the options of mounts that are understood here; others are
 // left to the file system.
 func MountOptions() []string {
-	list := []string{"bind", "rbind", "idmap", "ridmap", "defaults"}
+	list := []string{"bind", "rbind", "idmap", "ridmap", "defaults", "remount", "tmpcopyup"}
 	for o := range attrOptions {
 		list = append(list, o, "r"+o)
 	}

@@ -59,6 +59,14 @@ var goldenPrograms = map[string]func() (*Program, error){
 		}
 		return Compile(s, Options{ID: "binds", Bundle: "/bundle"})
 	},
+	"tmpfs": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
+		s.Mounts = []specs.Mount{
+			tmpfs("/run", "tmpcopyup", "nodev", "ro", "mode=755"), tmpfs("/tmp", "size=1m"), tmpfs("/tmp", "remount", "ro", "size=2m"),
+		}
+		return Compile(s, Options{ID: "tmpfs"})
+	},
 	"process": func() (*Program, error) {
 		s := testSpec("/rootfs", "true")
 		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil

@@ -20,7 +20,7 @@
 // amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
 // What is not supported is refused by the name of its field:
 // linux.netDevices, intelRdt, mountLabel, a mount namespace to be joined, and
-// none at all; the mount options tmpcopyup and remount; seccomp notification.
+// none at all; seccomp notification.
 package launch
 
 import (

@@ -62,6 +62,10 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 	m.ops = append(prologue(std, keep), m.ops...)
 	m.prologue = len(m.ops)
 	for i := range p.ops {
+		if p.ops[i].call == cCopyUp && m.copyUp == nil {
+			m.copyUp = &copyUp{}
+			pin.Pin(m.copyUp)
+		}
 		m.ops = append(m.ops, p.ops[i].raw(base))
 	}
 	m.first, m.count = &m.ops[0], len(m.ops)

@@ -1,7 +1,6 @@
 package launch
 
 import (
-	"fmt"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -17,6 +16,7 @@ type mountOptions struct {
 	propagateRecurse bool
 	data             []string // options of the file system, "key" or "key=value"
 	idmap, ridmap    bool
+	copyUp, remount  bool
 }
 
 type attrOption struct{ set, clear uint64 }
@@ -52,7 +52,7 @@ var propagationOptions = map[string]uint64{
 
 // parseMountOptions sorts the options of a mount. What is not a mount's is
 // taken for the file system's, which will refuse what it does not know.
-func parseMountOptions(options []string) (o mountOptions, err error) {
+func parseMountOptions(options []string) (o mountOptions) {
 	for _, s := range options {
 		if a, ok := attrOptions[s]; ok {
 			o.set, o.clear = o.set&^a.clear|a.set, o.clear&^a.set|a.clear
@@ -80,13 +80,15 @@ func parseMountOptions(options []string) (o mountOptions, err error) {
 		case "ridmap":
 			o.idmap, o.ridmap = true, true
 		case "defaults", "async", "nomand", "nolazytime", "loud", "noiversion", "": // what is so anyway
-		case "tmpcopyup", "remount":
-			return o, fmt.Errorf("%q is not supported", s)
+		case "tmpcopyup":
+			o.copyUp = true
+		case "remount":
+			o.remount = true
 		default:
 			o.data = append(o.data, s)
 		}
 	}
-	return o, nil
+	return o
 }
 
 // all returns the attributes of a new mount, which has no submounts.

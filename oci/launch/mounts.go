@@ -28,6 +28,8 @@ type parsedMount struct {
 	src   string
 	tree  reg // of a bind mount: the detached source
 	maps  *idMaps
+	fs    reg          // the mount, once it is made
+	of    *parsedMount // of a remount: what it changes
 }
 
 func (m *parsedMount) text() string { return "mount /" + m.dest }
@@ -70,10 +72,13 @@ func inBundle(bundle, p string) string {
 // parseMounts checks the mounts and adds the slots of bind sources, which are
 // opened on the host.
 func (c *compiler) parseMounts(opt Options) ([]parsedMount, error) {
-	var list []parsedMount
+	list := make([]parsedMount, 0, len(c.spec.Mounts))
 	for i, m := range c.spec.Mounts {
 		p, err := c.parseMount(m, opt)
 		p.field = fmt.Sprintf("mounts[%d]", i)
+		if err == nil && p.remount {
+			err = p.findMount(list)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("%s%w", p.field, err)
 		}
@@ -86,15 +91,22 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	if !path.IsAbs(m.Destination) {
 		return p, fmt.Errorf(".destination: %q is not absolute", m.Destination)
 	}
-	if p.mountOptions, err = parseMountOptions(m.Options); err != nil {
-		return p, fmt.Errorf(".options: %w", err)
-	}
+	p.mountOptions = parseMountOptions(m.Options)
 	p.dest, p.typ, p.src = strings.TrimPrefix(path.Clean(m.Destination), "/"), m.Type, m.Source
 	if p.dest == "" {
 		return p, fmt.Errorf(".destination: the root cannot be mounted over")
 	}
 	if p.typ == "bind" {
 		p.bind = true
+	}
+	if p.copyUp && (p.typ != "tmpfs" || p.bind || p.remount) {
+		return p, fmt.Errorf(".options: tmpcopyup is for a new tmpfs")
+	}
+	if p.remount {
+		if p.idmap || len(m.UIDMappings)+len(m.GIDMappings) > 0 || p.recursive {
+			return p, fmt.Errorf(".options: a remount cannot be recursive or idmapped")
+		}
+		return p, nil
 	}
 	if err := c.parseIDMap(&p, m); err != nil {
 		return p, err
@@ -116,6 +128,25 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	}
 	p.tree = c.addSlot(p.bindSlot(opt.Bundle))
 	return p, nil
+}
+
+// findMount looks for the mount that a remount changes. It has to be one of the
+// container's: what the host has mounted is not its author's to change.
+func (m *parsedMount) findMount(before []parsedMount) error {
+	for i := len(before) - 1; i >= 0; i-- {
+		b := &before[i]
+		switch {
+		case b.dest != m.dest || b.remount:
+			continue
+		case b.typ == "cgroup":
+			return fmt.Errorf(".options: a cgroup mount cannot be remounted")
+		case len(m.data) > 0 && (b.bind || m.bind):
+			return fmt.Errorf(".options: a bind mount has no file system option %q", m.data[0])
+		}
+		m.of = b
+		return nil
+	}
+	return fmt.Errorf(".options: remount: none of the mounts before is at /%s", m.dest)
 }
 
 // parseIDMap finds out how the ids of a mount are mapped: by mappings of its
@@ -221,7 +252,12 @@ func (c *compiler) attachRoot() {
 
 // mount makes one mount of the specification.
 func (c *compiler) mount(m *parsedMount) {
+	if m.remount {
+		c.remount(m)
+		return
+	}
 	if m.bind {
+		m.fs = m.tree
 		target := c.target(m.dest, m.tree)
 		c.refuseProc(m, target)
 		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
@@ -234,8 +270,12 @@ func (c *compiler) mount(m *parsedMount) {
 		c.mountCgroup(m)
 		return
 	}
-	text := m.text()
-	fs := c.newMount(text, m.typ, m.src, m.data, m.all())
+	text, attr := m.text(), m.all()
+	if m.copyUp {
+		attr &^= unix.MOUNT_ATTR_RDONLY // comes when it is filled
+	}
+	fs := c.newMount(text, m.typ, m.src, m.data, attr)
+	m.fs = fs
 	switch m.typ {
 	case "proc":
 		if m.dest == "proc" {
@@ -248,7 +288,56 @@ func (c *compiler) mount(m *parsedMount) {
 	}
 	target := c.targetDir(m.dest, m.resolve())
 	c.refuseProc(m, target)
+	if m.copyUp {
+		c.copyUp(m, target)
+	}
 	c.do(text, cMoveMount, fs, "", target, "", moveByFd)
+	c.propagate(m, fs)
+}
+
+// copyUp fills a tmpfs with what the image has at its mount point; the root of
+// it gets the owner and the mode too, unless options say otherwise. The original
+// is read through a mount with nothing in it that could do more than be read.
+func (c *compiler) copyUp(m *parsedMount, target reg) {
+	text := "copy /" + m.dest + " into its tmpfs"
+	const harmless = unix.MOUNT_ATTR_RDONLY | unix.MOUNT_ATTR_NODEV | unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NOEXEC | unix.MOUNT_ATTR_NOSYMFOLLOW
+	from := c.get(text, cOpenTree, target, "", unix.AT_EMPTY_PATH|unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
+	c.do(text, cMountSetattr, from, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: harmless}))
+	root := copyOwner | copyMode
+	for _, o := range m.data {
+		switch key, _, _ := strings.Cut(o, "="); key {
+		case "mode":
+			root &^= copyMode
+		case "uid", "gid":
+			root &^= copyOwner
+		}
+	}
+	c.do(text, cCopyUp, from, m.fs, root)
+	c.do(text, cClose, from)
+	if m.all()&unix.MOUNT_ATTR_RDONLY != 0 {
+		c.do(m.text(), cMountSetattr, m.fs, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+	}
+}
+
+// remount changes a mount of the container's: its attributes that are named,
+// the others stay; and with options of the file system that one's.
+func (c *compiler) remount(m *parsedMount) {
+	text, fs := "remount /"+m.dest, m.of.fs
+	if len(m.data) > 0 {
+		ctx := c.get(text, cFspick, fs, "")
+		c.configure(text, ctx, m.data)
+		c.do(text, cFsconfigReconfigure, ctx)
+		c.do(text, cClose, ctx)
+	}
+	for _, change := range []struct {
+		set, clear uint64
+		recursive  int
+	}{{m.rset, m.rclear, unix.AT_RECURSIVE}, {m.set, m.clear, 0}} {
+		if change.set|change.clear != 0 {
+			attr := c.put(unix.MountAttr{Attr_set: change.set, Attr_clr: change.clear})
+			c.do(text, cMountSetattr, fs, "", unix.AT_EMPTY_PATH|change.recursive, attr)
+		}
+	}
 	c.propagate(m, fs)
 }
 
@@ -267,6 +356,13 @@ func (c *compiler) newMount(text, typ, src string, data []string, attr uint64) r
 	if src != "" && src != "none" {
 		c.do(text, cFsconfigString, ctx, "source", src)
 	}
+	c.configure(text, ctx, data)
+	c.do(text, cFsconfigCreate, ctx)
+	return c.get(text, cFsmount, ctx, attr)
+}
+
+// configure gives the options of a file system.
+func (c *compiler) configure(text string, ctx reg, data []string) {
 	for _, o := range data {
 		key, value, isString := strings.Cut(o, "=")
 		what := text + ": option " + o
@@ -276,8 +372,6 @@ func (c *compiler) newMount(text, typ, src string, data []string, attr uint64) r
 			c.do(what, cFsconfigFlag, ctx, key)
 		}
 	}
-	c.do(text, cFsconfigCreate, ctx)
-	return c.get(text, cFsmount, ctx, attr)
 }
 
 // propagate sets the propagation of a new mount, which is private by itself.

@@ -76,6 +76,11 @@ func CompileRestore(spec *specs.Spec, opt Options, r RestoreOptions) (*Restorer,
 	if err != nil {
 		return nil, err
 	}
+	for i := range mounts {
+		if mounts[i].remount {
+			return nil, fmt.Errorf("%s.options: a container with remounts cannot be restored", mounts[i].field)
+		}
+	}
 	c.joinCgroup(opt.CgroupJoin, opt.CgroupDir)
 	c.do("cut propagation to the host", cMount, nil, "/", nil, unix.MS_REC|unix.MS_PRIVATE, nil)
 	if r, ok := c.join[specs.CgroupNamespace]; ok {
