@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 )
 
@@ -86,6 +87,52 @@ evictionHard: {memory.available: 1Pi}
 	}
 	if out, err := os.ReadFile("/proc/self/mountinfo"); err != nil || strings.Contains(string(out), string(hog.UID)+"/volumes") {
 		t.Errorf("the hog's memory is still mounted: %v", err)
+	}
+}
+
+// A pod that fills the disk, in its own file system, goes, and with it what it
+// wrote; who wrote less stays.
+func TestEvictionForTheDisk(t *testing.T) {
+	n := newNode(t)
+	disk := t.TempDir()
+	if err := unix.Mount("tmpfs", disk, "tmpfs", 0, "size=256m"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(disk, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	n.state, n.manifests = filepath.Join(disk, "state"), filepath.Join(disk, "manifests")
+	if err := os.Mkdir(n.manifests, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	n.start("--config", writeFile(t, "config.yaml", `
+kind: KubeletConfiguration
+apiVersion: kubelet.config.k8s.io/v1beta1
+evictionHard: {nodefs.available: 100Mi}
+evictionMinimumReclaim: {nodefs.available: 10Mi}
+`))
+	n.loadBusybox()
+	n.write("small.yaml", evictPod("small", "dd if=/dev/zero of=/x bs=1M count=1", "", ""))
+	n.await("small", "ready", ready)
+	n.write("big.yaml", evictPod("big", "dd if=/dev/zero of=/x bs=1M count=180", "", ""))
+	big := n.evicted("big", "The node was low on resource: ephemeral-storage. Threshold quantity: 100Mi, available: ")
+	if !strings.Contains(big.Status.Message, "has larger consumption of ephemeral-storage") {
+		t.Error(big.Status.Message)
+	}
+	n.eventually("there is room again", func() error {
+		var st unix.Statfs_t
+		if err := unix.Statfs(disk, &st); err != nil {
+			return err
+		}
+		if free := st.Bavail * uint64(st.Bsize) >> 20; free < 150 {
+			return fmt.Errorf("%d MiB are free", free)
+		}
+		return nil
+	})
+	if pod, err := n.pod("small"); err != nil || !ready(pod) {
+		t.Errorf("the pod that wrote little is gone: %v", err)
 	}
 }
 
