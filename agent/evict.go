@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -123,6 +124,14 @@ func (e *evictor) judge(ctx context.Context) eviction.Verdict {
 		if !slices.ContainsFunc(old, func(o eviction.Met) bool { return o.Threshold == m.Threshold }) {
 			e.log.Warn("the node is short of something", "what", m.String())
 		}
+	}
+	if e.agent.node.pressure.set(v.Conditions) {
+		e.log.Info("the node's conditions changed", "conditions", fmt.Sprint(v.Conditions))
+		e.agent.do(ctx, func(context.Context) {
+			for _, w := range e.agent.workers {
+				w.poke() // it may start, or may not
+			}
+		})
 	}
 	for s := range e.spared {
 		e.spared[s] = slices.ContainsFunc(v.Met, func(m eviction.Met) bool { return m.Signal == s })

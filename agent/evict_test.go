@@ -173,3 +173,30 @@ func TestOwnLimitEvicts(t *testing.T) {
 		}
 	})
 }
+
+// TestPressureHoldsNewPods: while memory is short, a pod that promises nothing
+// waits and says for what, and starts when it is over.
+func TestPressureHoldsNewPods(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.uses(nil)
+		b.host.set(eviction.MemoryAvailable, 90*mib, 1000*mib)
+		b.after(20 * time.Second)
+		b.apply(burning("modest", 0))
+		b.apply("apiVersion: v1\nkind: Pod\nmetadata: {name: any}\nspec: {containers: [{name: c, image: \"app:1\"}]}\n")
+		b.after(time.Minute)
+		p, _ := b.agent.board.get("default", "any")
+		if !b.ready("modest") || p.pod.Status.Phase != corev1.PodPending || len(p.why.Waiting) != 1 ||
+			!strings.Contains(p.why.Waiting[0].Message, "The node had condition: [MemoryPressure]") {
+			b.Errorf("%+v %+v", p.pod.Status, p.why)
+		}
+		b.host.set(eviction.MemoryAvailable, 900*mib, 1000*mib)
+		b.after(4 * time.Minute)
+		if b.ready("any") {
+			b.Error("it starts while memory may be short again in a moment")
+		}
+		b.after(2 * time.Minute)
+		if !b.ready("any") {
+			b.Errorf("%+v", b.pod("any").Status)
+		}
+	})
+}

@@ -28,7 +28,8 @@ import (
 	"podstead/cri"
 )
 
-// node is what all workers share. It does not change once the agent runs.
+// node is what all workers share. Nothing but pressure changes once the agent
+// runs.
 type node struct {
 	runtime        cri.Runtime
 	runtimeName    string
@@ -44,6 +45,7 @@ type node struct {
 	puller         *image.Puller
 	events         *event.Log
 	board          *board
+	pressure       pressed
 	log            *slog.Logger
 }
 

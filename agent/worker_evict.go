@@ -2,12 +2,17 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
 	"podstead/cri"
 )
 
@@ -34,6 +39,43 @@ func (w *worker) fall(e order) {
 	w.prepared = true // there is something to free
 	clear(w.failures)
 	w.evicted = e.ended
+}
+
+// nodePressure is the reason for which a pod waits that is held.
+const nodePressure = "NodePressure"
+
+// hold is why a pod that has not started has to wait, nil if it has not.
+func (w *worker) hold() *plan.Wait {
+	conditions, since := w.node.pressure.get()
+	if eviction.Admits(w.pod, request.QoS(w.pod) == corev1.PodQOSBestEffort, conditions) {
+		return nil
+	}
+	return &plan.Wait{Reason: nodePressure, Since: since,
+		Message: fmt.Sprintf("The node had condition: %v. The pod starts when that is over.", conditions)}
+}
+
+// pressed is what the node is short of.
+type pressed struct {
+	mu         sync.Mutex
+	conditions []corev1.NodeConditionType
+	since      time.Time
+}
+
+func (p *pressed) get() ([]corev1.NodeConditionType, time.Time) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.conditions, p.since
+}
+
+// set tells whether that is news.
+func (p *pressed) set(conditions []corev1.NodeConditionType) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if slices.Equal(p.conditions, conditions) {
+		return false
+	}
+	p.conditions, p.since = conditions, time.Now()
+	return true
 }
 
 // fallen tells who evicted the pod that it has ended.

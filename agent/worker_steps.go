@@ -252,6 +252,8 @@ func (w *worker) doing() string {
 		return strings.Join(steps, ", ")
 	case w.last.Finished:
 		return "finished"
+	case w.last.Waits[""].Reason == nodePressure:
+		return "waiting for the node"
 	case len(w.last.Waits) > 0:
 		return "back-off"
 	case w.seen.Running():

@@ -188,6 +188,31 @@ func TestRank(t *testing.T) {
 	}
 }
 
+func TestAdmits(t *testing.T) {
+	const memory, disk = corev1.NodeMemoryPressure, corev1.NodeDiskPressure
+	type conditions = []corev1.NodeConditionType
+	plain, critical, tolerant := pod("p", 0, "", ""), pod("p", systemCritical, "", ""), pod("p", 0, "", "")
+	tolerant.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeMemoryPressure, Operator: corev1.TolerationOpExists}}
+	for _, c := range []struct {
+		pod        *corev1.Pod
+		bestEffort bool
+		conditions conditions
+		want       bool
+	}{
+		{plain, true, nil, true},
+		{plain, true, conditions{memory}, false},
+		{plain, false, conditions{memory}, true},
+		{plain, false, conditions{disk}, false},
+		{tolerant, true, conditions{memory}, true},
+		{tolerant, true, conditions{disk, memory}, false},
+		{critical, true, conditions{disk, memory}, true},
+	} {
+		if got := Admits(c.pod, c.bestEffort, c.conditions); got != c.want {
+			t.Errorf("%+v: %t", c, got)
+		}
+	}
+}
+
 func TestMessage(t *testing.T) {
 	u := Usage{Pod: pod("p", 0, "100Mi", ""), Containers: map[string]Container{"c": {Memory: 200 * mib, Writable: Disk{Bytes: 3 * mib}}}}
 	for signal, want := range map[Signal]string{

@@ -40,6 +40,25 @@ func Critical(pod *corev1.Pod) bool {
 	return pod.Spec.Priority != nil && *pod.Spec.Priority >= systemCritical
 }
 
+// Admits tells whether a pod may start on a node that has the conditions: not if
+// it could add to what the node is short of.
+func Admits(pod *corev1.Pod, bestEffort bool, conditions []corev1.NodeConditionType) bool {
+	if len(conditions) == 0 || Critical(pod) {
+		return true
+	}
+	if len(conditions) > 1 || conditions[0] != corev1.NodeMemoryPressure {
+		return false
+	}
+	taint := corev1.Taint{Key: corev1.TaintNodeMemoryPressure, Effect: corev1.TaintEffectNoSchedule}
+	return !bestEffort || slices.ContainsFunc(pod.Spec.Tolerations, func(t corev1.Toleration) bool { return tolerates(t, taint) })
+}
+
+func tolerates(t corev1.Toleration, taint corev1.Taint) bool {
+	effect := t.Effect == "" || t.Effect == taint.Effect
+	key := t.Key == taint.Key || t.Key == "" && t.Operator == corev1.TolerationOpExists
+	return effect && key && (t.Operator == corev1.TolerationOpExists || t.Value == taint.Value)
+}
+
 func priority(pod *corev1.Pod) int32 {
 	if pod.Spec.Priority == nil {
 		return 0

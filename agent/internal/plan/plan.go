@@ -147,6 +147,8 @@ type Input struct {
 	Busy       map[string]Busy    // by container name, "" for the pod's own steps
 	End        *End
 	MaxBackoff time.Duration // 0: BackoffMax
+	// Hold, if not nil, keeps a pod of which nothing was started yet from starting.
+	Hold *Wait
 	// StartTime is when the pod was first seen, for activeDeadlineSeconds.
 	StartTime time.Time
 }
@@ -260,6 +262,10 @@ func (p *planner) run() {
 	if p.finished() {
 		p.plan.Finished = true
 		p.finish()
+		return
+	}
+	if p.in.Hold != nil && len(p.in.Seen.Sandboxes) == 0 && len(p.in.Seen.Containers) == 0 && !p.busy("") {
+		p.plan.Waits[""] = *p.in.Hold
 		return
 	}
 	if !p.in.Prepared {
