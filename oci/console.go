@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -42,6 +43,20 @@ func send(flag, socket, data string, file *os.File) error {
 // as the data.
 func sendPidfd(socket string, pid int, pidfd *os.File) error {
 	return send("--pidfd-socket", socket, fmt.Sprint(pid), pidfd)
+}
+
+// sendListener hands a process's seccomp listener to the agent that answers for
+// its system calls, with what the specification calls the container process
+// state as the data. The process waits until this is done.
+func sendListener(profile *specs.LinuxSeccomp, state specs.State, pid int, listener *os.File) error {
+	data, err := json.Marshal(specs.ContainerProcessState{
+		Version: Version, Fds: []string{specs.SeccompFdName}, Pid: pid,
+		Metadata: profile.ListenerMetadata, State: state,
+	})
+	if err != nil {
+		return err
+	}
+	return send("linux.seccomp.listenerPath", profile.ListenerPath, string(data), listener)
 }
 
 // checkConsole refuses combinations of terminal and console socket that would

@@ -144,7 +144,7 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	run := *spec
 	run.Process = withHome(withListenFds(spec.Process, o.ListenFds), c.Rootfs)
 	p, err := launch.Compile(&run, launch.Options{
-		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true,
+		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true,
 	})
 	if err != nil {
 		return nil, err

@@ -74,7 +74,7 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	}
 	proc := withHome(o.Process, fmt.Sprintf("/proc/%d/root", c.Pid))
 	p, err := launch.CompileExec(spec, proc, launch.ExecOptions{
-		ID: c.ID, Pid: c.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(),
+		ID: c.ID, Pid: c.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Listener: true,
 	})
 	if err != nil {
 		return nil, err
@@ -88,7 +88,12 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	if !c.alive() {
 		return nil, os.ErrProcessDone
 	}
-	return launch.ForkWith(p, files, launch.ForkOptions{Stdio: o.Stdio, Extra: o.Extra})
+	return launch.ForkWith(p, files, launch.ForkOptions{
+		Stdio: o.Stdio, Extra: o.Extra,
+		AtListener: func(child *launch.Child, listener *os.File) error {
+			return sendListener(spec.Linux.Seccomp, c.state(specs.StateRunning), child.Pid, listener)
+		},
+	})
 }
 
 // subgroup is an existing group below the container's. It compares path

@@ -8,6 +8,7 @@ import (
 
 	"podstead/oci/hook"
 	"podstead/oci/launch"
+	"podstead/oci/seccomp"
 )
 
 // Features tells what the runtime can do, whatever the host can.
@@ -26,7 +27,7 @@ func Features() features.Features {
 			Namespaces:      launch.Namespaces(),
 			Capabilities:    launch.Capabilities(),
 			Cgroup:          &features.Cgroup{V1: &yes, V2: &yes, Systemd: &no, SystemdUser: &no, Rdma: &yes},
-			Seccomp:         &features.Seccomp{Enabled: &yes},
+			Seccomp:         seccomp.Features(),
 			Apparmor:        &features.Apparmor{Enabled: &yes},
 			Selinux:         &features.Selinux{Enabled: &yes},
 			IntelRdt:        &features.IntelRdt{Enabled: &no},

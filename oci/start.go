@@ -60,6 +60,9 @@ func (c *container) release(ctx context.Context, spec *specs.Spec) error {
 	}
 	child := launch.Adopt(p, c.Pid, c.StartTime, pidfd, control)
 	child.AtPoint = func(child *launch.Child, at launch.Point) error { return c.hooksAt(ctx, spec, child, at) }
+	child.AtListener = func(child *launch.Child, listener *os.File) error {
+		return sendListener(spec.Linux.Seccomp, c.state(specs.StateCreated), child.Pid, listener)
+	}
 	err = child.Start()
 	return errors.Join(err, os.Remove(c.file(startSocket)))
 }

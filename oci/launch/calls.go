@@ -63,6 +63,7 @@ const (
 	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
 	nrMakePath                       // open a path inside a root, make what is missing of it
 	nrSet                            // set a register to a value
+	nrListener                       // tell the forker of a seccomp listener, wait until it has it
 	nrCopyUp                         // copy what is in a directory into another
 	nrFirstOwn                       // smallest of them; keep last
 )
@@ -167,6 +168,7 @@ const (
 	cFspick
 	cFsconfigReconfigure
 	cCopyUp
+	cListener
 	numCalls
 )
 
@@ -265,6 +267,7 @@ var calls = [numCalls]call{
 	cPoint:     {"point", nrPoint, []param{anInt}},
 	cSet:       {"set", nrSet, []param{anInt}},
 	cMakePath:  {"make_path", nrMakePath, []param{anInt, aString, octal, shown("resolve")}},
+	cListener:  {"listener_wait_taken", nrListener, []param{anInt}},
 	cCopyUp:    {"copy_up", nrCopyUp, []param{anInt, anInt, anInt}},
 }
 

@@ -60,7 +60,7 @@ type machine struct {
 type message struct {
 	Kind  uint32
 	Op    uint32 // index into the program's operations
-	Value uint32 // errno or Point
+	Value uint32 // errno, Point or descriptor
 }
 
 // The messages, in the order in which they can come:
@@ -74,6 +74,8 @@ type message struct {
 //	child → forker   prepared   waits for its start
 //	forker → child   (1 byte)   start
 //	child → forker   executing  only execve is left
+//	child → forker   listener   with the number of the seccomp listener
+//	forker → child   (1 byte)   it was taken; these two may come before "executing"
 //	child → forker   end        the socket is closed by a successful execve
 //	child → forker   failed     at any time: step and errno; the child exits with 128
 const (
@@ -84,6 +86,7 @@ const (
 	msgExecuting
 	msgFailed
 	msgPoint
+	msgListener
 )
 
 const messageSize = unsafe.Sizeof(message{})
@@ -215,6 +218,12 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		return 0, e
 	case nrConsole:
 		return 0, m.tellWithFd(msgConsole, pc, 0, int32(a[0]))
+	case nrListener:
+		// The filter may refuse it.
+		if e := m.tell(msgListener, pc, uint32(a[0])); e != 0 {
+			return 0, e
+		}
+		m.wait()
 	case nrExecuting:
 		m.tell(msgExecuting, pc, 0)
 	default:
@@ -263,12 +272,12 @@ func (m *machine) wait() {
 
 //go:nosplit
 //go:norace
-func (m *machine) tell(kind uint32, pc int, value uint32) {
+func (m *machine) tell(kind uint32, pc int, value uint32) syscall.Errno {
 	m.msg.Kind, m.msg.Op, m.msg.Value = kind, uint32(pc-m.prologue), value
 	for {
 		_, _, e := syscall.RawSyscall6(unix.SYS_WRITE, m.sync, uintptr(unsafe.Pointer(&m.msg)), messageSize, 0, 0, 0)
 		if e != syscall.EINTR {
-			return
+			return e
 		}
 	}
 }

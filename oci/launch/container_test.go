@@ -249,9 +249,12 @@ func TestRefused(t *testing.T) {
 		"linux.memoryPolicy.nodes": func(s *specs.Spec) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "3-1"}
 		},
-		"linux.intelRdt":              func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
-		"linux.mountLabel":            func(s *specs.Spec) { s.Linux.MountLabel = "x" },
-		"linux.rootfsPropagation":     func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
+		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.mountLabel":        func(s *specs.Spec) { s.Linux.MountLabel = "x" },
+		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
+		"linux.seccomp.listenerPath": func(s *specs.Spec) {
+			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/x"}
+		},
 		"linux.seccomp.defaultAction": func(s *specs.Spec) { s.Linux.Seccomp = &specs.LinuxSeccomp{} },
 		"hooks.startContainer":        func(s *specs.Spec) { s.Hooks = &specs.Hooks{StartContainer: []specs.Hook{{}}} },
 		"hooks.poststart":             func(s *specs.Spec) { s.Hooks = &specs.Hooks{Poststart: []specs.Hook{{}}} },

@@ -23,6 +23,8 @@ type ForkOptions struct {
 	Listener *os.File
 	// AtPoint is Child.AtPoint.
 	AtPoint func(*Child, Point) error
+	// AtListener is Child.AtListener.
+	AtListener func(*Child, *os.File) error
 	// Start starts the child without a wait in between: ForkWith returns when
 	// the new image runs, and a child whose start failed is reaped. It saves
 	// what it takes to wake up twice, a third of an exec.
@@ -52,6 +54,35 @@ func (c *Child) atPoint(m message) error {
 		}
 	}
 	return c.release()
+}
+
+// atListener takes the child's seccomp listener, which the child itself would
+// lose when it executes, and lets the child go on.
+func (c *Child) atListener(m message) error {
+	fd, err := unix.PidfdGetfd(int(c.Pidfd.Fd()), int(m.Value), 0)
+	if err != nil {
+		return fmt.Errorf("take the seccomp listener of process %d: %w", c.Pid, os.NewSyscallError("pidfd_getfd", err))
+	}
+	f := os.NewFile(uintptr(fd), "seccomp listener")
+	defer f.Close()
+	if c.AtListener == nil {
+		return fmt.Errorf("launch %s: nobody takes the seccomp listener", c.program.id)
+	}
+	if err := c.AtListener(c, f); err != nil {
+		return err
+	}
+	c.listened = true
+	return c.release()
+}
+
+// checkListened tells a child that became its image from one that could not
+// tell of its listener, nor of this failure: the filter would not let it.
+func (c *Child) checkListened() error {
+	wants := slices.ContainsFunc(c.program.ops, func(o op) bool { return o.call == cListener })
+	if wants && !c.listened {
+		return fmt.Errorf("launch %s: linux.seccomp: the filter does not let the process hand over its listener (write)", c.program.id)
+	}
+	return nil
 }
 
 // addExtra puts the extra descriptors behind those of stdio, above where the

@@ -51,8 +51,14 @@ type Child struct {
 	// error ends the child. A child of Adopt needs it set before Start.
 	AtPoint func(*Child, Point) error
 
+	// AtListener is given the listener of a seccomp filter that has one
+	// (Options.Listener), before anything is executed; it must not keep it. An error
+	// ends the child. A child of Adopt needs it set before Start.
+	AtListener func(*Child, *os.File) error
+
 	program   *Program
 	executing bool
+	listened  bool // the listener was handed over
 }
 
 // Adopt makes a Child of a prepared one that was forked before this process
@@ -118,7 +124,7 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	peer = -1
 	c := &Child{
 		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
-		AtPoint: opt.AtPoint, program: p,
+		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p,
 	}
 	if err := c.prepare(); err != nil {
 		c.discard()
@@ -154,6 +160,8 @@ func (c *Child) prepare() error {
 			}
 		case msgPoint:
 			err = c.atPoint(msg)
+		case msgListener:
+			err = c.atListener(msg)
 		case msgWarning:
 			c.Warnings = append(c.Warnings, c.step(msg))
 		case msgPrepared, msgExecuting:
@@ -272,7 +280,7 @@ func (c *Child) finish(started bool) error {
 		msg, files, err := c.receive()
 		sys.CloseAll(files)
 		if errors.Is(err, io.EOF) && c.executing {
-			return nil
+			return c.checkListened()
 		}
 		if err != nil {
 			return err
@@ -280,6 +288,10 @@ func (c *Child) finish(started bool) error {
 		switch msg.Kind {
 		case msgPoint:
 			if err := c.atPoint(msg); err != nil {
+				return err
+			}
+		case msgListener:
+			if err := c.atListener(msg); err != nil {
 				return err
 			}
 		case msgExecuting:

@@ -41,6 +41,12 @@ var goldenPrograms = map[string]func() (*Program, error){
 		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"reboot"}, Action: specs.ActErrno}}}
 		return Compile(s, Options{ID: "seccomp"})
 	},
+	"seccomp-listener": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil, nil
+		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
+		return Compile(s, Options{ID: "seccomp", Listener: true})
+	},
 	"terminal": func() (*Program, error) {
 		s := testSpec("/rootfs", "true")
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil

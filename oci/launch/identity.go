@@ -47,6 +47,10 @@ func (c *compiler) filter() *seccomp.Filter {
 	if c.spec.Linux.Seccomp == nil {
 		return nil
 	}
+	if c.spec.Linux.Seccomp.ListenerPath != "" && !c.opt.Listener {
+		c.fail(fmt.Errorf("linux.seccomp.listenerPath: not supported"))
+		return nil
+	}
 	if c.opt.Filter != nil {
 		return c.opt.Filter
 	}
@@ -65,7 +69,13 @@ func (c *compiler) install(f *seccomp.Filter) {
 	prog := c.put(f.Instructions)
 	fprog := c.put([2]uint64{uint64(len(f.Instructions)), 0})
 	c.pointer(fprog+8, prog)
-	c.do("install the seccomp filter", cSeccomp, uint64(f.Flags), fprog)
+	const text = "install the seccomp filter"
+	if !f.Notify {
+		c.do(text, cSeccomp, uint64(f.Flags), fprog)
+		return
+	}
+	listener := c.get(text, cSeccomp, uint64(f.Flags), fprog)
+	c.do("hand over the seccomp listener", cListener, listener)
 }
 
 // resources sets what has nothing to do with privileges.

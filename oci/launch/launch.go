@@ -20,7 +20,7 @@
 // amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
 // What is not supported is refused by the name of its field:
 // linux.netDevices, intelRdt, mountLabel, a mount namespace to be joined, and
-// none at all; seccomp notification.
+// none at all; seccomp notification without Options.Listener.
 package launch
 
 import (
@@ -46,6 +46,9 @@ type Options struct {
 	// says that it has reached one of the points for it; without, those hooks
 	// that must run while the child prepares itself are refused.
 	Hooks bool
+	// Listener tells that the forker sees to linux.seccomp.listenerPath, by
+	// Child.AtListener; without, it is refused.
+	Listener bool
 	// MountNamespace is the path of a mount namespace with few mounts, such as
 	// that of NewSeed, that the container's starts as a copy of; empty means
 	// that of the forker. It is not used with a user namespace, in which the
@@ -90,12 +93,13 @@ type ExecOptions struct {
 	CgroupJoin []string        // see Options
 	CgroupDir  string          // see Options
 	Filter     *seccomp.Filter // see Options
+	Listener   bool            // see Options
 }
 
 // CompileExec translates a process that joins a running container. spec is the
 // container's own specification (seccomp, masked defaults), proc the process.
 func CompileExec(spec *specs.Spec, proc *specs.Process, opt ExecOptions) (*Program, error) {
-	c, err := newCompiler(spec, proc, Options{ID: opt.ID, Filter: opt.Filter})
+	c, err := newCompiler(spec, proc, Options{ID: opt.ID, Filter: opt.Filter, Listener: opt.Listener})
 	if err != nil {
 		return nil, err
 	}

@@ -76,6 +76,9 @@ func CompileRestore(spec *specs.Spec, opt Options, r RestoreOptions) (*Restorer,
 	if err != nil {
 		return nil, err
 	}
+	if s := spec.Linux.Seccomp; s != nil && s.ListenerPath != "" {
+		return nil, fmt.Errorf("linux.seccomp.listenerPath: a container with a listener cannot be restored")
+	}
 	for i := range mounts {
 		if mounts[i].remount {
 			return nil, fmt.Errorf("%s.options: a container with remounts cannot be restored", mounts[i].field)

@@ -23,6 +23,9 @@ import (
 type Filter struct {
 	Instructions []unix.SockFilter
 	Flags        uint // SECCOMP_FILTER_FLAG_*
+	// Notify tells that there are calls (SCMP_ACT_NOTIFY) which wait for what a
+	// listener says. Flags ask for one then.
+	Notify bool
 }
 
 // maxInstructions is the kernel's limit of a filter (BPF_MAXINSNS).
@@ -35,10 +38,11 @@ func Compile(p *specs.LinuxSeccomp) (*Filter, error) {
 }
 
 func compile(p *specs.LinuxSeccomp, native *arch) (*Filter, error) {
-	if p.ListenerPath != "" || p.ListenerMetadata != "" {
-		return nil, fmt.Errorf(".listenerPath: not supported")
+	notify, err := parseNotify(p)
+	if err != nil {
+		return nil, err
 	}
-	flags, err := parseFlags(p.Flags)
+	flags, err := parseFlags(p.Flags, notify)
 	if err != nil {
 		return nil, err
 	}
@@ -58,15 +62,43 @@ func compile(p *specs.LinuxSeccomp, native *arch) (*Filter, error) {
 	if len(code) > maxInstructions {
 		return nil, fmt.Errorf(".syscalls: the filter needs %d instructions, the kernel takes %d", len(code), maxInstructions)
 	}
-	return &Filter{Instructions: code, Flags: flags}, nil
+	return &Filter{Instructions: code, Flags: flags, Notify: notify}, nil
+}
+
+// parseNotify tells whether a profile has calls that wait for a listener, and
+// checks what is said about it. write cannot be one of them: it is by writing
+// that a process tells of its listener. A path alone has no effect.
+func parseNotify(p *specs.LinuxSeccomp) (notify bool, err error) {
+	if p.DefaultAction == specs.ActNotify {
+		return false, fmt.Errorf(".defaultAction: %s cannot be the default", p.DefaultAction)
+	}
+	for i, s := range p.Syscalls {
+		if s.Action != specs.ActNotify {
+			continue
+		}
+		if slices.Contains(s.Names, "write") {
+			return false, fmt.Errorf(".syscalls[%d].action: write cannot be %s", i, s.Action)
+		}
+		notify = true
+	}
+	switch {
+	case notify && p.ListenerPath == "":
+		return false, fmt.Errorf(".listenerPath: is missing, for %s", specs.ActNotify)
+	case p.ListenerMetadata != "" && p.ListenerPath == "":
+		return false, fmt.Errorf(".listenerMetadata: there is no listenerPath")
+	}
+	return notify, nil
 }
 
 // parseFlags translates the flags. Without any, the mitigation against
 // speculative store bypass is not asked for, as runc has it; TSYNC means
 // nothing for a process of one thread.
-func parseFlags(list []specs.LinuxSeccompFlag) (flags uint, err error) {
+func parseFlags(list []specs.LinuxSeccompFlag, notify bool) (flags uint, err error) {
+	if notify {
+		flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+	}
 	if list == nil {
-		return unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
+		return flags | unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW, nil
 	}
 	for i, f := range list {
 		switch f {
@@ -74,6 +106,11 @@ func parseFlags(list []specs.LinuxSeccompFlag) (flags uint, err error) {
 			flags |= unix.SECCOMP_FILTER_FLAG_LOG
 		case specs.LinuxSeccompFlagSpecAllow:
 			flags |= unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW
+		case specs.LinuxSeccompFlagWaitKillableRecv:
+			if !notify {
+				return 0, fmt.Errorf(".flags[%d]: %s is for %s", i, f, specs.ActNotify)
+			}
+			flags |= unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
 		case "SECCOMP_FILTER_FLAG_TSYNC":
 		default:
 			return 0, fmt.Errorf(".flags[%d]: %q is not supported", i, f)
@@ -107,6 +144,8 @@ func parseAction(a specs.LinuxSeccompAction, errnoRet *uint) (uint32, error) {
 		return unix.SECCOMP_RET_TRACE | data, nil
 	case specs.ActAllow:
 		return unix.SECCOMP_RET_ALLOW, nil
+	case specs.ActNotify:
+		return unix.SECCOMP_RET_USER_NOTIF, nil
 	case specs.ActLog:
 		return unix.SECCOMP_RET_LOG, nil
 	}

@@ -288,18 +288,63 @@ func TestMuxedCalls(t *testing.T) {
 func TestErrorsNameTheField(t *testing.T) {
 	errno, big := uint(1), uint(1<<20)
 	for want, p := range map[string]*specs.LinuxSeccomp{
-		".defaultAction":          {},
-		".architectures[0]":       {DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"Z80"}},
-		".flags[0]":               {DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"X"}},
-		".listenerPath":           {DefaultAction: specs.ActAllow, ListenerPath: "/x"},
-		".syscalls[0].action":     {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActNotify}}},
-		"takes no errnoRet":       {DefaultAction: specs.ActAllow, DefaultErrnoRet: &errno},
-		"too large":               {DefaultAction: specs.ActErrno, DefaultErrnoRet: &big},
-		".syscalls[0].args[0].op": {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{}}}}},
+		".defaultAction":                      {},
+		".architectures[0]":                   {DefaultAction: specs.ActAllow, Architectures: []specs.Arch{"Z80"}},
+		".flags[0]":                           {DefaultAction: specs.ActAllow, Flags: []specs.LinuxSeccompFlag{"X"}},
+		".listenerPath: is missing":           {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: specs.ActNotify}}},
+		".listenerMetadata":                   {DefaultAction: specs.ActAllow, ListenerMetadata: "x"},
+		".defaultAction: SCMP_ACT_NOTIFY":     {DefaultAction: specs.ActNotify, ListenerPath: "/x"},
+		".syscalls[0].action: write":          {DefaultAction: specs.ActAllow, ListenerPath: "/x", Syscalls: []specs.LinuxSyscall{{Names: []string{"read", "write"}, Action: specs.ActNotify}}},
+		".flags[0]: SECCOMP_FILTER_FLAG_WAIT": {DefaultAction: specs.ActAllow, ListenerPath: "/x", Flags: []specs.LinuxSeccompFlag{specs.LinuxSeccompFlagWaitKillableRecv}},
+		".syscalls[0].action":                 {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Names: []string{"read"}, Action: "SCMP_ACT_X"}}},
+		"takes no errnoRet":                   {DefaultAction: specs.ActAllow, DefaultErrnoRet: &errno},
+		"too large":                           {DefaultAction: specs.ActErrno, DefaultErrnoRet: &big},
+		".syscalls[0].args[0].op":             {DefaultAction: specs.ActAllow, Syscalls: []specs.LinuxSyscall{{Action: specs.ActErrno, Args: []specs.LinuxSeccompArg{{}}}}},
 	} {
 		if _, err := Compile(p); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("got %v, want %q", err, want)
 		}
+	}
+}
+
+// TestFeatures has every action and flag that is announced compiled.
+func TestFeatures(t *testing.T) {
+	f := Features()
+	for _, a := range f.Actions {
+		p := notifyProfile()
+		p.Syscalls = append(p.Syscalls, specs.LinuxSyscall{Names: []string{"read"}, Action: specs.LinuxSeccompAction(a)})
+		for _, l := range f.SupportedFlags {
+			p.Flags = append(p.Flags, specs.LinuxSeccompFlag(l))
+		}
+		for _, l := range f.Archs {
+			p.Architectures = append(p.Architectures, specs.Arch(l))
+		}
+		if c, err := Compile(p); err != nil || !c.Notify {
+			t.Errorf("%s: %v", a, err)
+		}
+	}
+}
+
+// TestNotify executes a filter that waits for a listener.
+func TestNotify(t *testing.T) {
+	f, err := compile(notifyProfile(), x86_64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if f.Flags != unix.SECCOMP_FILTER_FLAG_NEW_LISTENER|unix.SECCOMP_FILTER_FLAG_SPEC_ALLOW {
+		t.Errorf("flags %#x", f.Flags)
+	}
+	for name, want := range map[string]uint32{"mkdir": unix.SECCOMP_RET_USER_NOTIF, "read": unix.SECCOMP_RET_ALLOW} {
+		if got, _ := execute(t, f.Instructions, call{nr: x86_64.number()[name], arch: x86_64.audit}); got != want {
+			t.Errorf("%s: got %#x, want %#x", name, got, want)
+		}
+	}
+}
+
+func notifyProfile() *specs.LinuxSeccomp {
+	return &specs.LinuxSeccomp{
+		DefaultAction: specs.ActAllow, ListenerPath: "/run/agent",
+		Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}},
 	}
 }
 
