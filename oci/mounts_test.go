@@ -39,6 +39,25 @@ func TestTmpCopyUp(t *testing.T) {
 	})
 }
 
+// Labels are never passed over where nobody heeds them.
+func TestLabelsWithoutSELinux(t *testing.T) {
+	if _, err := os.Stat("/sys/fs/selinux/enforce"); err == nil {
+		t.Skip("the kernel has SELinux")
+	}
+	onBoth(t, func(b *box) {
+		b.script("echo > /ran")
+		b.spec.Process.SelinuxLabel = "system_u:system_r:container_t:s0"
+		b.write()
+		b.fails([]string{"process.selinuxLabel"}, "run", "-b", b.bundle, b.id)
+		b.spec.Process.SelinuxLabel, b.spec.Linux.MountLabel = "", "system_u:object_r:container_file_t:s0"
+		b.write()
+		b.fails([]string{"linux.mountLabel"}, "run", "-b", b.bundle, b.id)
+		if b.has("ran") {
+			b.Error("the process ran")
+		}
+	})
+}
+
 func TestRemount(t *testing.T) {
 	onBoth(t, func(b *box) {
 		b.spec.Mounts = append(b.spec.Mounts, tmpfs("/var", "nosuid"), tmpfs("/var", "remount", "ro", "nosuid"))

@@ -361,16 +361,16 @@ func (c *compiler) oomScoreAdj() {
 
 // label sets the security label of the image that will be executed.
 func (c *compiler) label() {
-	write := func(field, file, value string) {
-		text := "set " + field + " " + value
+	write := func(what, file, value string) {
+		text := what + " " + value
 		f := c.get(text, cOpenat, unix.AT_FDCWD, "/proc/self/attr/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 		c.do(text, cWrite, f, value, len(value))
 	}
 	if l := c.proc.SelinuxLabel; l != "" {
-		write("SELinux label", "exec", l)
+		write("process.selinuxLabel: set SELinux label", "exec", l)
 	}
 	if p := c.proc.ApparmorProfile; p != "" {
-		write("AppArmor profile", "apparmor/exec", "exec "+p)
+		write("process.apparmorProfile: set AppArmor profile", "apparmor/exec", "exec "+p)
 	}
 }
 
