@@ -12,6 +12,7 @@ import (
 	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
@@ -33,10 +34,15 @@ func (r *Runtime) ContainerEvents(ctx context.Context, ready func(), yield func(
 	if ready != nil {
 		ready()
 	}
+	pods := map[string]*runtimeapi.PodSandboxStatus{} // as they were last seen
+	last := int64(0)
 	for {
 		select {
 		case m := <-stream.Messages:
-			if err := yield(r.event(ctx, &m)); err != nil {
+			ev := r.event(ctx, &m, pods)
+			ev.CreatedAt = max(ev.CreatedAt, last) // Docker's times go back now and then
+			last = ev.CreatedAt
+			if err := yield(ev); err != nil {
 				return err
 			}
 		case err := <-stream.Err:
@@ -64,8 +70,9 @@ func (r *Runtime) subscribe(ctx context.Context) client.EventsResult {
 	})
 }
 
-// event translates an event, with a picture of the pod as it is now.
-func (r *Runtime) event(ctx context.Context, m *events.Message) *runtimeapi.ContainerEventResponse {
+// event translates an event, with a picture of the pod as it is now, or as it
+// was last seen if it is gone by now.
+func (r *Runtime) event(ctx context.Context, m *events.Message, pods map[string]*runtimeapi.PodSandboxStatus) *runtimeapi.ContainerEventResponse {
 	ev := &runtimeapi.ContainerEventResponse{
 		ContainerId: m.Actor.ID, ContainerEventType: eventTypes[m.Action], CreatedAt: m.TimeNano,
 	}
@@ -74,8 +81,17 @@ func (r *Runtime) event(ctx context.Context, m *events.Message) *runtimeapi.Cont
 		sandboxID = m.Actor.ID
 	}
 	// What cannot be found out is left out: the kubelet then lists.
-	if p, err := r.pod(ctx, sandboxID); err == nil && p != nil {
+	p, err := r.pod(ctx, sandboxID)
+	switch last := pods[sandboxID]; {
+	case err == nil && p != nil:
 		ev.PodSandboxStatus = r.podStatus(p)
+		pods[sandboxID] = ev.PodSandboxStatus
+	case last != nil:
+		ev.PodSandboxStatus = proto.CloneOf(last)
+		ev.PodSandboxStatus.State = runtimeapi.PodSandboxState_SANDBOX_NOTREADY
+	}
+	if m.Action == events.ActionDestroy && m.Actor.ID == sandboxID {
+		delete(pods, sandboxID)
 	}
 	ev.ContainersStatuses, _ = r.ctrStatuses(ctx, sandboxID)
 	return ev
