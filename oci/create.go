@@ -18,6 +18,7 @@ import (
 	"podstead/cgroup"
 	"podstead/oci/criu"
 	"podstead/oci/launch"
+	"podstead/oci/netdevice"
 	"podstead/sys"
 )
 
@@ -143,8 +144,11 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	g := c.group()
 	run := *spec
 	run.Process = withHome(withListenFds(spec.Process, o.ListenFds), c.Rootfs)
+	if err := netdevice.Check(spec.Linux.NetDevices); err != nil {
+		return nil, fmt.Errorf("linux.%w", err)
+	}
 	p, err := launch.Compile(&run, launch.Options{
-		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true,
+		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true, NetDevices: true,
 	})
 	if err != nil {
 		return nil, err

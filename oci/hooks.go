@@ -2,17 +2,27 @@ package oci
 
 import (
 	"context"
+	"fmt"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"podstead/oci/hook"
 	"podstead/oci/launch"
+	"podstead/oci/netdevice"
 )
 
-// hooksAt runs the hooks whose moment has come, while the container's process
+// hooksAt moves network devices and runs the hooks whose moment has come, while the container's process
 // waits.
 func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch.Child, at launch.Point) error {
 	h := spec.Hooks
+	if at == launch.PointCreated {
+		if err := netdevice.Move(spec.Linux.NetDevices, fmt.Sprintf("/proc/%d/ns/net", child.Pid)); err != nil {
+			return err
+		}
+	}
+	if h == nil {
+		return nil
+	}
 	if at == launch.PointStart {
 		return hook.Inside(ctx, spec, "startContainer", h.StartContainer, child.Pid, c.state(specs.StateCreated))
 	}

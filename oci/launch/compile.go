@@ -73,6 +73,9 @@ func (c *compiler) container(opt Options) (*Program, error) {
 	if err != nil {
 		return nil, err
 	}
+	if len(c.spec.Linux.NetDevices) > 0 {
+		c.needs(specs.NetworkNamespace, "linux.netDevices")
+	}
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
 	c.timeNamespace()
 	c.enterNamespaces()
@@ -112,7 +115,7 @@ func (c *compiler) checkSupported() error {
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststop) > 0, "hooks.poststop"},
 		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
-		{len(l.NetDevices) > 0, "linux.netDevices"},
+		{!c.opt.NetDevices && len(l.NetDevices) > 0, "linux.netDevices"},
 	}
 	for _, u := range unsupported {
 		if u.set {

@@ -250,6 +250,7 @@ func TestRefused(t *testing.T) {
 			s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "3-1"}
 		},
 		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
+		"linux.netDevices: not":   func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a": {}} },
 		"linux.mountLabel":        func(s *specs.Spec) { s.Linux.MountLabel = "x" },
 		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
 		"linux.seccomp.listenerPath": func(s *specs.Spec) {

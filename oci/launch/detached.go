@@ -36,7 +36,7 @@ type Point uint32
 
 const (
 	// PointCreated: namespaces and mounts are there, the root is not yet switched
-	// to: prestart, createRuntime and createContainer hooks.
+	// to: network devices; prestart, createRuntime and createContainer hooks.
 	PointCreated Point = iota + 1
 	// PointStart: the start is released, nothing is executed yet: startContainer
 	// hooks.
@@ -149,13 +149,15 @@ func moveOutOfTheWay(files []*os.File, end int, needed bool) (moved []*os.File, 
 // points makes the child stop where hooks are to run.
 func (c *compiler) point(p Point) {
 	if c.stopsAt(p) {
-		c.do("wait for hooks", cPoint, uint32(p))
+		c.do("wait for network devices and hooks", cPoint, uint32(p))
 	}
 }
 
 func (c *compiler) stopsAt(p Point) bool {
 	h := c.spec.Hooks
 	switch {
+	case p == PointCreated && c.opt.NetDevices && len(c.spec.Linux.NetDevices) > 0:
+		return true
 	case !c.opt.Hooks || h == nil:
 		return false
 	case p == PointCreated:

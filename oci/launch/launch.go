@@ -19,7 +19,7 @@
 // It needs Linux 5.12 (mount_setattr), for overlay roots 6.7 ("lowerdir+"), on
 // amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
 // What is not supported is refused by the name of its field:
-// linux.netDevices, intelRdt, mountLabel, a mount namespace to be joined, and
+// linux.intelRdt, mountLabel, netDevices without Options.NetDevices, a mount namespace to be joined, and
 // none at all; seccomp notification without Options.Listener.
 package launch
 
@@ -46,6 +46,9 @@ type Options struct {
 	// says that it has reached one of the points for it; without, those hooks
 	// that must run while the child prepares itself are refused.
 	Hooks bool
+	// NetDevices tells that the forker moves linux.netDevices at PointCreated;
+	// without, they are refused.
+	NetDevices bool
 	// Listener tells that the forker sees to linux.seccomp.listenerPath, by
 	// Child.AtListener; without, it is refused.
 	Listener bool

@@ -79,6 +79,9 @@ func CompileRestore(spec *specs.Spec, opt Options, r RestoreOptions) (*Restorer,
 	if s := spec.Linux.Seccomp; s != nil && s.ListenerPath != "" {
 		return nil, fmt.Errorf("linux.seccomp.listenerPath: a container with a listener cannot be restored")
 	}
+	if len(spec.Linux.NetDevices) > 0 {
+		return nil, fmt.Errorf("linux.netDevices: a container with them cannot be restored")
+	}
 	for i := range mounts {
 		if mounts[i].remount {
 			return nil, fmt.Errorf("%s.options: a container with remounts cannot be restored", mounts[i].field)

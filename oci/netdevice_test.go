@@ -1,0 +1,99 @@
+package oci
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"podstead/sys"
+)
+
+// inNetwork runs f on a thread in a network namespace of its own with pairs of
+// devices: what f starts has it for the host's.
+func inNetwork(t *testing.T, f func(ip func(args ...string) string)) {
+	t.Helper()
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("needs iproute2: ", err)
+	}
+	err := sys.OnDisposableThread(func() error {
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return err
+		}
+		f(func(args ...string) string {
+			out, err := exec.Command("ip", args...).CombinedOutput()
+			if err != nil {
+				t.Errorf("ip %v: %v: %s", args, err, out)
+			}
+			return string(out)
+		})
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestNetDevices(t *testing.T) {
+	b := newBox(t, "")
+	for _, name := range []string{"ip", "ifconfig"} {
+		if out, err := exec.Command("ln", "-s", "busybox", b.inside("bin/"+name)).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	hasNetwork := false
+	for _, ns := range b.spec.Linux.Namespaces {
+		hasNetwork = hasNetwork || ns.Type == specs.NetworkNamespace
+	}
+	if !hasNetwork {
+		b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.NetworkNamespace})
+	}
+	b.script("ip addr show dev inside; echo; ip addr show dev eth0; ip addr show dev c0")
+	inNetwork(t, func(ip func(...string) string) {
+		for _, name := range []string{"a", "b", "c"} {
+			ip("link", "add", name+"0", "type", "veth", "peer", "name", name+"1")
+			ip("link", "set", name+"0", "mtu", "1400", "up")
+		}
+		ip("addr", "add", "192.0.2.7/24", "brd", "+", "dev", "a0")
+		ip("-6", "addr", "add", "2001:db8::7/64", "nodad", "dev", "a0")
+		b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a0": {Name: "inside"}, "b0": {Name: "eth%d"}, "c0": {}}
+		b.write()
+		r := b.run("run", "-b", b.bundle, b.id)
+		device, rest, _ := strings.Cut(r.stdout, "\n\n")
+		for _, want := range []string{"mtu 1400", "192.0.2.7/24 brd 192.0.2.255 scope global", "2001:db8::7/64 scope global", "UP"} {
+			if !strings.Contains(device, want) {
+				b.Errorf("no %q in %+v", want, r)
+			}
+		}
+		if r.code != 0 || !strings.Contains(rest, "eth0") || !strings.Contains(rest, "c0") {
+			b.Errorf("%+v", r)
+		}
+		ip("link", "add", "d0", "type", "veth", "peer", "name", "d1")
+		for want, devices := range map[string]map[string]specs.LinuxNetDevice{
+			`linux.netDevices["none"]`:            {"none": {}},
+			`linux.netDevices["lo"]: move as lo`:  {"lo": {}},
+			`linux.netDevices["d0"]: move as lo`:  {"d0": {Name: "lo"}},
+			`linux.netDevices["a/b"]`:             {"a/b": {}},
+			`linux.netDevices["d0"].name: "%s%d"`: {"d0": {Name: "%s%d"}},
+		} {
+			b.spec.Linux.NetDevices = devices
+			b.write()
+			b.fails([]string{want}, "run", "-b", b.bundle, b.id)
+		}
+		if !strings.Contains(ip("-br", "link"), "d0@d1") {
+			b.Error("a device that could not be moved is gone")
+		}
+		b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"d0": {}}
+		var kept []specs.LinuxNamespace
+		for _, ns := range b.spec.Linux.Namespaces {
+			if ns.Type != specs.NetworkNamespace {
+				kept = append(kept, ns)
+			}
+		}
+		b.spec.Linux.Namespaces = kept
+		b.write()
+		b.fails([]string{"linux.netDevices: needs a network namespace"}, "run", "-b", b.bundle, b.id)
+	})
+}
