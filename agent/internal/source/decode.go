@@ -278,6 +278,7 @@ func (d *Decoder) acceptPod(pod *corev1.Pod) (warnings []string, err error) {
 	if hasStatus(pod) {
 		warnings = append(warnings, "status has no effect: it is what the agent reports")
 	}
+	warnings = append(warnings, setPriority(&pod.Spec)...)
 	setDefaults(pod)
 	errs = append(errs, validatePod(pod, d.sysctls)...)
 	if len(errs) > 0 {
