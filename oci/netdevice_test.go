@@ -1,6 +1,7 @@
 package oci
 
 import (
+	"os"
 	"os/exec"
 	"strings"
 	"testing"
@@ -95,5 +96,32 @@ func TestNetDevices(t *testing.T) {
 		b.spec.Linux.Namespaces = kept
 		b.write()
 		b.fails([]string{"linux.netDevices: needs a network namespace"}, "run", "-b", b.bundle, b.id)
+	})
+}
+
+// In a user namespace the network namespace is the container's own, and the
+// device and its addresses are moved all the same.
+func TestNetDevicesInUserNamespace(t *testing.T) {
+	b := newBox(t, "")
+	for _, err := range []error{
+		os.Symlink("busybox", b.inside("bin/ip")),
+		os.Chown(b.inside("."), 100000, 100000),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	m := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 100000, Size: 65536}}
+	b.spec.Linux.UIDMappings, b.spec.Linux.GIDMappings = m, m
+	b.spec.Linux.Namespaces = append(b.spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	b.spec.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a0": {Name: "inside"}}
+	b.script("ip addr show dev inside")
+	inNetwork(t, func(ip func(...string) string) {
+		ip("link", "add", "a0", "type", "veth", "peer", "name", "a1")
+		ip("addr", "add", "192.0.2.7/24", "dev", "a0")
+		b.write()
+		if r := b.run("run", "-b", b.bundle, b.id); !strings.Contains(r.stdout, "192.0.2.7/24") {
+			b.Errorf("%+v", r)
+		}
 	})
 }

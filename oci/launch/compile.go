@@ -220,7 +220,7 @@ func (c *compiler) namespaces() error {
 	if err := c.idMaps(); err != nil {
 		return err
 	}
-	if p := c.opt.MountNamespace; p != "" && !c.has[specs.UserNamespace] && !c.stopsAt(PointCreated) {
+	if p := c.opt.MountNamespace; p != "" && !c.has[specs.UserNamespace] && !c.hooksAt(PointCreated) {
 		c.seed = c.addSlot(slot{kind: slotFile, path: p, flags: unix.O_RDONLY, label: "open the mount namespace to start from"})
 	}
 	c.p.clone = c.new &^ notByClone

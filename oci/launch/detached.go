@@ -154,10 +154,12 @@ func (c *compiler) point(p Point) {
 }
 
 func (c *compiler) stopsAt(p Point) bool {
+	return c.hooksAt(p) || p == PointCreated && c.opt.NetDevices && len(c.spec.Linux.NetDevices) > 0
+}
+
+func (c *compiler) hooksAt(p Point) bool {
 	h := c.spec.Hooks
 	switch {
-	case p == PointCreated && c.opt.NetDevices && len(c.spec.Linux.NetDevices) > 0:
-		return true
 	case !c.opt.Hooks || h == nil:
 		return false
 	case p == PointCreated:

@@ -242,7 +242,7 @@ func (c *compiler) attachRoot() {
 	}
 	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
 	at := "/"
-	if c.stopsAt(PointCreated) && (c.opt.Rootfs == nil || !c.has[specs.UserNamespace]) {
+	if c.hooksAt(PointCreated) && (c.opt.Rootfs == nil || !c.has[specs.UserNamespace]) {
 		// Hooks that enter the mount namespace find the host's tree there, and the
 		// root, with its mounts, at its path.
 		at = inBundle(c.opt.Bundle, c.spec.Root.Path)
