@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/cri"
 )
 
@@ -30,12 +31,15 @@ func TestRandomFaults(t *testing.T) {
 	}
 	for _, seed := range seeds {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			simulate(t, func(b *bench) { faults(b, rand.New(rand.NewPCG(seed, 0))) })
+			simulate(t, func(b *bench) { faults(b, rand.New(rand.NewPCG(seed, 0)), nil) })
+			simulate(t, func(b *bench) { faults(b, rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))) })
 		})
 	}
 }
 
-func faults(b *bench, r *rand.Rand) {
+// faults lets memory be short now and then, too, if short is not nil.
+func faults(b *bench, r, short *rand.Rand) {
+	b.uses(map[string]uint64{"a": 100 * mib, "b": 200 * mib})
 	faulty := true
 	b.rt.mu.Lock()
 	var mu sync.Mutex // the runtime's calls come from many goroutines
@@ -79,7 +83,13 @@ func faults(b *bench, r *rand.Rand) {
 				b.rt.kill(id, 9)
 			}
 		}
+		if short != nil {
+			b.host.set(eviction.MemoryAvailable, []int64{90, 150, 900, 900}[short.IntN(4)]*mib, 1000*mib)
+		}
 		b.after(time.Duration(roll(20000)) * time.Millisecond)
+	}
+	if short != nil {
+		b.host.set(eviction.MemoryAvailable, 900*mib, 1000*mib)
 	}
 	b.rt.mu.Lock()
 	faulty = false
@@ -91,7 +101,8 @@ func faults(b *bench, r *rand.Rand) {
 		b.Errorf("%d pods, want %v", len(pods), wanted)
 	}
 	for _, p := range pods {
-		if !wanted[p.Name] || !settled(p) {
+		evicted := short != nil && p.Status.Reason == "Evicted" && p.Status.Phase == corev1.PodFailed
+		if !wanted[p.Name] || !settled(p) && !evicted {
 			posted, _ := b.agent.board.get("default", p.Name)
 			b.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
 		}
