@@ -144,6 +144,8 @@ func (e *evictor) findImages(ctx context.Context) {
 	if e.host.ImageFs != "" {
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
 	info, err := e.agent.cfg.Runtime.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
 	if err == nil && len(info.ImageFilesystems) > 0 {
 		e.host.ImageFs = info.ImageFilesystems[0].GetFsId().GetMountpoint()
@@ -181,6 +183,9 @@ func (e *evictor) reclaim(ctx context.Context, m eviction.Met) bool {
 		if freed > 0 {
 			return true // look whether it was enough
 		}
+	}
+	if _, since := e.agent.node.pressure.get(); m.Signal.Disk() && time.Since(since) < alarmPeriod {
+		return true // dead containers are just being removed
 	}
 	pods, err := e.usage(ctx, e.active(), m.Signal.Disk())
 	if err != nil {

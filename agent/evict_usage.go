@@ -5,6 +5,7 @@ import (
 	"errors"
 	"path/filepath"
 
+	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -12,6 +13,7 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/pressure"
 	"podstead/agent/internal/volume"
+	"podstead/cri"
 )
 
 // usage asks the runtime what pods use, and measures their directories if disk
@@ -62,6 +64,9 @@ func (e *evictor) containers(ctx context.Context, pods map[string]*eviction.Usag
 func (e *evictor) sandboxes(ctx context.Context, pods map[string]*eviction.Usage) error {
 	stats, err := e.agent.cfg.Runtime.ListPodSandboxStats(ctx, &runtimeapi.ListPodSandboxStatsRequest{
 		Filter: &runtimeapi.PodSandboxStatsFilter{LabelSelector: e.mine()}})
+	if cri.Code(err) == codes.Unimplemented {
+		return nil
+	}
 	if err != nil {
 		return err
 	}

@@ -67,6 +67,12 @@ func (p *pressed) get() ([]corev1.NodeConditionType, time.Time) {
 	return p.conditions, p.since
 }
 
+// tight tells whether disks are full.
+func (p *pressed) tight() bool {
+	conditions, _ := p.get()
+	return slices.Contains(conditions, corev1.NodeDiskPressure)
+}
+
 // set tells whether that is news.
 func (p *pressed) set(conditions []corev1.NodeConditionType) bool {
 	p.mu.Lock()

@@ -154,7 +154,8 @@ func (p *planner) finish() {
 }
 
 // collect removes what is not needed any more: of each container all dead
-// instances but the newest, and one before it for `logs -p`; old sandboxes.
+// instances but the newest, and one before it for `logs -p` unless the disk is
+// full; old sandboxes.
 func (p *planner) collect() {
 	if p.held("remove") {
 		return
@@ -164,7 +165,7 @@ func (p *planner) collect() {
 	for i := range p.in.Seen.Containers {
 		c := &p.in.Seen.Containers[i]
 		seen[c.Name]++
-		old := seen[c.Name] > 2 || (seen[c.Name] == 2 && p.in.Seen.Latest(c.Name).Dead())
+		old := seen[c.Name] > 2 || (seen[c.Name] == 2 && (p.in.Tight || p.in.Seen.Latest(c.Name).Dead()))
 		if c.Dead() && old && !p.busy(c.Name) && !c.Remembered {
 			p.step(Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID})
 		}

@@ -147,6 +147,9 @@ type Input struct {
 	Busy       map[string]Busy    // by container name, "" for the pod's own steps
 	End        *End
 	MaxBackoff time.Duration // 0: BackoffMax
+	// Tight: the disk is full, and dead containers that are kept only to be looked
+	// at are removed.
+	Tight bool
 	// Hold, if not nil, keeps a pod of which nothing was started yet from starting.
 	Hold *Wait
 	// StartTime is when the pod was first seen, for activeDeadlineSeconds.

@@ -140,6 +140,12 @@ func TestNext(t *testing.T) {
 	}{
 		// The way up.
 		{"a new pod", change(in(web()), func(i *Input) { i.Prepared, i.Seen.Sandboxes = false, nil }), "prepare"},
+		{"a new pod that is held", change(in(web()), func(i *Input) {
+			i.Prepared, i.Seen.Sandboxes, i.Hold = false, nil, &Wait{Reason: "NodePressure"}
+		}), " waits: NodePressure"},
+		{"a pod that runs is not held", change(in(web(), runs("a")), func(i *Input) { i.Hold = &Wait{Reason: "NodePressure"} }), "start b"},
+		{"a dead instance while the disk is full", change(in(web(), runs("b"), with(runs("a"), func(c *observe.Container) { c.ID, c.Restarts = "a2", 1 }),
+			died("a", 1, time.Minute)), func(i *Input) { i.Tight = true }), "remove container a a1"},
 		{"being prepared", change(in(web()), func(i *Input) {
 			i.Prepared, i.Seen.Sandboxes = false, nil
 			i.Busy[""] = Busy{Kind: Prepare}
@@ -260,6 +266,10 @@ func TestNextOfAnEndingPod(t *testing.T) {
 		{"sandbox removed", end(in(web()), func(i *Input) { i.Seen.Sandboxes = nil }), "tear down"},
 		{"torn down", end(in(web()), func(i *Input) { i.Seen.Sandboxes, i.Prepared = nil, false }), "gone"},
 		{"kept after its deadline", end(in(web(), died("a", 0, 0)), stopped, func(i *Input) { i.End.Keep = true }), "finished"},
+		{"evicted", end(in(web(), died("a", 0, 0)), stopped, func(i *Input) { i.End.Keep, i.End.Free = true, true }), "free"},
+		{"evicted and freed", end(in(web(), died("a", 0, 0)), stopped, func(i *Input) {
+			i.End.Keep, i.End.Free, i.Prepared = true, true, false
+		}), "finished"},
 		{"removal failed", end(in(web(), died("a", 0, 0)), stopped, func(i *Input) {
 			i.Failures["remove"] = Failure{Reason: "x", Until: now.Add(time.Second)}
 		}), "remove waits: x"},
