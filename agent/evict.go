@@ -262,7 +262,8 @@ func (e *evictor) overLimit(ctx context.Context) bool {
 	for _, u := range pods {
 		message, left := eviction.Exceeds(u)
 		if message != "" {
-			return e.evict(ctx, u.Pod, message, hardGrace, true)
+			_, containers := eviction.Limited(u.Pod)
+			return e.evict(ctx, u.Pod, message, hardGrace, containers)
 		}
 		least = min(least, left)
 	}

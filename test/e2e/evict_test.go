@@ -56,6 +56,9 @@ func TestEviction(t *testing.T) {
 	}
 	n.evicted("scratch", `Usage of EmptyDir volume "v" exceeds the limit "2Mi". `)
 	n.evicted("layer", "Pod ephemeral local storage usage exceeds the total limit of containers 2Mi. ")
+	if out := n.do("logs", "scratch"); !strings.Contains(out, "8+0 records") {
+		t.Errorf("the log of an evicted pod: %q", out)
+	}
 	if left, _ := filepath.Glob(filepath.Join(n.state, "agent/pods/*/volumes/kubernetes.io~empty-dir/v/x")); len(left) != 1 {
 		t.Errorf("of emptyDirs, the one in memory should be there: %v", left)
 	}
