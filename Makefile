@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
+.PHONY: test-kubelet build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -43,6 +43,11 @@ critest-peer:
 # that touch cgroups or the kernel.
 test-vm:
 	test/vm/run
+
+# A stock kubelet, built from its module in some minutes, on our runtime.
+test-kubelet: test-deps
+	cd test/tools/kubelet && $(GO) build -ldflags '$(LDFLAGS) -X k8s.io/component-base/version.gitVersion=v1.36.3' -o ../bin/kubelet k8s.io/kubernetes/cmd/kubelet
+	PODSTEAD_TEST_KUBELET=$(CURDIR)/test/tools/bin/kubelet $(GO) test -count=1 -v ./test/kubelet
 
 # Pods with gVisor's kernel. Building its runtime from the module takes minutes.
 test-gvisor: test-deps
