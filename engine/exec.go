@@ -112,7 +112,7 @@ func (x *execution) begin(ctx context.Context, h handler.Handler, p handler.Exec
 	if err != nil {
 		e.exits.forget(x.id)
 		if errors.Is(err, os.ErrProcessDone) {
-			return cri.Errorf(codes.FailedPrecondition, "container %s has just ended", c.id)
+			return cri.Errorf(codes.FailedPrecondition, "container %s has just ended: %v", c.id, err)
 		}
 		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}

@@ -147,10 +147,13 @@ func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err e
 	}
 	err = inPidNamespace(int(files[p.pidns].Fd()), func() error {
 		var errno syscall.Errno
-		if pid, errno = rawClone(m); errno != 0 {
-			return errno
+		switch pid, errno = rawClone(m); errno {
+		case 0:
+			return nil
+		case unix.ENOMEM: // is also what a namespace says whose first process is dying
+			return fmt.Errorf("%w (the pid namespace may have ended: %w)", errno, os.ErrProcessDone)
 		}
-		return nil
+		return errno
 	})
 	return pid, int(m.pidfd), err
 }
