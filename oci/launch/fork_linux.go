@@ -350,6 +350,9 @@ func (c *Child) receive() (m message, files []*os.File, err error) {
 		unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
 		return m, nil, fmt.Errorf("launch %s: %w after %v", c.program.id, ErrTimeout, prepareTimeout)
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
+		if c.program.pidns >= 0 { // as a rule with the container that it was to join
+			return m, nil, fmt.Errorf("launch %s: the child was killed: %w (%w)", c.program.id, io.EOF, os.ErrProcessDone)
+		}
 		return m, nil, fmt.Errorf("launch %s: the child was killed: %w", c.program.id, io.EOF)
 	case err != nil:
 		return m, nil, fmt.Errorf("launch %s: %w", c.program.id, err)
