@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -20,6 +19,7 @@ import (
 	utilexec "k8s.io/utils/exec"
 
 	"podstead/cri"
+	"podstead/engine/internal/session"
 	"podstead/oci/launch"
 	"podstead/supervisor"
 )
@@ -136,7 +136,7 @@ func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 	if err != nil {
 		return err
 	}
-	ctx, cancel := e.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, e.life)
 	defer cancel()
 	p := &plumbing{}
 	defer p.close()
@@ -156,7 +156,7 @@ func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 	var stopResize func()
 	if tty {
 		p.terminal(x.console, in, out)
-		stopResize = follow(resize, func(s remotecommand.TerminalSize) { resizeConsole(x.console, s) })
+		stopResize = session.Follow(resize, func(s remotecommand.TerminalSize) { resizeConsole(x.console, s) })
 		defer stopResize()
 	}
 	code, err := x.wait(ctx)
@@ -179,7 +179,7 @@ func (r *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	if err != nil {
 		return err
 	}
-	ctx, cancel := e.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, e.life)
 	defer cancel()
 	s := supervisor.Streams{Stdin: in}
 	if out != nil {
@@ -191,7 +191,7 @@ func (r *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 		s.Stderr = errOut
 	}
 	if tty {
-		stop := follow(resize, func(size remotecommand.TerminalSize) {
+		stop := session.Follow(resize, func(size remotecommand.TerminalSize) {
 			e.cfg.Supervisor.Resize(ctx, c.id, size.Width, size.Height)
 		})
 		defer stop()
@@ -201,35 +201,6 @@ func (r *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 		return nil // the client left
 	}
 	return err
-}
-
-// untilClosed ends a stream's context with the engine, too.
-func (e *Engine) untilClosed(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(e.life, cancel)
-	return ctx, func() { stop(); cancel() }
-}
-
-// follow calls resize for every size until the returned function is called,
-// which waits for the last call.
-func follow(sizes <-chan remotecommand.TerminalSize, resize func(remotecommand.TerminalSize)) (stop func()) {
-	quit, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-quit:
-				return
-			case s, ok := <-sizes:
-				if !ok {
-					return
-				}
-				resize(s)
-			}
-		}
-	}()
-	var once sync.Once
-	return func() { once.Do(func() { close(quit) }); <-done }
 }
 
 func resizeConsole(console *os.File, s remotecommand.TerminalSize) {

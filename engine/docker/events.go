@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/session"
 )
 
 // eventTypes are the events of Docker's that are events of the CRI.
@@ -28,7 +29,7 @@ var eventTypes = map[events.Action]runtimeapi.ContainerEventType{
 
 // ContainerEvents implements cri.Events on a stream of Docker's for each reader.
 func (r *Runtime) ContainerEvents(ctx context.Context, ready func(), yield func(*runtimeapi.ContainerEventResponse) error) error {
-	ctx, cancel := r.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, r.life)
 	defer cancel()
 	stream := r.subscribe(ctx)
 	if ready != nil {

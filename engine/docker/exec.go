@@ -16,6 +16,7 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/internal/family"
+	"podstead/engine/internal/session"
 	"podstead/sys"
 )
 
@@ -88,7 +89,7 @@ func (r *Runtime) exec(ctx context.Context, c *ctr, x execution) (code int, err 
 	}
 	defer conn.Close()
 	if x.tty {
-		stop := follow(x.resize, func(s remotecommand.TerminalSize) {
+		stop := session.Follow(x.resize, func(s remotecommand.TerminalSize) {
 			r.api.ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
 		})
 		defer stop()

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"sync"
 	"time"
 
 	"github.com/moby/moby/client"
@@ -20,6 +19,7 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/internal/forward"
+	"podstead/engine/internal/session"
 )
 
 // streams is the HTTP server of exec, attach and port-forward. Its tokens are
@@ -131,7 +131,7 @@ func (s *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io
 	if err != nil {
 		return err
 	}
-	ctx, cancel := r.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, r.life)
 	defer cancel()
 	x := execution{cmd: cmd, in: in, tty: tty, resize: resize}
 	x.out, x.errOut = writer(out), writer(errOut)
@@ -162,7 +162,7 @@ func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	if err != nil {
 		return err
 	}
-	ctx, cancel := r.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, r.life)
 	defer cancel()
 	conn, err := r.api.ContainerAttach(ctx, c.id, client.ContainerAttachOptions{
 		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errOut != nil, DetachKeys: detachKeys,
@@ -172,7 +172,7 @@ func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	}
 	defer conn.Close()
 	if tty {
-		stop := follow(resize, func(size remotecommand.TerminalSize) {
+		stop := session.Follow(resize, func(size remotecommand.TerminalSize) {
 			r.api.ContainerResize(ctx, c.id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		})
 		defer stop()
@@ -195,39 +195,10 @@ func (s *streamRuntime) PortForward(ctx context.Context, id string, port int32, 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := r.untilClosed(ctx)
+	ctx, cancel := session.Until(ctx, r.life)
 	defer cancel()
 	if err := forward.Port(ctx, p.netns(), port, stream); err != nil {
 		return fmt.Errorf("forward port %d of pod sandbox %s: %w", port, p.id, err)
 	}
 	return nil
-}
-
-// untilClosed ends a stream's context with the runtime, too.
-func (r *Runtime) untilClosed(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	stop := context.AfterFunc(r.life, cancel)
-	return ctx, func() { stop(); cancel() }
-}
-
-// follow calls resize for every size until the returned function is called,
-// which waits for the last call.
-func follow(sizes <-chan remotecommand.TerminalSize, resize func(remotecommand.TerminalSize)) (stop func()) {
-	quit, done := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(done)
-		for {
-			select {
-			case <-quit:
-				return
-			case s, ok := <-sizes:
-				if !ok {
-					return
-				}
-				resize(s)
-			}
-		}
-	}()
-	var once sync.Once
-	return func() { once.Do(func() { close(quit) }); <-done }
 }
