@@ -169,6 +169,7 @@ const (
 	cFsconfigReconfigure
 	cCopyUp
 	cListener
+	cFsetxattr
 	numCalls
 )
 
@@ -268,6 +269,7 @@ var calls = [numCalls]call{
 	cSet:       {"set", nrSet, []param{anInt}},
 	cMakePath:  {"make_path", nrMakePath, []param{anInt, aString, octal, shown("resolve")}},
 	cListener:  {"listener_wait_taken", nrListener, []param{anInt}},
+	cFsetxattr: {"fsetxattr", unix.SYS_FSETXATTR, []param{anInt, aString, sized(3), anInt, anInt}},
 	cCopyUp:    {"copy_up", nrCopyUp, []param{anInt, anInt, anInt}},
 }
 

@@ -45,7 +45,7 @@ func (c *compiler) mountCgroup(m *parsedMount) {
 	}
 	// As on the host: a directory for each hierarchy, and links for the
 	// controllers that share one.
-	dir := c.newMount(text, "tmpfs", "tmpfs", []string{"mode=755"}, m.all()&^unix.MOUNT_ATTR_RDONLY)
+	dir := c.newMount(text, "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"mode=755"}), m.all()&^unix.MOUNT_ATTR_RDONLY)
 	c.do(text, cMoveMount, dir, "", target, "", moveByFd)
 	for _, h := range v1 {
 		c.mountHierarchy(dir, h, m)

@@ -113,7 +113,6 @@ func (c *compiler) checkSupported() error {
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststart) > 0, "hooks.poststart"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststop) > 0, "hooks.poststop"},
-		{l.MountLabel != "", "linux.mountLabel"},
 		{l.IntelRdt != nil, "linux.intelRdt"},
 		{!c.opt.NetDevices && len(l.NetDevices) > 0, "linux.netDevices"},
 	}
@@ -134,8 +133,10 @@ func (c *compiler) enterHostSide(cgroupJoin []string, cgroupDir string) {
 		c.do("wait for the id maps", cWaitMaps)
 	}
 	c.oomScoreAdj()
-	c.label()
-	c.do("join a new session keyring", cJoinSessionKeyring).passing(syscall.ENOSYS)
+	c.selinuxLabel(c.keyring)
+	if p := c.proc.ApparmorProfile; p != "" {
+		c.writeAttr("process.apparmorProfile: set AppArmor profile "+p, "apparmor/exec", "exec "+p)
+	}
 	c.writeCgroups(cgroupJoin)
 	// From here on nobody with less privilege may trace this process or look
 	// into its descriptors (CVE-2016-9962); execve lifts it.
@@ -362,19 +363,9 @@ func (c *compiler) oomScoreAdj() {
 	c.orElse(func() { c.do(text+": permission denied", cWarn) }, syscall.EACCES, syscall.EPERM)
 }
 
-// label sets the security label of the image that will be executed.
-func (c *compiler) label() {
-	write := func(what, file, value string) {
-		text := what + " " + value
-		f := c.get(text, cOpenat, unix.AT_FDCWD, "/proc/self/attr/"+file, unix.O_WRONLY|unix.O_CLOEXEC, 0)
-		c.do(text, cWrite, f, value, len(value))
-	}
-	if l := c.proc.SelinuxLabel; l != "" {
-		write("process.selinuxLabel: set SELinux label", "exec", l)
-	}
-	if p := c.proc.ApparmorProfile; p != "" {
-		write("process.apparmorProfile: set AppArmor profile", "apparmor/exec", "exec "+p)
-	}
+// keyring gives the container's processes a keyring of their own.
+func (c *compiler) keyring() {
+	c.do("join a new session keyring", cJoinSessionKeyring).passing(syscall.ENOSYS)
 }
 
 // names sets host and domain name.

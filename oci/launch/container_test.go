@@ -251,7 +251,6 @@ func TestRefused(t *testing.T) {
 		},
 		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
 		"linux.netDevices: not":   func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a": {}} },
-		"linux.mountLabel":        func(s *specs.Spec) { s.Linux.MountLabel = "x" },
 		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
 		"linux.seccomp.listenerPath": func(s *specs.Spec) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/x"}

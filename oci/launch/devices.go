@@ -184,7 +184,7 @@ func (c *compiler) maskPath(p string, null reg) {
 		c.statx(text, target)
 		c.test(c.scratch+statxMode, unix.S_IFMT, unix.S_IFDIR, syscall.ENOTDIR)
 		c.ifElse(func() {
-			fs := c.newMount(text, "tmpfs", "tmpfs", []string{"nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY)
+			fs := c.newMount(text, "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"nr_blocks=1", "nr_inodes=1"}), unix.MOUNT_ATTR_RDONLY)
 			c.do(text, cMoveMount, fs, "", target, "", moveByFd)
 		}, func() {
 			c.do(text, cOpenTree, null, "", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_EMPTY_PATH).out = uint16(cover)

@@ -47,6 +47,14 @@ var goldenPrograms = map[string]func() (*Program, error){
 		s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/run/agent", Syscalls: []specs.LinuxSyscall{{Names: []string{"mkdir"}, Action: specs.ActNotify}}}
 		return Compile(s, Options{ID: "seccomp", Listener: true})
 	},
+	"mount-label": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Linux.ReadonlyPaths = nil
+		s.Linux.MaskedPaths = []string{"/proc/acpi"}
+		s.Linux.MountLabel, s.Process.SelinuxLabel = "u:r:t:s0:c1,c2", "u:r:p:s0:c1,c2"
+		s.Mounts = append(s.Mounts, tmpfs("/own", `context="u:r:o:s0:c3,c4"`))
+		return Compile(s, Options{ID: "mount-label", Rootfs: &Overlay{Lower: []string{"/l1"}, Upper: "/u", Work: "/w", Options: []string{"volatile"}}})
+	},
 	"terminal": func() (*Program, error) {
 		s := testSpec("/rootfs", "true")
 		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil

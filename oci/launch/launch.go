@@ -19,7 +19,7 @@
 // It needs Linux 5.12 (mount_setattr), for overlay roots 6.7 ("lowerdir+"), on
 // amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
 // What is not supported is refused by the name of its field:
-// linux.intelRdt, mountLabel, netDevices without Options.NetDevices, a mount namespace to be joined, and
+// linux.intelRdt, netDevices without Options.NetDevices, a mount namespace to be joined, and
 // none at all; seccomp notification without Options.Listener.
 package launch
 

@@ -37,7 +37,8 @@ func (m *parsedMount) text() string { return "mount /" + m.dest }
 // openRoot adds the slot of the root mount.
 func (c *compiler) openRoot(opt Options) error {
 	if o := opt.Rootfs; o != nil {
-		s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, mountOptions: o.Options, label: "mount the root"}
+		s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, label: "mount the root"}
+		s.mountOptions = c.labelled("overlay", o.Options)
 		if o.IDMapped {
 			if s.idmap = c.userMaps(); s.idmap == nil {
 				return fmt.Errorf("linux.uidMappings: an idmapped root needs uid and gid mappings")
@@ -274,8 +275,9 @@ func (c *compiler) mount(m *parsedMount) {
 	if m.copyUp {
 		attr &^= unix.MOUNT_ATTR_RDONLY // comes when it is filled
 	}
-	fs := c.newMount(text, m.typ, m.src, m.data, attr)
+	fs := c.newMount(text, m.typ, m.src, c.labelled(m.typ, m.data), attr)
 	m.fs = fs
+	c.labelMount(text, m.typ, fs)
 	switch m.typ {
 	case "proc":
 		if m.dest == "proc" {
@@ -366,6 +368,12 @@ func (c *compiler) configure(text string, ctx reg, data []string) {
 	for _, o := range data {
 		key, value, isString := strings.Cut(o, "=")
 		what := text + ": option " + o
+		if isContextOption(o) {
+			value = strings.Trim(value, `"`)
+			if value == c.spec.Linux.MountLabel {
+				what = "linux.mountLabel: " + what
+			}
+		}
 		if isString {
 			c.do(what, cFsconfigString, ctx, key, value)
 		} else {
