@@ -29,7 +29,8 @@ type Usage struct {
 	OOMKills                                *uint64
 	IO                                      []DeviceIO // sorted by device
 	HasIO                                   bool
-	PidsLimit                               uint64 // 0: none
+	Hugepages                               []Hugepages // sorted by size
+	PidsLimit                               uint64      // 0: none
 	CPUPressure, MemoryPressure, IOPressure *Pressure
 }
 
@@ -43,6 +44,13 @@ type Throttling struct {
 type DeviceIO struct {
 	Major, Minor                         uint32
 	ReadBytes, WriteBytes, Reads, Writes uint64
+	Cost                                 *IOCost
+}
+
+// IOCost is how a group fared with the cost model of a device (io.cost.qos of
+// cgroup2), in nanoseconds of the device's time or of waiting for it.
+type IOCost struct {
+	Usage, Wait, Indebt, Indelay uint64
 }
 
 // Usage reads the group's files.
@@ -60,6 +68,7 @@ func (g *Group) Usage() (Usage, error) {
 		r.memoryDetailV2(&u)
 	}
 	r.io(&u)
+	r.hugepages(&u)
 	if g.h.version("pids") > 0 && r.err == nil {
 		if limit := r.uint("pids", "pids.max"); limit != Unlimited {
 			u.PidsLimit = limit
@@ -270,6 +279,10 @@ func (t ioTable) addV2(s string) {
 			if err != nil {
 				continue
 			}
+			if part, ok := strings.CutPrefix(key, "cost."); ok {
+				d.addCost(part, n*microsecond)
+				continue
+			}
 			switch key {
 			case "rbytes":
 				d.ReadBytes = n
@@ -282,6 +295,27 @@ func (t ioTable) addV2(s string) {
 			}
 		}
 	}
+}
+
+// addCost takes a figure in nanoseconds. Parts that are no times are left out.
+func (d *DeviceIO) addCost(part string, n uint64) {
+	var c IOCost
+	if d.Cost != nil {
+		c = *d.Cost
+	}
+	switch part {
+	case "usage":
+		c.Usage = n
+	case "wait":
+		c.Wait = n
+	case "indebt":
+		c.Indebt = n
+	case "indelay":
+		c.Indelay = n
+	default:
+		return
+	}
+	d.Cost = &c
 }
 
 func (t ioTable) sorted() []DeviceIO {

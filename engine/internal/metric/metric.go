@@ -7,10 +7,9 @@
 // Values of the CRI are whole numbers: seconds are cut. A figure that the host
 // does not tell is left out; it is never made up as 0.
 //
-// What cAdvisor has and this has not: container_health_state (pods have
-// probes), the load averages (the kubelet's cAdvisor says 0), iowaiting of
-// container_tasks_state (the kernel does not tell it of a thread), and what only
-// block schedulers before Linux 5.0 counted.
+// cadvisor.txt lists all of cAdvisor's names, and why this has not some of them.
+// It has not iowaiting of container_tasks_state either: the kernel does not tell
+// it of a thread.
 package metric
 
 import (
@@ -98,7 +97,7 @@ type Set struct {
 func NewSet() *Set {
 	s := &Set{}
 	for _, group := range [][]metric{
-		general(), processor(), memory(), disk(), blockIO(), network(), processes(), limits(), pressure(),
+		general(), processor(), memory(), hugepages(), disk(), blockIO(), network(), processes(), limits(), pressure(),
 	} {
 		s.metrics = append(s.metrics, group...)
 	}

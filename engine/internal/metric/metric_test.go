@@ -31,10 +31,11 @@ func full() *Sample {
 		MemoryLimitHits: new(uint64(19)), MemoryHighHits: new(uint64(20)), PagesScanned: new(uint64(21)), PagesReclaimed: new(uint64(22)),
 		RefaultsFile: new(uint64(23)), RefaultsAnonymous: new(uint64(24)), OwnPageFaults: new(uint64(25)), OwnMajorPageFaults: new(uint64(26)),
 		IO: []cgroup.DeviceIO{
-			{Major: 8, Minor: 1, ReadBytes: 41, WriteBytes: 42, Reads: 43, Writes: 44},
+			{Major: 8, Minor: 1, ReadBytes: 41, WriteBytes: 42, Reads: 43, Writes: 44, Cost: &cgroup.IOCost{Usage: 1e9, Wait: 2e9, Indebt: 3e9, Indelay: 4e9}},
 			{Major: 254, ReadBytes: 45, WriteBytes: 46, Reads: 47, Writes: 48},
 		},
-		HasIO: true, PidsLimit: 100, CPUPressure: p, MemoryPressure: p, IOPressure: p,
+		Hugepages: []cgroup.Hugepages{{Size: "1GB"}, {Size: "2MB", Bytes: 6 << 20, MaxBytes: new(uint64(8 << 20)), Hits: 5}},
+		HasIO:     true, PidsLimit: 100, CPUPressure: p, MemoryPressure: p, IOPressure: p,
 	}
 	at := time.Unix(1_800_000_000, 0)
 	return &Sample{
@@ -145,5 +146,31 @@ func TestWhatIsNotKnownIsLeftOut(t *testing.T) {
 	}
 	if left := NewSet().Of(&Sample{}); len(left) != 0 {
 		t.Errorf("nothing has metrics: %v", left)
+	}
+}
+
+// TestAllOfCadvisor compares the names with cAdvisor's: whoever leaves one out
+// says why.
+func TestAllOfCadvisor(t *testing.T) {
+	b, err := os.ReadFile("cadvisor.txt")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours := map[string]bool{}
+	for _, d := range NewSet().Descriptors() {
+		ours[d.Name] = true
+	}
+	for line := range strings.Lines(string(b)) {
+		if strings.HasPrefix(line, "#") {
+			continue
+		}
+		name, why, _ := strings.Cut(strings.TrimSpace(line), ":")
+		if missing := strings.TrimSpace(why) != ""; missing == ours[name] {
+			t.Errorf("%s: left out %v, described %v", name, missing, ours[name])
+		}
+		delete(ours, name)
+	}
+	for name := range ours {
+		t.Errorf("%s is no name of cAdvisor's", name)
 	}
 }

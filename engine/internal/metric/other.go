@@ -44,8 +44,30 @@ func blockIO() []metric {
 			return v
 		}
 	}
+	cost := func(f func(*cgroup.IOCost) uint64) func(*Sample) []value {
+		return func(s *Sample) []value {
+			if s.Usage == nil {
+				return nil
+			}
+			var v []value
+			for _, d := range s.Usage.IO {
+				if d.Cost != nil {
+					v = append(v, one(seconds(f(d.Cost)), s.device(d))...)
+				}
+			}
+			return v
+		}
+	}
 	device := []string{"device"}
 	return []metric{
+		{"container_fs_io_cost_usage_seconds_total", "Cumulative IOCost usage in seconds", counter, device,
+			cost(func(c *cgroup.IOCost) uint64 { return c.Usage })},
+		{"container_fs_io_cost_wait_seconds_total", "Cumulative IOCost wait in seconds", counter, device,
+			cost(func(c *cgroup.IOCost) uint64 { return c.Wait })},
+		{"container_fs_io_cost_indebt_seconds_total", "Cumulative IOCost debt in seconds", counter, device,
+			cost(func(c *cgroup.IOCost) uint64 { return c.Indebt })},
+		{"container_fs_io_cost_indelay_seconds_total", "Cumulative IOCost delay in seconds", counter, device,
+			cost(func(c *cgroup.IOCost) uint64 { return c.Indelay })},
 		{"container_fs_reads_bytes_total", "Cumulative count of bytes read", counter, device,
 			each(func(d cgroup.DeviceIO) uint64 { return d.ReadBytes })},
 		{"container_fs_reads_total", "Cumulative count of reads completed", counter, device,
@@ -79,6 +101,25 @@ func (s *Sample) device(d cgroup.DeviceIO) string {
 		}
 	}
 	return number(d.Major) + ":" + number(d.Minor)
+}
+
+func hugepages() []metric {
+	each := func(f func(cgroup.Hugepages) *uint64) func(*Sample) []value {
+		return used(func(u *cgroup.Usage) []value {
+			var v []value
+			for _, h := range u.Hugepages {
+				v = append(v, maybe(f(h), h.Size)...)
+			}
+			return v
+		})
+	}
+	key := []string{"pagesize"}
+	return []metric{
+		{"container_hugetlb_failcnt", "Number of hugepage usage hits limits", counter, key, each(func(h cgroup.Hugepages) *uint64 { return &h.Hits })},
+		{"container_hugetlb_usage_bytes", "Current hugepage usage in bytes", gauge, key, each(func(h cgroup.Hugepages) *uint64 { return &h.Bytes })},
+		{"container_hugetlb_max_usage_bytes", "Maximum hugepage usage recorded in bytes", gauge, key,
+			each(func(h cgroup.Hugepages) *uint64 { return h.MaxBytes })},
+	}
 }
 
 func network() []metric {
