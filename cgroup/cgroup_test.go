@@ -38,7 +38,9 @@ func bomb() {
 		cmd.Env = os.Environ()
 		_ = cmd.Start()
 	}
-	select {}
+	for { // Go ends a program of which every goroutine waits for another
+		unix.Select(0, nil, nil, nil, nil)
+	}
 }
 
 // eat uses memory until it is killed.
