@@ -2,15 +2,16 @@ package engine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"math"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
 
-	"encoding/json"
-
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
@@ -73,16 +74,40 @@ func (e *Engine) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageReq
 }
 
 // ImageFsInfo tells where images and writable layers are, and how much they
-// take by the image store's own accounts.
-func (e *Engine) ImageFsInfo(context.Context, *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
-	bytes, inodes := e.cfg.Images.Usage()
-	fs := func() []*runtimeapi.FilesystemUsage {
+// take: images by the image store's own accounts, and writable layers, where
+// they are on another file system, by their last counts.
+func (e *Engine) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequest) (*runtimeapi.ImageFsInfoResponse, error) {
+	usage := func(dir string, bytes, inodes uint64) []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
-			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: e.imageDir()},
+			Timestamp: time.Now().UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: dir},
 			UsedBytes: figure.Value(bytes), InodesUsed: figure.Value(inodes),
 		}}
 	}
-	return &runtimeapi.ImageFsInfoResponse{ImageFilesystems: fs(), ContainerFilesystems: fs()}, nil
+	bytes, inodes := e.cfg.Images.Usage()
+	resp := &runtimeapi.ImageFsInfoResponse{
+		ImageFilesystems: usage(e.imageDir(), bytes, inodes), ContainerFilesystems: usage(e.imageDir(), bytes, inodes),
+	}
+	split, err := onTwoFilesystems(e.imageDir(), e.layersDir())
+	if err != nil {
+		return nil, err
+	}
+	if split {
+		bytes, inodes = e.layersUsage(ctx)
+		resp.ContainerFilesystems = usage(e.layersDir(), bytes, inodes)
+	}
+	return resp, nil
+}
+
+func onTwoFilesystems(a, b string) (bool, error) {
+	var devices [2]uint64
+	for i, path := range []string{a, b} {
+		var st unix.Stat_t
+		if err := unix.Stat(path, &st); err != nil {
+			return false, &os.PathError{Op: "stat", Path: path, Err: err}
+		}
+		devices[i] = st.Dev
+	}
+	return devices[0] != devices[1], nil
 }
 
 func (e *Engine) imageDir() string {

@@ -262,7 +262,33 @@ func (e *Engine) layerUsage(c *container) *runtimeapi.FilesystemUsage {
 		return nil
 	}
 	return &runtimeapi.FilesystemUsage{
-		Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: filepath.Join(e.cfg.StateDir, "containers")},
+		Timestamp: u.At.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: e.layersDir()},
 		UsedBytes: figure.Value(u.Bytes), InodesUsed: figure.Value(u.Inodes),
 	}
+}
+
+// layersDir holds all writable layers.
+func (e *Engine) layersDir() string { return filepath.Join(e.cfg.StateDir, "containers") }
+
+// layersUsage is what is known of all writable layers together.
+func (e *Engine) layersUsage(ctx context.Context) (bytes, inodes uint64) {
+	var surveys []<-chan struct{}
+	all := e.allContainers()
+	for _, c := range all {
+		activity := uint64(activityOver)
+		if rec := c.record(); rec.Phase != containerExited {
+			if n, err := e.cfg.Cgroups.Group(rec.Cgroup).CPUNanoseconds(); err == nil {
+				activity = n
+			}
+		}
+		surveys = append(surveys, e.survey(c, activity))
+	}
+	awaitSurveys(ctx, surveys)
+	for _, c := range all {
+		if u, ok := c.layer.Usage(); ok {
+			bytes += u.Bytes
+			inodes += u.Inodes
+		}
+	}
+	return bytes, inodes
 }

@@ -114,6 +114,7 @@ func groups() []group {
 		{"metrics", metricTests},
 		{"events", eventTests},
 		{"image", imageTests},
+		{"contract", contractTests},
 		{"concurrent", concurrentTests},
 		{"end", endTests},
 	}

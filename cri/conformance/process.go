@@ -1,6 +1,7 @@
 package conformance
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -76,7 +77,8 @@ var processTests = []test{
 			t.Error("the runtime does not have the feature")
 		}
 		c.says(t, "1000 5000\n") // and not 2000, which is in the image's /etc/group
-		if user := c.status(t).GetUser().GetLinux(); user.GetUid() != 1000 || user.GetGid() != 1000 {
+		if user := c.status(t).GetUser().GetLinux(); user.GetUid() != 1000 || user.GetGid() != 1000 ||
+			!slices.Contains(user.GetSupplementalGroups(), 5000) || slices.Contains(user.GetSupplementalGroups(), 2000) {
 			t.Errorf("status has the user %v", user)
 		}
 	}},

@@ -103,12 +103,17 @@ func serve(t *testing.T, f cri.Runtime) (s *server.Server, client *remote.Runtim
 
 func raw(t *testing.T, socket string) runtimeapi.RuntimeServiceClient {
 	t.Helper()
+	return runtimeapi.NewRuntimeServiceClient(connect(t, socket))
+}
+
+func connect(t *testing.T, socket string) *grpc.ClientConn {
+	t.Helper()
 	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	return runtimeapi.NewRuntimeServiceClient(conn)
+	return conn
 }
 
 func TestErrorsKeepOrGetTheirCode(t *testing.T) {

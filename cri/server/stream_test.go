@@ -18,7 +18,7 @@ import (
 	"podstead/cri/remote"
 )
 
-// figures is a runtime that has lists of stats and metrics.
+// figures is a runtime that has lists, and those of stats and metrics.
 type figures struct {
 	cri.Runtime
 	asked proto.Message // the last filter
@@ -39,6 +39,21 @@ func (f *figures) ListPodSandboxMetrics(context.Context, *runtimeapi.ListPodSand
 	return &runtimeapi.ListPodSandboxMetricsResponse{PodMetrics: f.pods}, nil
 }
 
+func (f *figures) ListPodSandbox(_ context.Context, r *runtimeapi.ListPodSandboxRequest) (*runtimeapi.ListPodSandboxResponse, error) {
+	f.asked = r.Filter
+	return &runtimeapi.ListPodSandboxResponse{Items: []*runtimeapi.PodSandbox{{}}}, nil
+}
+
+func (f *figures) ListContainers(_ context.Context, r *runtimeapi.ListContainersRequest) (*runtimeapi.ListContainersResponse, error) {
+	f.asked = r.Filter
+	return &runtimeapi.ListContainersResponse{Containers: []*runtimeapi.Container{{}, {}}}, nil
+}
+
+func (f *figures) ListImages(_ context.Context, r *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	f.asked = r.Filter
+	return &runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{{}, {}, {}}}, nil
+}
+
 // drain reads a stream to its end and counts items.
 func drain[M any](t *testing.T, stream grpc.ServerStreamingClient[M], err error, items func(*M) int) int {
 	t.Helper()
@@ -53,6 +68,27 @@ func drain[M any](t *testing.T, stream grpc.ServerStreamingClient[M], err error,
 		t.Fatal(err)
 	}
 	return n
+}
+
+func TestStreamedListsAreFiltered(t *testing.T) {
+	f := &figures{}
+	_, _, socket, _ := serve(t, f)
+	client := raw(t, socket)
+	byPod := &runtimeapi.PodSandboxFilter{Id: "x", State: &runtimeapi.PodSandboxStateValue{State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY}, LabelSelector: map[string]string{"k": "v"}}
+	pods, err := client.StreamPodSandboxes(t.Context(), &runtimeapi.StreamPodSandboxesRequest{Filter: byPod})
+	if n := drain(t, pods, err, func(r *runtimeapi.StreamPodSandboxesResponse) int { return len(r.PodSandboxes) }); n != 1 || !proto.Equal(f.asked, byPod) {
+		t.Errorf("%d pods came, asked by %v", n, f.asked)
+	}
+	byContainer := &runtimeapi.ContainerFilter{Id: "x", PodSandboxId: "y", LabelSelector: map[string]string{"k": "v"}}
+	containers, err := client.StreamContainers(t.Context(), &runtimeapi.StreamContainersRequest{Filter: byContainer})
+	if n := drain(t, containers, err, func(r *runtimeapi.StreamContainersResponse) int { return len(r.Containers) }); n != 2 || !proto.Equal(f.asked, byContainer) {
+		t.Errorf("%d containers came, asked by %v", n, f.asked)
+	}
+	byImage := &runtimeapi.ImageFilter{Image: &runtimeapi.ImageSpec{Image: "x"}}
+	images, err := runtimeapi.NewImageServiceClient(connect(t, socket)).StreamImages(t.Context(), &runtimeapi.StreamImagesRequest{Filter: byImage})
+	if n := drain(t, images, err, func(r *runtimeapi.StreamImagesResponse) int { return len(r.Images) }); n != 3 || !proto.Equal(f.asked, byImage) {
+		t.Errorf("%d images came, asked by %v", n, f.asked)
+	}
 }
 
 func TestStreamedFiguresAreFiltered(t *testing.T) {

@@ -101,8 +101,13 @@ var containerdDeviates = map[string]string{
 	"events/to every subscriber":                            "events came in CRI 0.26",
 	"image/list":                                            "the filter is ignored",
 	"image/ids are one":                                     "image_id came in CRI 0.30",
-	"concurrent/remove many times at once":                  "an error for all but the first",
-	"concurrent/stop and remove many times at once":         "now and then the CNI plugin of one of them finds that eth0 has gone",
+	"contract/an exited container has no limits to change":  "they change",
+	"contract/creation, start, stop and removal again, after callers who left": "the name of a creation whose caller left stays reserved",
+	"contract/what the runtime is stays the same":                              "RuntimeConfig came in CRI 0.28",
+	"contract/images for a handler that is not there":                          "runtime_handler of images came in CRI 0.29",
+	"contract/images are filtered by every name":                               "the filter is ignored",
+	"concurrent/remove many times at once":                                     "an error for all but the first",
+	"concurrent/stop and remove many times at once":                            "now and then the CNI plugin of one of them finds that eth0 has gone",
 }
 
 func TestContainerd(t *testing.T) {
