@@ -55,7 +55,7 @@ const labelLook = "podstead.look"
 // readAccounts makes a container that never runs, since Docker shows the files
 // of containers only, and no storage driver need be known so.
 func (r *Runtime) readAccounts(ctx context.Context, imageID string) (a spec.Accounts, err error) {
-	res, err := r.api.ContainerCreate(ctx, client.ContainerCreateOptions{
+	res, err := r.api().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Config:     &container.Config{Image: imageID, Entrypoint: []string{"/"}, Labels: map[string]string{labelLook: imageID}},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},
 	})
@@ -81,7 +81,7 @@ func (r *Runtime) readAccounts(ctx context.Context, imageID string) (a spec.Acco
 // readFile reads a regular file of a container, as far as one that holds
 // accounts may be large. One that is missing, or is no file, is empty.
 func (r *Runtime) readFile(ctx context.Context, id, path string) ([]byte, error) {
-	res, err := r.api.CopyFromContainer(ctx, id, client.CopyFromContainerOptions{SourcePath: path})
+	res, err := r.api().CopyFromContainer(ctx, id, client.CopyFromContainerOptions{SourcePath: path})
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}

@@ -33,6 +33,9 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err := cri.Validate(req); err != nil {
 		return nil, err
 	}
+	if err := r.present(); err != nil {
+		return nil, err
+	}
 	req = proto.CloneOf(req)
 	of := fingerprint(req)
 	key := fmt.Sprintf("create %s %s_%d %s", req.PodSandboxId, req.Config.Metadata.Name, req.Config.Metadata.Attempt, of)
@@ -76,7 +79,7 @@ func (r *Runtime) createContainer(ctx context.Context, req *runtimeapi.CreateCon
 
 // createDocker makes the container, or finds the one that an equal request made.
 func (r *Runtime) createDocker(ctx context.Context, k *creation, options client.ContainerCreateOptions) (string, error) {
-	res, err := r.api.ContainerCreate(ctx, options)
+	res, err := r.api().ContainerCreate(ctx, options)
 	if err == nil {
 		r.warn(res)
 		r.log.Info("container is created", "container", res.ID, "pod", k.pod.id, "name", k.config.Metadata.Name, "image", k.rec.ImageID)
@@ -85,7 +88,7 @@ func (r *Runtime) createDocker(ctx context.Context, k *creation, options client.
 	if !errdefs.IsConflict(err) {
 		return "", failed(err, "create container %s", options.Name)
 	}
-	found, ferr := r.api.ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
+	found, ferr := r.api().ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
 	if ferr != nil {
 		return "", failed(err, "create container %s", options.Name)
 	}
@@ -98,7 +101,7 @@ func (r *Runtime) createDocker(ctx context.Context, k *creation, options client.
 
 func (r *Runtime) findImage(ctx context.Context, k *creation) error {
 	name := k.config.Image.Image
-	res, err := r.api.ImageInspect(ctx, name)
+	res, err := r.api().ImageInspect(ctx, name)
 	if errdefs.IsNotFound(err) || errdefs.IsInvalidArgument(err) {
 		return cri.Errorf(codes.NotFound, "image %q is not present", name)
 	}

@@ -86,7 +86,7 @@ func (r *Runtime) startContainer(ctx context.Context, id string) error {
 	if !r.ready(p) {
 		return cri.Errorf(codes.FailedPrecondition, "start container %s: pod sandbox %s is not ready", id, p.id)
 	}
-	if _, err := r.api.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+	if _, err := r.api().ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		return failed(err, "start container %s", id)
 	}
 	if c, err = r.mustCtr(ctx, id); err != nil {

@@ -75,7 +75,7 @@ func (r *Runtime) StopContainer(ctx context.Context, req *runtimeapi.StopContain
 func (r *Runtime) stopContainer(c *ctr, timeout time.Duration) error {
 	if timeout > 0 {
 		if r.stops.first(c.id) {
-			_, err := r.api.ContainerKill(r.life, c.id, client.ContainerKillOptions{Signal: strconv.Itoa(c.rec.StopNumber)})
+			_, err := r.api().ContainerKill(r.life, c.id, client.ContainerKillOptions{Signal: strconv.Itoa(c.rec.StopNumber)})
 			if err != nil && !errdefs.IsConflict(err) && !errdefs.IsNotFound(err) {
 				r.stops.forget(c.id)
 				return failed(err, "stop container %s", c.id)

@@ -46,7 +46,7 @@ func (r *Runtime) updateContainer(ctx context.Context, c *ctr, update *runtimeap
 	merged := spec.MergeResources(old, update)
 	var res container.Resources
 	setResources(&res, merged)
-	if _, err := r.api.ContainerUpdate(ctx, c.id, client.ContainerUpdateOptions{Resources: &res}); err != nil {
+	if _, err := r.api().ContainerUpdate(ctx, c.id, client.ContainerUpdateOptions{Resources: &res}); err != nil {
 		return failed(err, "update container %s", c.id)
 	}
 	if err := r.containerState.change(c.id, func(s *containerState) { s.Resources.M = merged }); err != nil {

@@ -32,9 +32,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/moby/moby/api/types/system"
-	"github.com/moby/moby/client"
-
 	"podstead/cgroup"
 	"podstead/cri"
 	"podstead/engine/internal/disk"
@@ -66,11 +63,10 @@ const (
 
 // Runtime implements cri.Runtime. It may be shared.
 type Runtime struct {
-	cfg  Config
-	log  *slog.Logger
-	api  *client.Client
-	info system.Info // as it was at the start
+	cfg Config
+	log *slog.Logger
 
+	presence       presence
 	sandboxState   *states[sandboxState]
 	containerState *states[containerState]
 	flights        flights
@@ -94,8 +90,9 @@ type Runtime struct {
 
 var _ cri.Runtime = (*Runtime)(nil)
 
-// New connects to the Docker Engine, which must answer, and goes on copying the
-// logs of its containers.
+// New connects to the Docker Engine and goes on copying the logs of its
+// containers. One that does not answer is waited for meanwhile, and Status tells
+// why; one that can never be used is an error.
 func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	if cfg.Endpoint == "" {
 		cfg.Endpoint = defaultEndpoint
@@ -122,16 +119,8 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 }
 
 func (r *Runtime) open(ctx context.Context) (err error) {
-	if r.api, err = client.New(client.WithHost(r.cfg.Endpoint), client.WithUserAgent("podstead")); err != nil {
-		return fmt.Errorf("docker endpoint %s: %w", r.cfg.Endpoint, err)
-	}
-	info, err := r.api.Info(ctx, client.InfoOptions{})
-	if err != nil {
-		return fmt.Errorf("docker endpoint %s: %w", r.cfg.Endpoint, err)
-	}
-	r.info = info.Info
-	if r.info.OSType != "linux" {
-		return fmt.Errorf("docker endpoint %s: its containers are for %q, not linux", r.cfg.Endpoint, r.info.OSType)
+	if r.presence.api, err = r.newClient(); err != nil {
+		return err
 	}
 	if r.sandboxState, err = openStates[sandboxState](filepath.Join(r.cfg.StateDir, "sandboxes"), "sandbox", r.unreadable); err != nil {
 		return err
@@ -142,11 +131,15 @@ func (r *Runtime) open(ctx context.Context) (err error) {
 	if r.logs, err = newLogs(r.containerState.dir.Path, r.log); err != nil {
 		return err
 	}
-	if err := r.recover(ctx); err != nil {
+	met := r.meet(ctx)
+	if errors.As(met, new(unfitError)) {
+		return met
+	}
+	if r.streams, err = r.serveStreams(); err != nil {
 		return err
 	}
-	r.streams, err = r.serveStreams()
-	return err
+	r.worker.Go(func() { r.attend(met == nil) })
+	return nil
 }
 
 // Close ends streams and the copying of logs; containers go on, and Docker
@@ -161,18 +154,18 @@ func (r *Runtime) Close() error {
 	if r.logs != nil {
 		errs = append(errs, r.logs.close())
 	}
-	if r.api != nil {
-		errs = append(errs, r.api.Close())
+	if api := r.api(); api != nil {
+		errs = append(errs, api.Close())
 	}
 	return errors.Join(errs...)
 }
 
 // hasSecurity tells whether the Docker Engine has a security module.
 func (r *Runtime) hasSecurity(module string) bool {
-	return slices.ContainsFunc(r.info.SecurityOptions, func(o string) bool {
+	return slices.ContainsFunc(r.info().SecurityOptions, func(o string) bool {
 		return o == "name="+module || strings.HasPrefix(o, "name="+module+",")
 	})
 }
 
 // systemdCgroups tells whether the Docker Engine lets systemd make cgroups.
-func (r *Runtime) systemdCgroups() bool { return r.info.CgroupDriver == "systemd" }
+func (r *Runtime) systemdCgroups() bool { return r.info().CgroupDriver == "systemd" }

@@ -48,7 +48,7 @@ func TestFullName(t *testing.T) {
 
 // TestRefused checks that what Docker cannot do is refused by the field's name.
 func TestRefused(t *testing.T) {
-	r := &Runtime{info: system.Info{SecurityOptions: []string{"name=selinux"}}}
+	r := &Runtime{presence: presence{info: system.Info{SecurityOptions: []string{"name=selinux"}}}}
 	for field, config := range map[string]*runtimeapi.ContainerConfig{
 		"CDI_devices":              {CDIDevices: []*runtimeapi.CDIDevice{{Name: "a.b/c=d"}}},
 		"selinux_options":          {Linux: security(&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}})},

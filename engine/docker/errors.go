@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 
 	"github.com/containerd/errdefs"
+	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -30,7 +32,7 @@ func failed(err error, what string, args ...any) error {
 		code = codes.InvalidArgument
 	case errdefs.IsConflict(err), errdefs.IsFailedPrecondition(err):
 		code = codes.FailedPrecondition
-	case errdefs.IsUnavailable(err):
+	case errdefs.IsUnavailable(err), client.IsErrConnectionFailed(err), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		code = codes.Unavailable
 	case errors.Is(err, context.DeadlineExceeded):
 		code = codes.DeadlineExceeded

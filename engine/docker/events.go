@@ -2,11 +2,10 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"time"
-
-	"errors"
 
 	"github.com/moby/moby/api/types/events"
 	"github.com/moby/moby/client"
@@ -66,7 +65,7 @@ func (r *Runtime) subscribe(ctx context.Context) client.EventsResult {
 		f.Add("event", string(action))
 	}
 	now := time.Now()
-	return r.api.Events(ctx, client.EventsListOptions{
+	return r.api().Events(ctx, client.EventsListOptions{
 		Since: fmt.Sprintf("%d.%09d", now.Unix(), now.Nanosecond()), Filters: f,
 	})
 }
@@ -96,20 +95,6 @@ func (r *Runtime) event(ctx context.Context, m *events.Message, pods map[string]
 	}
 	ev.ContainersStatuses, _ = r.ctrStatuses(ctx, sandboxID)
 	return ev
-}
-
-// followExits completes the logs of containers that end, until Close. Exits
-// that were missed, since Docker was restarted or away, are found by listing.
-func (r *Runtime) followExits() {
-	for wait := time.Duration(0); pause(r.life, wait); wait = time.Second {
-		ctx, cancel := context.WithCancel(r.life)
-		stream := r.subscribe(ctx)
-		if err := r.resumeLogs(ctx); err != nil {
-			r.log.Warn("containers cannot be listed", "error", err)
-		}
-		r.completeLogs(ctx, stream)
-		cancel()
-	}
 }
 
 // completeLogs works through a stream of events until it ends.

@@ -76,21 +76,21 @@ func (r *Runtime) exec(ctx context.Context, c *ctr, x execution) (code int, err 
 	if !c.state.Running {
 		return 0, cri.Errorf(codes.FailedPrecondition, "container %s is %s, not running", c.id, c.state.Status)
 	}
-	created, err := r.api.ExecCreate(ctx, c.id, client.ExecCreateOptions{
+	created, err := r.api().ExecCreate(ctx, c.id, client.ExecCreateOptions{
 		Cmd: x.cmd, TTY: x.tty, AttachStdin: x.in != nil, AttachStdout: x.out != nil, AttachStderr: x.errOut != nil,
 		DetachKeys: detachKeys,
 	})
 	if err != nil {
 		return 0, failed(err, "exec in container %s", c.id)
 	}
-	conn, err := r.api.ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.tty})
+	conn, err := r.api().ExecAttach(ctx, created.ID, client.ExecAttachOptions{TTY: x.tty})
 	if err != nil {
 		return 0, failed(err, "exec in container %s", c.id)
 	}
 	defer conn.Close()
 	if x.tty {
 		stop := session.Follow(x.resize, func(s remotecommand.TerminalSize) {
-			r.api.ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
+			r.api().ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
 		})
 		defer stop()
 	}
@@ -188,7 +188,7 @@ func (r *Runtime) await(ctx context.Context, execID string, streams *plumbing) e
 	wait := time.Millisecond
 	closed := streams.done
 	for {
-		x, err := r.api.ExecInspect(ctx, execID, client.ExecInspectOptions{})
+		x, err := r.api().ExecInspect(ctx, execID, client.ExecInspectOptions{})
 		if err != nil {
 			return ending{err: err}
 		}
@@ -241,7 +241,7 @@ func (r *Runtime) killExec(c *ctr, execID string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.life), killTimeout)
 	defer cancel()
 	for { // one that is about to start has no pid yet
-		x, err := r.api.ExecInspect(ctx, execID, client.ExecInspectOptions{})
+		x, err := r.api().ExecInspect(ctx, execID, client.ExecInspectOptions{})
 		if err != nil || !x.Running && x.PID != 0 {
 			return
 		}

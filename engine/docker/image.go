@@ -58,7 +58,7 @@ func (r *Runtime) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 		}
 		return resp, err
 	}
-	list, err := r.api.ImageList(ctx, client.ImageListOptions{})
+	list, err := r.api().ImageList(ctx, client.ImageListOptions{})
 	if err != nil {
 		return nil, failed(err, "list images")
 	}
@@ -84,7 +84,7 @@ func (r *Runtime) ListImages(ctx context.Context, req *runtimeapi.ListImagesRequ
 
 // image finds an image by any of its names, nil if there is none.
 func (r *Runtime) image(ctx context.Context, name string) (*image.InspectResponse, error) {
-	res, err := r.api.ImageInspect(ctx, name)
+	res, err := r.api().ImageInspect(ctx, name)
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -168,7 +168,7 @@ func (r *Runtime) RemoveImage(ctx context.Context, req *runtimeapi.RemoveImageRe
 	_, err = r.join(ctx, "remove "+img.ID, removeTimeout, func(ctx context.Context) (string, error) {
 		// By its ID and with force Docker removes all names, but not an image
 		// that a running container uses.
-		_, err := r.api.ImageRemove(ctx, img.ID, client.ImageRemoveOptions{Force: true, PruneChildren: true})
+		_, err := r.api().ImageRemove(ctx, img.ID, client.ImageRemoveOptions{Force: true, PruneChildren: true})
 		if errdefs.IsNotFound(err) {
 			return "", nil
 		}

@@ -68,7 +68,7 @@ func (r *Runtime) pull(ctx context.Context, name, auth string) error {
 		cancel(fmt.Errorf("%w for %v", errNoProgress, r.cfg.PullTimeout))
 	})
 	defer watchdog.Stop()
-	res, err := r.api.ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: auth})
+	res, err := r.api().ImagePull(ctx, name, client.ImagePullOptions{RegistryAuth: auth})
 	if err != nil {
 		return cause(ctx, err)
 	}

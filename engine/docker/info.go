@@ -15,7 +15,7 @@ const criVersion = "0.1.0"
 
 // Version names the runtime: Docker's, since it is what runs the containers.
 func (r *Runtime) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
-	v, err := r.api.ServerVersion(ctx, client.ServerVersionOptions{})
+	v, err := r.api().ServerVersion(ctx, client.ServerVersionOptions{})
 	if err != nil {
 		return nil, failed(err, "version of the Docker Engine")
 	}
@@ -28,11 +28,10 @@ func (r *Runtime) Version(ctx context.Context, _ *runtimeapi.VersionRequest) (*r
 func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	runtime := &runtimeapi.RuntimeCondition{Type: runtimeapi.RuntimeReady, Status: true}
 	network := &runtimeapi.RuntimeCondition{Type: runtimeapi.NetworkReady, Status: true}
-	if _, err := r.api.Ping(ctx, client.PingOptions{}); err != nil {
-		runtime.Status, runtime.Reason, runtime.Message = false, "DockerGone", err.Error()
-		network.Status, network.Reason, network.Message = false, "DockerGone", err.Error()
-	}
-	if r.cfg.Network != nil {
+	if reason, message := r.absence(ctx); reason != "" {
+		runtime.Status, runtime.Reason, runtime.Message = false, reason, message
+		network.Status, network.Reason, network.Message = false, reason, message
+	} else if r.cfg.Network != nil {
 		if err := r.cfg.Network.Ready(); err != nil {
 			network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
 		}
@@ -41,7 +40,7 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
 		Features: &runtimeapi.RuntimeFeatures{SupplementalGroupsPolicy: true},
 	}
-	for _, name := range append([]string{""}, slices.Sorted(maps.Keys(r.info.Runtimes))...) {
+	for _, name := range append([]string{""}, slices.Sorted(maps.Keys(r.info().Runtimes))...) {
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name, Features: &runtimeapi.RuntimeHandlerFeatures{},
 		})
@@ -50,9 +49,9 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		return resp, nil
 	}
 	b, err := json.Marshal(map[string]any{
-		"endpoint": r.cfg.Endpoint, "apiVersion": r.api.ClientVersion(), "serverVersion": r.info.ServerVersion,
-		"storageDriver": r.info.Driver, "cgroupDriver": r.info.CgroupDriver, "rootDir": r.info.DockerRootDir,
-		"securityOptions": r.info.SecurityOptions, "stateDir": r.cfg.StateDir, "warnings": r.info.Warnings,
+		"endpoint": r.cfg.Endpoint, "apiVersion": r.api().ClientVersion(), "serverVersion": r.info().ServerVersion,
+		"storageDriver": r.info().Driver, "cgroupDriver": r.info().CgroupDriver, "rootDir": r.info().DockerRootDir,
+		"securityOptions": r.info().SecurityOptions, "stateDir": r.cfg.StateDir, "warnings": r.info().Warnings,
 		"cniPlugins": r.cfg.Network != nil && r.cfg.Network.HasPlugins(), "streamAddress": r.streams.listener.Addr().String(),
 	})
 	if err != nil {
@@ -64,7 +63,7 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 
 // checkHandler refuses handlers that are no runtime of Docker's.
 func (r *Runtime) checkHandler(name string) error {
-	if _, ok := r.info.Runtimes[name]; name != "" && !ok {
+	if _, ok := r.info().Runtimes[name]; name != "" && !ok {
 		return invalid("runtime handler %q is not a runtime of the Docker Engine's", name)
 	}
 	return nil

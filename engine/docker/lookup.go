@@ -34,7 +34,7 @@ type ctr struct {
 // inspect asks for an object of ours; nil is none. Docker also finds containers
 // by name, and those of others: they are none.
 func (r *Runtime) inspect(ctx context.Context, id, kind string) (*container.InspectResponse, error) {
-	res, err := r.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{})
+	res, err := r.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{})
 	if errdefs.IsNotFound(err) {
 		return nil, nil
 	}
@@ -141,7 +141,7 @@ func (r *Runtime) ctrs(ctx context.Context, sandboxID string) ([]*ctr, error) {
 // list lists what has our record among its labels.
 func (r *Runtime) list(ctx context.Context, f client.Filters) ([]container.Summary, error) {
 	f.Add("label", labelRecord)
-	res, err := r.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: f})
+	res, err := r.api().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: f})
 	if err != nil {
 		return nil, failed(err, "list containers")
 	}

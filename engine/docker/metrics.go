@@ -105,7 +105,7 @@ func (r *Runtime) ctrMetrics(ctx context.Context, c *ctr, pod *runtimeapi.PodSan
 		Created: time.Unix(0, c.rec.CreatedAt), Started: time.Unix(0, nanoseconds(c.state.StartedAt)),
 		Resources: r.resources(c), Processes: processes(g, c.state.Pid),
 	}
-	if f, err := disk.FilesystemOf(r.info.DockerRootDir); err == nil {
+	if f, err := disk.FilesystemOf(r.info().DockerRootDir); err == nil {
 		sample.Disk = &metric.Disk{Device: f.Device, Bytes: f.Bytes, Inodes: f.Inodes, InodesFree: f.InodesFree}
 		cpu, err := g.CPUNanoseconds()
 		if err != nil {

@@ -23,7 +23,7 @@ const pauseImage = "podstead.local/pause:1"
 // ensurePauseImage brings the image of sandboxes into Docker's store, unless it
 // is there.
 func (r *Runtime) ensurePauseImage(ctx context.Context) error {
-	if _, err := r.api.ImageInspect(ctx, pauseImage); !errdefs.IsNotFound(err) {
+	if _, err := r.api().ImageInspect(ctx, pauseImage); !errdefs.IsNotFound(err) {
 		return failed(err, "inspect image %s", pauseImage)
 	}
 	_, err := r.join(ctx, "load "+pauseImage, createTimeout, func(ctx context.Context) (string, error) {
@@ -41,7 +41,7 @@ func (r *Runtime) loadPauseImage(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	res, err := r.api.ImageLoad(ctx, bytes.NewReader(archive))
+	res, err := r.api().ImageLoad(ctx, bytes.NewReader(archive))
 	if err != nil {
 		return failed(err, "load image %s", pauseImage)
 	}
@@ -49,7 +49,7 @@ func (r *Runtime) loadPauseImage(ctx context.Context) error {
 	if _, err := io.Copy(io.Discard, res); err != nil {
 		return failed(err, "load image %s", pauseImage)
 	}
-	_, err = r.api.ImageInspect(ctx, pauseImage) // what went wrong is in the answer's text only
+	_, err = r.api().ImageInspect(ctx, pauseImage) // what went wrong is in the answer's text only
 	return failed(err, "load image %s", pauseImage)
 }
 

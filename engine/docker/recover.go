@@ -40,7 +40,6 @@ func (r *Runtime) recover(ctx context.Context) error {
 			r.log.Warn("the network of pods that are gone is not released yet", "error", err)
 		}
 	}
-	r.worker.Go(r.followExits)
 	return nil
 }
 
@@ -75,7 +74,7 @@ func (r *Runtime) reconcileNetwork(ctx context.Context, pods []*pod) error {
 // removeLooks removes containers that were made to look into an image when a
 // crash came.
 func (r *Runtime) removeLooks(ctx context.Context) error {
-	res, err := r.api.ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", labelLook)})
+	res, err := r.api().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", labelLook)})
 	if err != nil {
 		return failed(err, "list containers")
 	}

@@ -38,6 +38,9 @@ func (r *Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandb
 	if err := r.checkSandbox(req.Config); err != nil {
 		return nil, err
 	}
+	if err := r.present(); err != nil {
+		return nil, err
+	}
 	if err := r.checkHandler(req.RuntimeHandler); err != nil {
 		return nil, err
 	}
@@ -84,7 +87,7 @@ func (r *Runtime) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxR
 // made. One that a crash left half-made is made anew.
 func (r *Runtime) createSandbox(ctx context.Context, options client.ContainerCreateOptions, of string) (id string, existing bool, err error) {
 	for range 2 {
-		res, err := r.api.ContainerCreate(ctx, options)
+		res, err := r.api().ContainerCreate(ctx, options)
 		if err == nil {
 			r.warn(res)
 			return res.ID, false, nil
@@ -92,7 +95,7 @@ func (r *Runtime) createSandbox(ctx context.Context, options client.ContainerCre
 		if !errdefs.IsConflict(err) {
 			return "", false, failed(err, "create pod sandbox %s", options.Name)
 		}
-		found, ferr := r.api.ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
+		found, ferr := r.api().ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
 		if errdefs.IsNotFound(ferr) {
 			continue // gone meanwhile
 		}
@@ -131,7 +134,7 @@ func (r *Runtime) warn(res client.ContainerCreateResult) {
 // startSandbox starts the process, and connects the network if that is not
 // Docker's. The state is written last: who has plugins and none is not ready.
 func (r *Runtime) startSandbox(ctx context.Context, id string, rec *sandboxRecord) error {
-	if _, err := r.api.ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
+	if _, err := r.api().ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		return failed(err, "start pod sandbox %s", id)
 	}
 	if !rec.Plugins {

@@ -95,7 +95,7 @@ func each[T any](all []T, f func(T) error) error {
 // kill ends a container's processes and waits until Docker knows. One that does
 // not run, or is gone, is no error.
 func (r *Runtime) kill(ctx context.Context, id string) error {
-	_, err := r.api.ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "SIGKILL"})
+	_, err := r.api().ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "SIGKILL"})
 	switch {
 	case errdefs.IsNotFound(err):
 		return nil
@@ -109,7 +109,7 @@ func (r *Runtime) kill(ctx context.Context, id string) error {
 func (r *Runtime) awaitEnd(ctx context.Context, id string) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	res := r.api.ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
+	res := r.api().ContainerWait(ctx, id, client.ContainerWaitOptions{Condition: container.WaitConditionNotRunning})
 	select {
 	case <-res.Result:
 		return nil
@@ -125,7 +125,7 @@ func (r *Runtime) awaitEnd(ctx context.Context, id string) error {
 // about to.
 func (r *Runtime) removeDocker(ctx context.Context, id string) error {
 	for {
-		_, err := r.api.ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
+		_, err := r.api().ContainerRemove(ctx, id, client.ContainerRemoveOptions{Force: true, RemoveVolumes: true})
 		switch {
 		case err == nil || errdefs.IsNotFound(err):
 			return nil

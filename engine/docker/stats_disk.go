@@ -38,7 +38,7 @@ const surveyWait = 100 * time.Millisecond
 // storage driver has a directory for that it is counted here, and else by
 // Docker, which tells no number of files.
 func (r *Runtime) writableLayer(ctx context.Context, c *ctr, activity uint64) *runtimeapi.FilesystemUsage {
-	fs := &runtimeapi.FilesystemUsage{FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info.DockerRootDir}}
+	fs := &runtimeapi.FilesystemUsage{FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info().DockerRootDir}}
 	upper := ""
 	if d := c.seen.GraphDriver; d != nil {
 		upper = d.Data["UpperDir"]
@@ -78,7 +78,7 @@ func (r *Runtime) countedByDocker(ctx context.Context, id string) (measured, boo
 	if time.Since(m.at) <= diskAge {
 		return m, true
 	}
-	res, err := r.api.ContainerInspect(ctx, id, client.ContainerInspectOptions{Size: true})
+	res, err := r.api().ContainerInspect(ctx, id, client.ContainerInspectOptions{Size: true})
 	if err != nil || res.Container.SizeRw == nil {
 		return m, false
 	}
@@ -108,15 +108,15 @@ func (r *Runtime) ImageFsInfo(ctx context.Context, _ *runtimeapi.ImageFsInfoRequ
 		return nil, err
 	}
 	var st unix.Statfs_t
-	if err := unix.Statfs(r.info.DockerRootDir, &st); err != nil {
-		return nil, fmt.Errorf("file system of %s: %w", r.info.DockerRootDir, err)
+	if err := unix.Statfs(r.info().DockerRootDir, &st); err != nil {
+		return nil, fmt.Errorf("file system of %s: %w", r.info().DockerRootDir, err)
 	}
 	r.disk.mu.Lock()
 	m := r.disk.images
 	r.disk.mu.Unlock()
 	fs := func() []*runtimeapi.FilesystemUsage {
 		return []*runtimeapi.FilesystemUsage{{
-			Timestamp: m.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info.DockerRootDir},
+			Timestamp: m.at.UnixNano(), FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info().DockerRootDir},
 			UsedBytes: figure.Value(m.bytes), InodesUsed: figure.Value(st.Files - st.Ffree),
 		}}
 	}
@@ -130,7 +130,7 @@ func (r *Runtime) measureImages(ctx context.Context) error {
 	if time.Since(m.at) < diskAge {
 		return nil
 	}
-	usage, err := r.api.DiskUsage(ctx, client.DiskUsageOptions{Images: true})
+	usage, err := r.api().DiskUsage(ctx, client.DiskUsageOptions{Images: true})
 	if err != nil {
 		return failed(err, "disk usage of images")
 	}

@@ -164,7 +164,7 @@ func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	}
 	ctx, cancel := session.Until(ctx, r.life)
 	defer cancel()
-	conn, err := r.api.ContainerAttach(ctx, c.id, client.ContainerAttachOptions{
+	conn, err := r.api().ContainerAttach(ctx, c.id, client.ContainerAttachOptions{
 		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errOut != nil, DetachKeys: detachKeys,
 	})
 	if err != nil {
@@ -173,7 +173,7 @@ func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out
 	defer conn.Close()
 	if tty {
 		stop := session.Follow(resize, func(size remotecommand.TerminalSize) {
-			r.api.ContainerResize(ctx, c.id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+			r.api().ContainerResize(ctx, c.id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
 		})
 		defer stop()
 	}

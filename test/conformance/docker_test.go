@@ -2,10 +2,8 @@ package conformance
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"testing"
 
 	"github.com/moby/moby/client"
@@ -58,21 +56,7 @@ func TestDocker(t *testing.T) {
 func startDocker(t *testing.T) *peer.Docker {
 	t.Helper()
 	images := archive(t)
-	d, err := peer.StartDocker(t.Context(), filepath.Join(t.TempDir(), "docker"))
-	if errors.Is(err, peer.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(d.LogTail())
-		}
-		if err := d.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	d := peer.RunDocker(t, nil)
 	f, err := os.Open(images)
 	if err != nil {
 		t.Fatal(err)

@@ -1,14 +1,10 @@
 package crictl
 
 import (
-	"errors"
 	"flag"
 	"fmt"
 	"os"
-	"path/filepath"
 	"testing"
-
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"podstead/test/host"
 	"podstead/test/leak"
@@ -56,60 +52,42 @@ func require(t *testing.T) {
 func TestPodstead(t *testing.T) {
 	require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	n, err := node.Start(t.Context(), os.Getenv(podsteadVariable), filepath.Join(t.TempDir(), "podstead"), "cri")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.LogTail())
-		}
-		if err := n.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri")
+	walkBoth(t, n.Endpoint(), true)
+}
+
+// TestDocker walks over "podstead cri" on a Docker Engine, and ends it as a
+// service manager does.
+func TestDocker(t *testing.T) {
+	require(t)
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	d := peer.RunDocker(t, nil)
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri", "--backend", "docker", "--docker-endpoint", d.Endpoint)
 	crictl := newClient(t, n.Endpoint())
 	crictl.metrics = true
 	walk(t, crictl)
-	// Our own command line stands in for crictl.
-	t.Run("ctl", func(t *testing.T) {
-		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: n.Endpoint(), metrics: true})
-	})
+	if err := n.End(); err != nil {
+		t.Errorf("podstead ends with: %v", err)
+	}
+	if _, err := os.Lstat(n.Run + "/cri.sock"); err == nil {
+		t.Error("the socket is left")
+	}
 }
 
 // TestContainerd checks the walk itself.
 func TestContainerd(t *testing.T) {
 	require(t)
-	const pauseRef = "test.local/pause:1"
-	dir := t.TempDir()
-	c, err := peer.StartContainerd(t.Context(), filepath.Join(dir, "containerd"), pauseRef)
-	if errors.Is(err, peer.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.LogTail())
-		}
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	pause, err := peer.Pause()
-	if err != nil {
-		t.Fatal(err)
-	}
-	archive := filepath.Join(dir, "pause.tar")
-	if err := peer.Archive(archive, map[string]v1.Image{pauseRef: pause}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Import(t.Context(), archive); err != nil {
-		t.Fatal(err)
-	}
-	walk(t, newClient(t, c.Endpoint))
+	walkBoth(t, peer.RunContainerd(t, "", nil).Endpoint, false)
+}
+
+// walkBoth walks over a runtime with crictl, and with our own command line,
+// which stands in for it.
+func walkBoth(t *testing.T, endpoint string, metrics bool) {
+	t.Helper()
+	crictl := newClient(t, endpoint)
+	crictl.metrics = metrics
+	walk(t, crictl)
 	t.Run("ctl", func(t *testing.T) {
-		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: c.Endpoint})
+		walk(t, client{path: os.Getenv(podsteadVariable), prefix: []string{"ctl"}, endpoint: endpoint, metrics: metrics})
 	})
 }

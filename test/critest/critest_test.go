@@ -56,18 +56,7 @@ func testPodstead(t *testing.T, processes int) {
 	dir := t.TempDir()
 	served := images(t, os.Getenv(standinVariable))
 	mirror(t, dir+"/certs.d", imagetest.Registry(t, served))
-	n, err := node.Start(t.Context(), os.Getenv(podsteadVariable), dir+"/podstead", "cri", "--certs-dir", dir+"/certs.d")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.LogTail())
-		}
-		if err := n.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri", "--certs-dir", dir+"/certs.d")
 	critest := retarget(t, os.Getenv(critestVariable), served["k8s-staging-cri-tools/test-image-digest:latest"].Manifest.Digest())
 	judge(t, run(t, critest, n.Endpoint(), processes))
 }

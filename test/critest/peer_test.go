@@ -8,7 +8,6 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri/remote"
@@ -23,34 +22,10 @@ func TestContainerd(t *testing.T) {
 		t.Skip("containerd is built and run with -peer only")
 	}
 	require(t)
-	const pauseRef = "test.local/pause:1"
-	dir := t.TempDir()
 	removeCgroups(t)
-	c, err := peer.StartContainerdFrom(t.Context(), os.Getenv(containerdVariable), dir+"/containerd", pauseRef)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.LogTail())
-		}
-		removePods(t, c.Endpoint)
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	c := peer.RunContainerd(t, os.Getenv(containerdVariable), nil)
+	t.Cleanup(func() { removePods(t, c.Endpoint) })
 	t.Logf("containerd %s", c.Version)
-	pause, err := peer.Pause()
-	if err != nil {
-		t.Fatal(err)
-	}
-	archive := dir + "/pause.tar"
-	if err := peer.Archive(archive, map[string]v1.Image{pauseRef: pause}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Import(t.Context(), archive); err != nil {
-		t.Fatal(err)
-	}
 	served := images(t, os.Getenv(standinVariable))
 	mirror(t, c.CertsDir(), imagetest.Registry(t, served))
 	critest := retarget(t, os.Getenv(critestVariable), served["k8s-staging-cri-tools/test-image-digest:latest"].Manifest.Digest())

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"errors"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -14,38 +13,11 @@ import (
 // TestNodeOnContainerd runs the agent on somebody else's runtime, by its socket.
 func TestNodeOnContainerd(t *testing.T) {
 	n := newNode(t)
-	const pauseRef = "test.local/pause:1"
-	c, err := peer.StartContainerd(t.Context(), filepath.Join(t.TempDir(), "c"), pauseRef)
-	if errors.Is(err, peer.ErrNotInstalled) {
-		t.Skip(err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(c.LogTail())
-		}
-		if err := c.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	pause, err := peer.Pause()
-	if err != nil {
-		t.Fatal(err)
-	}
 	shell, err := peer.Busybox()
 	if err != nil {
 		t.Fatal(err)
 	}
-	archive := filepath.Join(t.TempDir(), "images.tar")
-	if err := peer.Archive(archive, map[string]v1.Image{pauseRef: pause, busybox: shell}); err != nil {
-		t.Fatal(err)
-	}
-	if err := c.Import(t.Context(), archive); err != nil {
-		t.Fatal(err)
-	}
-
+	c := peer.RunContainerd(t, "", map[string]v1.Image{busybox: shell})
 	n.start("--runtime-endpoint", c.Endpoint)
 	n.write("pod.yaml", strings.Replace(countPod, "restartPolicy: Never", "restartPolicy: OnFailure", 1))
 	n.await("count", "ready", ready)

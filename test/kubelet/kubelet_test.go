@@ -94,18 +94,7 @@ func TestStockKubelet(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	dir := t.TempDir()
-	n, err := node.Start(t.Context(), os.Getenv(podsteadVariable), dir+"/podstead", "cri")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("podstead's log ends with:\n%s", n.LogTail())
-		}
-		if err := n.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri")
 	image := imagetest.Registry(t, map[string]imagetest.Image{"busybox:1": imagetest.Busybox(t)}) + "/busybox:1"
 	startKubelet(t, program, dir, n.Endpoint())
 	manifest := filepath.Join(dir, "pods", "web.yaml")
@@ -114,7 +103,7 @@ func TestStockKubelet(t *testing.T) {
 	}
 
 	var web *corev1.Pod
-	eventually(t, "the pod is ready", func() error {
+	eventually(t, "the pod is ready", func() (err error) {
 		web, err = podOf(t)
 		if err == nil && !ready(web) {
 			err = fmt.Errorf("it is %+v", web.Status)

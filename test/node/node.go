@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -25,8 +26,10 @@ import (
 type Node struct {
 	State, Run string // its directories
 	program    string
+	args       []string
 	cmd        *exec.Cmd
-	ended      chan struct{} // closed when the program has exited
+	ended      chan struct{} // closed when cmd has exited
+	exit       error         // how, set before that
 }
 
 // Start runs "program verb --state … --run …" and args, with its state below
@@ -40,26 +43,41 @@ func Start(ctx context.Context, program, dir, verb string, args ...string) (*Nod
 	if err != nil {
 		return nil, err
 	}
-	n := &Node{State: dir, Run: run, program: program, ended: make(chan struct{})}
-	log, err := os.Create(dir + "/log")
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	args = append([]string{verb, "--state", dir + "/state", "--run", run}, args...)
-	n.cmd = exec.Command(program, args...)
-	n.cmd.Stdout, n.cmd.Stderr = log, log
-	if err := n.cmd.Start(); err != nil {
-		return nil, fmt.Errorf("start %s: %w", program, err)
-	}
-	go func() {
-		defer close(n.ended)
-		n.cmd.Wait()
-	}()
-	if err := n.await(ctx); err != nil {
+	n := &Node{State: dir, Run: run, program: program}
+	n.args = append([]string{verb, "--state", dir + "/state", "--run", run}, args...)
+	if err := n.Again(ctx); err != nil {
 		return nil, errors.Join(err, n.Stop())
 	}
 	return n, nil
+}
+
+// Again starts the program in the same directories, as a service manager does
+// when it has ended.
+func (n *Node) Again(ctx context.Context) error {
+	log, err := os.OpenFile(n.State+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	defer log.Close()
+	cmd := exec.Command(n.program, n.args...)
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("start %s: %w", n.program, err)
+	}
+	ended := make(chan struct{})
+	n.cmd, n.ended = cmd, ended
+	go func() {
+		defer close(ended)
+		n.exit = cmd.Wait()
+	}()
+	return n.await(ctx)
+}
+
+// Kill ends the program at once, as an operator's mistake would, and whatever
+// it has below it stays.
+func (n *Node) Kill() {
+	n.cmd.Process.Kill()
+	<-n.ended
 }
 
 // Endpoint is the CRI socket.
@@ -75,7 +93,7 @@ func (n *Node) await(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
-		_, err := r.Version(ctx, &runtimeapi.VersionRequest{})
+		_, err := r.Status(ctx, &runtimeapi.StatusRequest{})
 		if err == nil {
 			return nil
 		}
@@ -122,18 +140,46 @@ func Processes(exe, part string) []int {
 	return pids
 }
 
-// Stop ends the node, the supervisor too, and removes its state. Containers
-// that still run lose their parent.
-func (n *Node) Stop() error {
+// End ends the program as a service manager does. The error is how it ended.
+func (n *Node) End() error {
 	n.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-n.ended:
 	case <-time.After(20 * time.Second):
 		n.cmd.Process.Kill()
 		<-n.ended
+		return errors.New("podstead had to be killed")
+	}
+	return n.exit
+}
+
+// Stop ends the node, the supervisor too, and removes its state. Containers
+// that still run lose their parent.
+func (n *Node) Stop() error {
+	if n.cmd != nil {
+		n.End()
 	}
 	for _, pid := range n.Pids() {
 		syscall.Kill(pid, syscall.SIGKILL)
 	}
 	return errors.Join(host.UnmountBelow(n.Run), os.RemoveAll(n.Run), host.UnmountBelow(n.State), os.RemoveAll(n.State))
+}
+
+// Run is Start for the time of a test, which fails if the node does not start
+// or leaves something.
+func Run(t testing.TB, program, verb string, args ...string) *Node {
+	t.Helper()
+	n, err := Start(t.Context(), program, filepath.Join(t.TempDir(), "podstead"), verb, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("podstead's log ends with:\n%s", n.LogTail())
+		}
+		if err := n.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
 }

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -23,13 +24,13 @@ type Docker struct {
 	Endpoint string // unix:///…/docker.sock
 	dir, run string
 	cmd      *exec.Cmd
-	ended    chan struct{} // closed when the daemon has exited
+	ended    chan struct{} // closed when cmd has exited
 }
 
 // StartDocker starts one whose images and containers are below dir, and whose
 // sockets and mounts are below /run, as on a node, with a bridge of its own. It
-// returns when the daemon answers.
-func StartDocker(ctx context.Context, dir string) (*Docker, error) {
+// returns when the daemon answers. Settings are those of daemon.json.
+func StartDocker(ctx context.Context, dir string, settings map[string]any) (*Docker, error) {
 	for _, program := range []string{"dockerd", "docker-proxy", "containerd", "containerd-shim-runc-v2", "runc", "iptables"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, fmt.Errorf("%s: %w", program, ErrNotInstalled)
@@ -42,35 +43,42 @@ func StartDocker(ctx context.Context, dir string) (*Docker, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &Docker{dir: dir, run: run, Endpoint: "unix://" + run + "/docker.sock", ended: make(chan struct{})}
-	if err := d.start(ctx); err != nil {
+	d := &Docker{dir: dir, run: run, Endpoint: "unix://" + run + "/docker.sock"}
+	config, err := json.Marshal(settings)
+	if err == nil {
+		err = os.WriteFile(dir+"/daemon.json", config, 0o600)
+	}
+	if err == nil {
+		err = d.Start(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, d.Stop())
 	}
 	return d, nil
 }
 
-func (d *Docker) start(ctx context.Context) error {
-	log, err := os.Create(d.dir + "/log")
+// Start starts the daemon, again if it was halted.
+func (d *Docker) Start(ctx context.Context) error {
+	log, err := os.OpenFile(d.dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close()
 	// No score of its own: lowering one takes CAP_SYS_RESOURCE.
-	d.cmd = exec.Command("dockerd", "--host", d.Endpoint, "--data-root", d.dir+"/root", "--exec-root", d.run+"/exec",
+	cmd := exec.Command("dockerd", "--host", d.Endpoint, "--data-root", d.dir+"/root", "--exec-root", d.run+"/exec",
 		"--pidfile", d.run+"/docker.pid", "--config-file", d.dir+"/daemon.json", "--bip", "10.90.0.1/16",
 		"--oom-score-adjust", "0", "--log-level", "warn", "--exec-opt", "native.cgroupdriver=cgroupfs",
 		"--cgroup-parent", host.Cgroup()+"/docker")
-	if err := os.WriteFile(d.dir+"/daemon.json", []byte("{}\n"), 0o600); err != nil {
-		return err
-	}
-	d.cmd.Stdout, d.cmd.Stderr = log, log
-	if err := d.cmd.Start(); err != nil {
+	cmd.Stdout, cmd.Stderr = log, log
+	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start dockerd: %w", err)
 	}
+	ended := make(chan struct{})
 	go func() {
-		defer close(d.ended)
-		d.cmd.Wait()
+		defer close(ended)
+		cmd.Wait()
 	}()
+	d.cmd, d.ended = cmd, ended
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	for {
@@ -79,12 +87,24 @@ func (d *Docker) start(ctx context.Context) error {
 			return nil
 		}
 		select {
-		case <-d.ended:
+		case <-ended:
 			return fmt.Errorf("dockerd ended: %s", d.LogTail())
 		case <-ctx.Done():
 			return fmt.Errorf("dockerd does not answer: %w: %s", err, d.LogTail())
 		case <-time.After(50 * time.Millisecond):
 		}
+	}
+}
+
+// Halt ends the daemon; its state stays, and its containers end unless
+// "live-restore" is among its settings.
+func (d *Docker) Halt() {
+	d.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-d.ended:
+	case <-time.After(30 * time.Second):
+		d.cmd.Process.Kill()
+		<-d.ended
 	}
 }
 
@@ -112,14 +132,8 @@ func (d *Docker) LogTail() string {
 // Stop ends the daemon and what is left of its containers, and removes its
 // state.
 func (d *Docker) Stop() error {
-	if d.cmd != nil && d.cmd.Process != nil {
-		d.cmd.Process.Signal(syscall.SIGTERM)
-		select {
-		case <-d.ended:
-		case <-time.After(30 * time.Second):
-			d.cmd.Process.Kill()
-			<-d.ended
-		}
+	if d.cmd != nil {
+		d.Halt()
 		for _, pid := range processesOf(d.run + "/") {
 			unix.Kill(pid, unix.SIGKILL)
 		}

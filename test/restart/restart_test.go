@@ -56,6 +56,12 @@ func newWorld(t *testing.T, args ...string) *world {
 	t.Helper()
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	return populate(t, node.Run(t, os.Getenv(programVariable), "cri", args...))
+}
+
+// populate makes a pod on a node.
+func populate(t *testing.T, n *node.Node) *world {
+	t.Helper()
 	busybox, err := peer.Busybox()
 	if err != nil {
 		t.Skip(err)
@@ -65,18 +71,6 @@ func newWorld(t *testing.T, args ...string) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(stop)
-	n, err := node.Start(t.Context(), os.Getenv(programVariable), filepath.Join(t.TempDir(), "podstead"), "cri", args...)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Log(n.LogTail())
-		}
-		if err := n.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
 	w := &world{T: t, node: n, image: registry + "/busybox:1"}
 	w.sandbox = &runtimeapi.PodSandboxConfig{
 		Metadata:     &runtimeapi.PodSandboxMetadata{Name: "pod", Namespace: "restart", Uid: "uid"},
@@ -90,18 +84,28 @@ func newWorld(t *testing.T, args ...string) *world {
 		_, err := r.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: w.image}})
 		return err
 	})
+	w.run()
+	t.Cleanup(w.remove)
+	return w
+}
+
+// run runs the sandbox.
+func (w *world) run() {
+	w.Helper()
 	w.call(func(ctx context.Context, r *remote.Runtime) error {
 		response, err := r.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{Config: w.sandbox})
 		w.pod = response.GetPodSandboxId()
 		return err
 	})
-	t.Cleanup(func() {
-		w.call(func(ctx context.Context, r *remote.Runtime) error {
-			_, err := r.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: w.pod})
-			return err
-		})
+}
+
+// remove removes the sandbox.
+func (w *world) remove() {
+	w.Helper()
+	w.call(func(ctx context.Context, r *remote.Runtime) error {
+		_, err := r.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: w.pod})
+		return err
 	})
-	return w
 }
 
 // call makes one call with a client of its own, as crictl does. It must
