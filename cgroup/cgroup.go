@@ -261,6 +261,16 @@ func (g *Group) JoinFiles() []string {
 	return files
 }
 
+// JoinFile is the one of JoinFiles for a controller of cgroup v1, "" if it is not
+// there.
+func (g *Group) JoinFile(controller string) string {
+	m, dir, ok := g.h.v1Dir(controller)
+	if g.bad != nil || !ok || !g.h.joins(m) {
+		return ""
+	}
+	return dir + g.path + "/tasks"
+}
+
 // Dir is the cgroup2 directory to be born in (CLONE_INTO_CGROUP), on hybrid
 // hosts too, where the child joins JoinFiles as well; "" on a pure v1 host.
 func (g *Group) Dir() string {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -61,14 +62,19 @@ func checkSpec(s *specs.Spec) error {
 	return hook.Check(s.Hooks)
 }
 
-// hasPrivatePids tells whether a container makes a pid namespace of its own.
-func hasPrivatePids(s *specs.Spec) bool {
+// hasPrivate tells whether a container makes a namespace of its own.
+func hasPrivate(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
 	for _, n := range s.Linux.Namespaces {
-		if n.Type == specs.PIDNamespace {
+		if n.Type == kind {
 			return n.Path == ""
 		}
 	}
 	return false
+}
+
+// hasNetwork tells whether a container's network is not the host's.
+func hasNetwork(s *specs.Spec) bool {
+	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 }
 
 // cgroupPath is where the container's group is, below each hierarchy's root. A

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"podstead/cgroup"
+	"podstead/oci/resctrl"
 	"podstead/sys"
 )
 
@@ -26,6 +27,7 @@ type cli struct {
 	debug, systemd       bool
 	rootless             string
 	criu                 string
+	resctrl              *resctrl.FS // nil: the host's; tests have their own
 	runtime              *Runtime
 	logFile              *os.File
 }
@@ -46,6 +48,10 @@ func (e execError) Unwrap() error { return e.error }
 // printed to standard error and, with --log, to the log.
 func Main(args []string) int {
 	c := &cli{}
+	return c.main(args)
+}
+
+func (c *cli) main(args []string) int {
 	cmd := c.command()
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(context.Background())
@@ -102,7 +108,7 @@ func (c *cli) setUp(cmd *cobra.Command) error {
 			return fmt.Errorf("protect the runtime's program: %w", err)
 		}
 	}
-	c.runtime = &Runtime{Log: slog.New(slog.DiscardHandler)}
+	c.runtime = &Runtime{Log: slog.New(slog.DiscardHandler), Resctrl: c.resctrl}
 	if err := c.openLog(); err != nil {
 		return err
 	}

@@ -36,7 +36,10 @@ type CreateOptions struct {
 	ConsoleSocket string
 	// Detached tells that nobody will stay to serve a terminal.
 	Detached bool
-	PidFile  string
+	// NoNewKeyring leaves the process in our session keyring, NoPivot enters the
+	// root by chroot, for hosts whose own root is the initial RAM disk.
+	NoNewKeyring, NoPivot bool
+	PidFile               string
 	// PidfdSocket gets a descriptor of the process.
 	PidfdSocket string
 }
@@ -63,7 +66,8 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	}
 	c := &container{runtime: r, record: record{
 		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
-		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivatePids(spec),
+		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivate(spec, specs.PIDNamespace),
+		OwnNetwork: hasNetwork(spec),
 	}}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
@@ -72,6 +76,9 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	}
 	defer c.unlock()
 	if err := c.makeGroup(spec, &undo); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
+	if err := c.makeResctrl(spec, &undo); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", id, err)
 	}
 	if child, err = c.fork(ctx, spec, o, &undo); err != nil {
@@ -148,7 +155,8 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 		return nil, fmt.Errorf("linux.%w", err)
 	}
 	p, err := launch.Compile(&run, launch.Options{
-		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true, NetDevices: true,
+		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true, NetDevices: true, Resctrl: true,
+		KeepKeyring: o.NoNewKeyring, NoPivot: o.NoPivot,
 	})
 	if err != nil {
 		return nil, err
@@ -205,6 +213,9 @@ func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOption
 	if err := c.group().Set(late); err != nil {
 		return err
 	}
+	if err := c.joinResctrl(child.Pid); err != nil {
+		return err
+	}
 	if child.Console != nil && o.ConsoleSocket != "" {
 		err := sendConsole(o.ConsoleSocket, child.Console)
 		child.Console.Close()
@@ -241,18 +252,12 @@ func (f *createFlags) add(flags *pflag.FlagSet) {
 	flags.StringVar(&f.consoleSocket, "console-socket", "", "unix socket that gets the terminal's master")
 	flags.StringVar(&f.pidfdSocket, "pidfd-socket", "", "unix socket that gets a pidfd of the process")
 	flags.StringVar(&f.pidFile, "pid-file", "", "file to write the process's pid to")
-	flags.BoolVar(&f.noPivot, "no-pivot", false, "not supported")
-	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "not supported")
+	flags.BoolVar(&f.noPivot, "no-pivot", false, "enter the root by chroot (for a host that runs in its initial RAM disk); unsafe")
+	flags.BoolVar(&f.noNewKeyring, "no-new-keyring", false, "leave the process in our session keyring")
 	flags.IntVar(&f.preserveFds, "preserve-fds", 0, "pass N descriptors on, from 3 or after $LISTEN_FDS")
 }
 
 func (f *createFlags) options() (CreateOptions, error) {
-	switch {
-	case f.noPivot:
-		return CreateOptions{}, errors.New("--no-pivot: not supported")
-	case f.noNewKeyring:
-		return CreateOptions{}, errors.New("--no-new-keyring: not supported")
-	}
 	listen, err := listenFds()
 	if err != nil {
 		return CreateOptions{}, err
@@ -260,6 +265,7 @@ func (f *createFlags) options() (CreateOptions, error) {
 	extra, err := extraFiles(listen + f.preserveFds)
 	return CreateOptions{
 		Bundle: f.bundle, ConsoleSocket: f.consoleSocket, PidfdSocket: f.pidfdSocket, PidFile: f.pidFile, Extra: extra, ListenFds: listen,
+		NoNewKeyring: f.noNewKeyring, NoPivot: f.noPivot,
 		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
 	}, err
 }

@@ -60,6 +60,9 @@ func (c *container) destroy(ctx context.Context) error {
 	if err := g.Remove(ctx); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
+	if err := c.removeResctrl(); err != nil {
+		return fmt.Errorf("delete container %s: %w", c.ID, err)
+	}
 	c.runPoststop(ctx)
 	if err := os.RemoveAll(c.dir()); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)

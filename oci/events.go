@@ -10,51 +10,13 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
-
-	"podstead/cgroup"
 )
 
-// event is one line of "events", in runc's form, which has more fields than
-// are filled here.
+// event is one line of "events", in runc's form.
 type event struct {
 	Type string `json:"type"`
 	ID   string `json:"id"`
 	Data any    `json:"data,omitempty"`
-}
-
-type (
-	usage struct {
-		Limit uint64 `json:"limit"`
-		Usage uint64 `json:"usage,omitempty"`
-	}
-	statsData struct {
-		CPU struct {
-			Usage struct {
-				Total uint64 `json:"total,omitempty"`
-			} `json:"usage,omitempty"`
-		} `json:"cpu"`
-		Memory struct {
-			Usage usage             `json:"usage,omitempty"`
-			Swap  usage             `json:"swap,omitempty"`
-			Raw   map[string]uint64 `json:"raw,omitempty"`
-		} `json:"memory"`
-		Pids struct {
-			Current uint64 `json:"current,omitempty"`
-		} `json:"pids"`
-	}
-)
-
-func statsEvent(id string, s cgroup.Stats) event {
-	var d statsData
-	d.CPU.Usage.Total = s.CPUNanoseconds
-	d.Memory.Usage = usage{Limit: s.MemoryLimitBytes, Usage: s.MemoryBytes}
-	d.Memory.Swap = usage{Limit: s.SwapLimitBytes, Usage: s.SwapBytes}
-	d.Memory.Raw = map[string]uint64{
-		"rss": s.RSSBytes, "inactive_file": s.MemoryBytes - s.WorkingSetBytes,
-		"pgfault": s.PageFaults, "pgmajfault": s.MajorPageFaults,
-	}
-	d.Pids.Current = s.Pids
-	return event{"stats", id, d}
 }
 
 // Events writes what a running container uses, one JSON object a line: once, or
@@ -73,14 +35,14 @@ func (r *Runtime) Events(ctx context.Context, id string, interval time.Duration,
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	for {
-		stats, err := c.group().Stats()
+		stats, err := c.stats()
 		if err != nil {
 			if !c.alive() {
 				return nil
 			}
 			return err
 		}
-		if err := enc.Encode(statsEvent(id, stats)); err != nil || once {
+		if err := enc.Encode(event{"stats", id, stats}); err != nil || once {
 			return err
 		}
 		select {

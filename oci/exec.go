@@ -30,8 +30,10 @@ type ExecOptions struct {
 	ConsoleSocket string
 	PidfdSocket   string
 	PidFile       string
-	Subgroup      string // below the container's control group, "" for itself
-	IgnorePaused  bool
+	// Subgroups are where it runs below the container's control group: "PATH", or
+	// on cgroup v1 "CONTROLLER[,CONTROLLER]:PATH", one for each hierarchy.
+	Subgroups    []string
+	IgnorePaused bool
 }
 
 // Exec runs an additional process in a running container, and, unless
@@ -68,13 +70,13 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, err := c.subgroup(o.Subgroup)
+	join, dir, err := c.subgroups(o.Subgroups)
 	if err != nil {
 		return nil, err
 	}
 	proc := withHome(o.Process, fmt.Sprintf("/proc/%d/root", c.Pid))
 	p, err := launch.CompileExec(spec, proc, launch.ExecOptions{
-		ID: c.ID, Pid: c.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Listener: true,
+		ID: c.ID, Pid: c.Pid, CgroupJoin: join, CgroupDir: dir, Listener: true,
 	})
 	if err != nil {
 		return nil, err
@@ -96,21 +98,55 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	})
 }
 
+// subgroups are the files to join, and the directory to be born in, of existing
+// groups below the container's.
+func (c *container) subgroups(list []string) (join []string, dir string, err error) {
+	g := c.group()
+	join, dir = g.JoinFiles(), g.Dir()
+	for _, s := range list {
+		controllers, sub, some := strings.Cut(s, ":")
+		if !some {
+			if g, err = c.subgroup(s, s); err != nil {
+				return nil, "", err
+			}
+			if len(list) > 1 {
+				return nil, "", fmt.Errorf("--cgroup %s: a group for everything, and others", s)
+			}
+			return g.JoinFiles(), g.Dir(), nil
+		}
+		child, err := c.subgroup(s, sub)
+		if err != nil {
+			return nil, "", err
+		}
+		for name := range strings.SplitSeq(controllers, ",") {
+			from, to := g.JoinFile(name), child.JoinFile(name)
+			i := slices.Index(join, from)
+			if from == "" || i < 0 && !slices.Contains(join, to) {
+				return nil, "", fmt.Errorf("--cgroup %s: no hierarchy of cgroup v1 has %q, or it is given twice", s, name)
+			}
+			if _, err := os.Stat(to); err != nil {
+				return nil, "", fmt.Errorf("--cgroup %s: no such group below the container's", s)
+			}
+			if i >= 0 {
+				join[i] = to
+			}
+		}
+	}
+	return join, dir, nil
+}
+
 // subgroup is an existing group below the container's. It compares path
 // components, so that "/ctr" has no member "/ctr2".
-func (c *container) subgroup(sub string) (*cgroup.Group, error) {
+func (c *container) subgroup(flag, sub string) (*cgroup.Group, error) {
 	g := c.group()
 	if sub == "" || sub == "/" {
 		return g, nil
-	}
-	if strings.Contains(sub, ":") {
-		return nil, fmt.Errorf("--cgroup %s: a group of one controller is not supported", sub)
 	}
 	for name := range strings.SplitSeq(strings.Trim(path.Clean("/"+sub), "/"), "/") {
 		g = g.Child(name)
 	}
 	if !g.Exists() {
-		return nil, fmt.Errorf("--cgroup %s: no such group below the container's", sub)
+		return nil, fmt.Errorf("--cgroup %s: no such group below the container's", flag)
 	}
 	return g, nil
 }
@@ -129,6 +165,9 @@ func (c *container) startExec(child *launch.Child, o ExecOptions) (code int, err
 		if err != nil {
 			return 0, abandon(err)
 		}
+	}
+	if err := c.joinResctrl(child.Pid); err != nil {
+		return 0, abandon(err)
 	}
 	if o.PidfdSocket != "" {
 		if err := sendPidfd(o.PidfdSocket, child.Pid, child.Pidfd); err != nil {
@@ -186,20 +225,14 @@ func (e *execFlags) add(f *pflag.FlagSet) {
 	f.BoolVar(&e.noNewPrivileges, "no-new-privs", false, "set no_new_privs")
 	f.StringArrayVarP(&e.caps, "cap", "c", nil, "further capability")
 	f.IntVar(&e.preserveFds, "preserve-fds", 0, "pass descriptors 3 to 3+N-1 on")
-	f.StringArrayVar(&e.cgroups, "cgroup", nil, "run in this group below the container's")
+	f.StringArrayVar(&e.cgroups, "cgroup", nil, "run in this group below the container's, [CONTROLLER[,CONTROLLER]:]PATH")
 	f.BoolVar(&e.ignorePaused, "ignore-paused", false, "also in a paused container, where it waits")
 }
 
 func (e *execFlags) options(base *specs.Process, args []string) (ExecOptions, error) {
 	o := ExecOptions{
-		Detached: e.detach, ConsoleSocket: e.consoleSocket, PidfdSocket: e.pidfdSocket, PidFile: e.pidFile, IgnorePaused: e.ignorePaused,
+		Detached: e.detach, ConsoleSocket: e.consoleSocket, PidfdSocket: e.pidfdSocket, PidFile: e.pidFile, IgnorePaused: e.ignorePaused, Subgroups: e.cgroups,
 		Stdio: launch.Stdio{Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr},
-	}
-	if len(e.cgroups) > 1 {
-		return o, errors.New("--cgroup: one group only is supported")
-	}
-	if len(e.cgroups) == 1 {
-		o.Subgroup = e.cgroups[0]
 	}
 	var err error
 	if o.Extra, err = extraFiles(e.preserveFds); err != nil {

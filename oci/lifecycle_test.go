@@ -320,7 +320,6 @@ func TestRefusedByName(t *testing.T) {
 	for _, c := range []struct{ want, args []string }{
 		{[]string{"--systemd-cgroup"}, []string{"--systemd-cgroup", "list"}},
 		{[]string{"--rootless"}, []string{"--rootless", "true", "list"}},
-		{[]string{"--no-pivot"}, []string{"create", "--no-pivot", "-b", b.bundle, b.id}},
 		{[]string{"--manage-cgroups-mode"}, []string{"checkpoint", "--manage-cgroups-mode", "x", b.id}},
 		{[]string{"--empty-ns"}, []string{"restore", "--empty-ns", "ipc", "-b", b.bundle, b.id}},
 		{[]string{"--log-format"}, []string{"--log-format", "xml", "list"}},

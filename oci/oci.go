@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/oci/resctrl"
 )
 
 // Version is the runtime-spec version that is implemented.
@@ -48,6 +49,8 @@ type Runtime struct {
 	Root    string
 	Log     *slog.Logger
 	Cgroups *cgroup.Hierarchy
+	// Resctrl is the file system for linux.intelRdt; nil means the mounted one.
+	Resctrl *resctrl.FS
 }
 
 var idPattern = regexp.MustCompile(`^[A-Za-z0-9_+.-]+$`)

@@ -20,9 +20,18 @@ import (
 // The test binary doubles as the runtime's command line.
 func TestMain(m *testing.M) {
 	if os.Getenv("PODSTEAD_OCI_MAIN") != "" {
-		os.Exit(Main(os.Args[1:]))
+		os.Exit(testMain(os.Args[1:]))
 	}
 	os.Exit(m.Run())
+}
+
+// testMain is Main with a resctrl file system of the test's, if it has one.
+func testMain(args []string) int {
+	c := &cli{}
+	if dir := os.Getenv("PODSTEAD_TEST_RESCTRL"); dir != "" {
+		c.resctrl = fakeResctrl(dir)
+	}
+	return c.main(args)
 }
 
 // box is a bundle and a runtime to run it with: ours, or runc where it is

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podstead/oci/resctrl"
 	"podstead/sys"
 )
 
@@ -34,9 +35,13 @@ type record struct {
 	// PrivatePids tells that the container has a pid namespace of its own, so
 	// that the kernel kills all its processes with the first.
 	PrivatePids bool `json:"privatePids"`
+	// OwnNetwork tells that its network interfaces are not the host's.
+	OwnNetwork bool `json:"ownNetwork"`
 	// Stdio are the names of what the process got as descriptors 0, 1 and 2, for
 	// CRIU.
 	Stdio []string `json:"stdio,omitempty"`
+	// RDT is the container's resctrl group, if it has one.
+	RDT *resctrl.Group `json:"rdt,omitempty"`
 }
 
 func readRecord(path string) (record, error) {

@@ -63,7 +63,8 @@ func (r *Runtime) restore(ctx context.Context, id string, o RestoreOptions) (p r
 	}
 	c := &container{runtime: r, record: record{
 		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
-		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivatePids(spec),
+		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivate(spec, specs.PIDNamespace),
+		OwnNetwork: hasNetwork(spec),
 	}}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
@@ -72,6 +73,9 @@ func (r *Runtime) restore(ctx context.Context, id string, o RestoreOptions) (p r
 	}
 	defer c.unlock()
 	if err := c.makeGroup(spec, &undo); err != nil {
+		return p, fmt.Errorf("restore container %s: %w", id, err)
+	}
+	if err := c.makeResctrl(spec, &undo); err != nil {
 		return p, fmt.Errorf("restore container %s: %w", id, err)
 	}
 	if p, err = c.runRestorer(ctx, spec, o); err != nil {
@@ -217,6 +221,9 @@ func (c *container) beforeResume(spec *specs.Spec, pid, restorer int, stdio laun
 	if err != nil {
 		return err
 	}
+	if err := c.joinResctrl(pids...); err != nil {
+		return err
+	}
 	inBundle := *spec // paths of the bundle mean what they mean at a launch
 	inBundle.Mounts = slices.Clone(spec.Mounts)
 	for i, m := range inBundle.Mounts {
@@ -305,6 +312,12 @@ func restoreCommand(cli *cli) *cobra.Command {
 			var err error
 			if o.CreateOptions, err = create.options(); err != nil {
 				return err
+			}
+			switch {
+			case o.NoPivot:
+				return errors.New("--no-pivot: not supported by restore")
+			case o.NoNewKeyring:
+				return errors.New("--no-new-keyring: not supported by restore")
 			}
 			profile, context := o.CRIU.LSMProfile, o.CRIU.LSMMountContext
 			o.CRIU.Options, o.ImagePath, o.WorkPath = flags.options, flags.imagePath, flags.workPath

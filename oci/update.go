@@ -3,19 +3,22 @@ package oci
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"podstead/cgroup"
 )
 
-// Update changes a container's limits; what is nil or empty stays as it is.
-// When a limit is refused, all keep their old values.
-func (r *Runtime) Update(_ context.Context, id string, res *specs.LinuxResources) error {
+// Update changes a container's limits, and its share of caches if rdt is given;
+// what is nil or empty stays as it is. When a limit is refused, all keep their
+// old values.
+func (r *Runtime) Update(_ context.Context, id string, res *specs.LinuxResources, rdt *specs.LinuxIntelRdt) error {
 	c, err := r.loadLocked(id)
 	if err != nil {
 		return err
@@ -24,10 +27,20 @@ func (r *Runtime) Update(_ context.Context, id string, res *specs.LinuxResources
 	if _, err := c.need("update", specs.StateRunning, specs.StateCreated, statusPaused); err != nil {
 		return err
 	}
-	if len(res.Devices) > 0 {
-		return errors.New("devices: cannot be updated")
+	if len(res.Devices) > 0 { // all of them, as containerd gives them
+		all := *res
+		all.Devices = append(slices.Clone(res.Devices), cgroup.DefaultDevices()...)
+		res = &all
 	}
-	return c.group().Set(res)
+	undo, err := c.group().Change(res)
+	if err != nil || rdt == nil {
+		return err
+	}
+	if err := c.updateResctrl(rdt); err != nil {
+		undo()
+		return fmt.Errorf("update container %s: intelRdt: %w", id, err)
+	}
+	return nil
 }
 
 // updateFlags are limits as runc's command line has them.
@@ -62,17 +75,12 @@ func (u *updateFlags) add(f *pflag.FlagSet) {
 	f.Int64Var(&u.kernel, "kernel-memory", 0, "obsolete: not supported")
 	f.Int64Var(&u.kernelTCP, "kernel-memory-tcp", 0, "memory of TCP buffers in bytes (cgroup v1)")
 	f.Int64Var(&u.pids, "pids-limit", 0, "number of processes, -1 for no limit")
-	f.StringVar(&u.l3, "l3-cache-schema", "", "not supported")
-	f.StringVar(&u.mb, "mem-bw-schema", "", "not supported")
+	f.StringVar(&u.l3, "l3-cache-schema", "", "share of the L3 cache: L3:ID=MASK;…")
+	f.StringVar(&u.mb, "mem-bw-schema", "", "share of memory bandwidth: MB:ID=VALUE;…")
 }
 
 // resources are the limits of the flags that were given.
 func (u *updateFlags) resources(stdin io.Reader) (*specs.LinuxResources, error) {
-	for _, name := range []string{"l3-cache-schema", "mem-bw-schema"} {
-		if u.flags.Changed(name) {
-			return nil, fmt.Errorf("--%s: not supported", name)
-		}
-	}
 	if u.file != "" {
 		return readResources(u.file, stdin)
 	}
@@ -95,6 +103,14 @@ func (u *updateFlags) resources(stdin io.Reader) (*specs.LinuxResources, error) 
 	set(u, "pids-limit", &res.Pids.Limit, &u.pids)
 	set(u, "blkio-weight", &res.BlockIO.Weight, &u.blkioWeight)
 	return res, nil
+}
+
+// rdt is what the flags say of caches, nil for nothing.
+func (u *updateFlags) rdt() *specs.LinuxIntelRdt {
+	if u.l3 == "" && u.mb == "" {
+		return nil
+	}
+	return &specs.LinuxIntelRdt{L3CacheSchema: u.l3, MemBwSchema: u.mb}
 }
 
 func set[T any](u *updateFlags, name string, to **T, value *T) {
@@ -134,7 +150,7 @@ func updateCommand(cli *cli) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return cli.runtime.Update(cmd.Context(), args[0], res)
+			return cli.runtime.Update(cmd.Context(), args[0], res, u.rdt())
 		},
 	}
 	u.add(cmd.Flags())

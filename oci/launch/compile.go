@@ -113,7 +113,7 @@ func (c *compiler) checkSupported() error {
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststart) > 0, "hooks.poststart"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststop) > 0, "hooks.poststop"},
-		{l.IntelRdt != nil, "linux.intelRdt"},
+		{!c.opt.Resctrl && l.IntelRdt != nil, "linux.intelRdt"},
 		{!c.opt.NetDevices && len(l.NetDevices) > 0, "linux.netDevices"},
 	}
 	for _, u := range unsupported {
@@ -365,6 +365,9 @@ func (c *compiler) oomScoreAdj() {
 
 // keyring gives the container's processes a keyring of their own.
 func (c *compiler) keyring() {
+	if c.opt.KeepKeyring {
+		return
+	}
 	c.do("join a new session keyring", cJoinSessionKeyring).passing(syscall.ENOSYS)
 }
 

@@ -25,3 +25,16 @@ func Namespaces() []string {
 	slices.Sort(list)
 	return list
 }
+
+// MemoryModes and MemoryFlags are what linux.memoryPolicy may have.
+func MemoryModes() []string { return names(memoryModes) }
+func MemoryFlags() []string { return names(memoryFlags) }
+
+func names[K ~string](m map[K]int) []string {
+	var list []string
+	for n := range m {
+		list = append(list, string(n))
+	}
+	slices.Sort(list)
+	return list
+}

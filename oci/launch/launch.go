@@ -19,7 +19,7 @@
 // It needs Linux 5.12 (mount_setattr), for overlay roots 6.7 ("lowerdir+"), on
 // amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
 // What is not supported is refused by the name of its field:
-// linux.intelRdt, netDevices without Options.NetDevices, a mount namespace to be joined, and
+// linux.intelRdt without Options.Resctrl, netDevices without Options.NetDevices, a mount namespace to be joined, and
 // none at all; seccomp notification without Options.Listener.
 package launch
 
@@ -49,6 +49,14 @@ type Options struct {
 	// NetDevices tells that the forker moves linux.netDevices at PointCreated;
 	// without, they are refused.
 	NetDevices bool
+	// Resctrl tells that the forker sees to linux.intelRdt; without, it is refused.
+	Resctrl bool
+	// KeepKeyring leaves the process in the forker's session keyring.
+	KeepKeyring bool
+	// NoPivot enters the root by chroot instead of pivot_root, which the kernel
+	// does not allow where the host's root is the initial RAM disk. The host's
+	// tree stays mounted below: a process with CAP_SYS_CHROOT can get there.
+	NoPivot bool
 	// Listener tells that the forker sees to linux.seccomp.listenerPath, by
 	// Child.AtListener; without, it is refused.
 	Listener bool

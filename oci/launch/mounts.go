@@ -242,13 +242,16 @@ func (c *compiler) attachRoot() {
 		flags = unix.MS_REC | unix.MS_SLAVE
 	}
 	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
-	at := "/"
+	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, c.rootAt(), unix.MOVE_MOUNT_F_EMPTY_PATH)
+}
+
+// rootAt is where the root is attached. Hooks that enter the mount namespace find
+// the host's tree there, and the root, with its mounts, at its path.
+func (c *compiler) rootAt() string {
 	if c.hooksAt(PointCreated) && (c.opt.Rootfs == nil || !c.has[specs.UserNamespace]) {
-		// Hooks that enter the mount namespace find the host's tree there, and the
-		// root, with its mounts, at its path.
-		at = inBundle(c.opt.Bundle, c.spec.Root.Path)
+		return inBundle(c.opt.Bundle, c.spec.Root.Path)
 	}
-	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	return "/"
 }
 
 // mount makes one mount of the specification.
@@ -427,9 +430,13 @@ func (c *compiler) test(at ref, mask, value uint64, errno syscall.Errno) *op {
 
 // switchRoot makes the root mount the root, and lets the host's tree go.
 func (c *compiler) switchRoot() {
-	c.do("enter the root", cFchdir, c.root)
-	c.do("switch root", cPivotRoot, ".", ".")
-	c.do("detach the host's mounts", cUmount, ".", unix.MNT_DETACH)
+	if c.opt.NoPivot {
+		c.chroot()
+	} else {
+		c.do("enter the root", cFchdir, c.root)
+		c.do("switch root", cPivotRoot, ".", ".")
+		c.do("detach the host's mounts", cUmount, ".", unix.MNT_DETACH)
+	}
 	c.do("enter the root", cChdir, "/")
 	attr := unix.MountAttr{}
 	recursive := 0
@@ -447,6 +454,23 @@ func (c *compiler) switchRoot() {
 	if c.spec.Root != nil && c.spec.Root.Readonly {
 		c.do("make the root read-only", cMountSetattr, c.root, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
 	}
+}
+
+// chroot is what is left where the root cannot be switched. The host's procfs
+// and sysfs go before: they would allow new ones in user namespaces, whatever is
+// masked in the container's own.
+func (c *compiler) chroot() {
+	for _, dir := range []string{"/proc", "/sys"} {
+		c.do("detach the host's "+dir, cUmount, dir, unix.MNT_DETACH)
+		c.orElse(func() {
+			c.do("cover the host's "+dir, cMount, "tmpfs", dir, "tmpfs", 0, nil).passing(syscall.ENOENT)
+		}, syscall.EINVAL, syscall.ENOENT)
+	}
+	if c.rootAt() != "/" {
+		c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, "/", unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	c.do("enter the root", cFchdir, c.root)
+	c.do("change root", cChroot, ".")
 }
 
 // makeCwd makes the working directory if the image has none.
