@@ -57,6 +57,10 @@ type Config struct {
 	CgroupRoot string
 	// Policy is what a KubeletConfiguration may change; nil: DefaultPolicy.
 	Policy *Policy
+	// DockerConfigs are files of registry credentials that all pods may use, as
+	// docker login writes them. CredentialProviders are asked for more.
+	DockerConfigs       []string
+	CredentialProviders []*CredentialProvider
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.
@@ -82,7 +86,9 @@ type Policy struct {
 	// MaxRestartPeriod is the longest back-off of a container that crashes.
 	MaxRestartPeriod time.Duration
 	ParallelPulls    int // 0: no bound
-	Images           ImagePolicy
+	// VerifyImages says who may use images that are there.
+	VerifyImages image.Verify
+	Images       ImagePolicy
 	// Eviction says when pods go because the node is short of something.
 	Eviction eviction.Policy
 }
@@ -92,7 +98,17 @@ type ImagePolicy = imagegc.Policy
 
 // DefaultPolicy is what holds without a KubeletConfiguration.
 func DefaultPolicy() Policy {
-	return Policy{MaxRestartPeriod: plan.BackoffMax, Images: imagegc.DefaultPolicy(), Eviction: eviction.Default()}
+	return Policy{MaxRestartPeriod: plan.BackoffMax, VerifyImages: image.DefaultVerify(),
+		Images: imagegc.DefaultPolicy(), Eviction: eviction.Default()}
+}
+
+// CredentialProvider is a kubelet's exec plugin for registry credentials.
+type CredentialProvider = image.Provider
+
+// ReadCredentialProviders reads a CredentialProviderConfig, or a directory of
+// them; the programs are in bin.
+func ReadCredentialProviders(config, bin string) ([]*CredentialProvider, error) {
+	return image.ReadProviders(config, bin)
 }
 
 // ImageExtras is what a runtime at home offers beyond CRI's image service.
@@ -177,7 +193,11 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.node.board = a.board
-	a.node.puller = image.New(a.node.runtime, cfg.Policy.ParallelPulls)
+	a.node.puller = image.New(image.Config{
+		Images: a.node.runtime, Parallel: cfg.Policy.ParallelPulls, Log: cfg.Log,
+		Verify: cfg.Policy.VerifyImages, Dir: filepath.Join(cfg.StateDir, "image_manager"),
+		DockerConfigs: cfg.DockerConfigs, Providers: cfg.CredentialProviders,
+	})
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
 	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)

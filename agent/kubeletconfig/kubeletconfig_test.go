@@ -12,6 +12,7 @@ import (
 
 	"podstead/agent"
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/image"
 )
 
 const head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n"
@@ -119,6 +120,8 @@ imageMaximumGCAge: 48h
 imageGCHighThresholdPercent: 70
 imageGCLowThresholdPercent: 60
 podPidsLimit: 100
+imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages
+preloadedImagesVerificationAllowlist: [quay.io/team/*]
 maxParallelImagePulls: 3
 serializeImagePulls: false
 crashLoopBackOff: {maxContainerRestartPeriod: 30s}
@@ -136,7 +139,8 @@ localStorageCapacityIsolation: false
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, UnsafeSysctls: []string{"net.core.*"},
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3,
-		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
+		VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
+		Images:       agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
 		Eviction: eviction.Policy{Transition: 30 * time.Second, MaxPodGrace: 7 * time.Second, Thresholds: []eviction.Threshold{
 			{Signal: eviction.MemoryAvailable, Amount: eviction.Amount{Quantity: 1 << 30}},
 			{Signal: eviction.NodeFsAvailable, Amount: eviction.Amount{Share: 0.2}, Soft: true, Grace: 2 * time.Minute, MinReclaim: eviction.Amount{Quantity: 1 << 30}},
@@ -149,14 +153,17 @@ localStorageCapacityIsolation: false
 		t.Errorf("%+v, %v", got, err)
 	}
 	for content, want := range map[string]string{
-		"imageGCHighThresholdPercent: 101":                     "imageGCHighThresholdPercent: 101",
-		"imageGCLowThresholdPercent: 90":                       "imageGCLowThresholdPercent: 90",
-		"imageMinimumGCAge: -1s":                               "imageMinimumGCAge: -1s",
-		"imageMaximumGCAge: 1s":                                "imageMaximumGCAge: 1s",
-		"maxParallelImagePulls: 0":                             "maxParallelImagePulls: 0",
-		"maxParallelImagePulls: 2\nserializeImagePulls: true":  "maxParallelImagePulls: 2, and serializeImagePulls is true",
-		"crashLoopBackOff: {maxContainerRestartPeriod: 10m}":   "crashLoopBackOff.maxContainerRestartPeriod: 10m0s",
-		"crashLoopBackOff: {maxContainerRestartPeriod: 500ms}": "crashLoopBackOff.maxContainerRestartPeriod: 500ms",
+		"imageGCHighThresholdPercent: 101":                    "imageGCHighThresholdPercent: 101",
+		"imageGCLowThresholdPercent: 90":                      "imageGCLowThresholdPercent: 90",
+		"imageMinimumGCAge: -1s":                              "imageMinimumGCAge: -1s",
+		"imageMaximumGCAge: 1s":                               "imageMaximumGCAge: 1s",
+		"maxParallelImagePulls: 0":                            "maxParallelImagePulls: 0",
+		"maxParallelImagePulls: 2\nserializeImagePulls: true": "maxParallelImagePulls: 2, and serializeImagePulls is true",
+		"imagePullCredentialsVerificationPolicy: Maybe":       `imagePullCredentialsVerificationPolicy: "Maybe" is unknown`,
+		"preloadedImagesVerificationAllowlist: [a]":           "preloadedImagesVerificationAllowlist: it is only for",
+		"imagePullCredentialsVerificationPolicy: NeverVerifyAllowlistedImages\npreloadedImagesVerificationAllowlist: ['*']": "preloadedImagesVerificationAllowlist[0]: ",
+		"crashLoopBackOff: {maxContainerRestartPeriod: 10m}":                                                                "crashLoopBackOff.maxContainerRestartPeriod: 10m0s",
+		"crashLoopBackOff: {maxContainerRestartPeriod: 500ms}":                                                              "crashLoopBackOff.maxContainerRestartPeriod: 500ms",
 	} {
 		if _, err := Policy(read(t, content)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v", content, err)

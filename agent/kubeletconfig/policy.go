@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
+	"github.com/distribution/reference"
 	"k8s.io/apimachinery/pkg/api/resource"
 	kubelet "k8s.io/kubelet/config/v1beta1"
 
@@ -28,7 +30,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
-	return p, errors.Join(images(&p, c), pulls(&p, c), backoff(&p, c), evictions(&p, c))
+	return p, errors.Join(images(&p, c), pulls(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c))
 }
 
 func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
@@ -62,6 +64,28 @@ func pulls(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 		return fmt.Errorf("maxParallelImagePulls: %d, and serializeImagePulls is true", p.ParallelPulls)
 	case serial:
 		p.ParallelPulls = 1
+	}
+	return nil
+}
+
+func verify(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	if c.ImagePullCredentialsVerificationPolicy != "" {
+		p.VerifyImages.Policy = c.ImagePullCredentialsVerificationPolicy
+	}
+	p.VerifyImages.Allowed = c.PreloadedImagesVerificationAllowlist
+	switch p.VerifyImages.Policy {
+	case kubelet.NeverVerify, kubelet.NeverVerifyPreloadedImages, kubelet.AlwaysVerify:
+		if len(c.PreloadedImagesVerificationAllowlist) > 0 {
+			return fmt.Errorf("preloadedImagesVerificationAllowlist: it is only for imagePullCredentialsVerificationPolicy: %s", kubelet.NeverVerifyAllowlistedImages)
+		}
+	case kubelet.NeverVerifyAllowlistedImages:
+		for i, name := range c.PreloadedImagesVerificationAllowlist {
+			if _, err := reference.ParseNormalizedNamed(strings.TrimSuffix(name, "/*")); err != nil {
+				return fmt.Errorf("preloadedImagesVerificationAllowlist[%d]: %q: %w", i, name, err)
+			}
+		}
+	default:
+		return fmt.Errorf("imagePullCredentialsVerificationPolicy: %q is unknown", p.VerifyImages.Policy)
 	}
 	return nil
 }

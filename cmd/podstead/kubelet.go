@@ -80,6 +80,29 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	return kubeletconfig.CheckHost(c, hierarchy.Unified(), "/proc/swaps")
 }
 
+// readProviders reads the credential providers. A node that its supervisor
+// starts again goes on without those that have become bad meanwhile.
+func (n *nodeOptions) readProviders(log *slog.Logger) (err error) {
+	if n.providerConfig == "" {
+		return nil
+	}
+	n.providers, err = agent.ReadCredentialProviders(n.providerConfig, n.providerBin)
+	if err != nil && os.Getenv(supervisor.SupervisedEnv) != "" {
+		log.Error("images are pulled without credential providers", "error", err)
+		return nil
+	}
+	return err
+}
+
+// dockerConfigs are where the node's own registry credentials may be.
+func (n *nodeOptions) dockerConfigs() []string {
+	home, err := os.UserHomeDir()
+	if err != nil {
+		home = "/root" // a service has no HOME
+	}
+	return []string{filepath.Join(n.stateDir, "config.json"), filepath.Join(home, ".docker", "config.json")}
+}
+
 // limitLogs puts the kubelet's bounds over those of the engine's file, unless
 // flags have set them.
 func (n *nodeOptions) limitLogs(c *config.Config) {

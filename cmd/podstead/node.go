@@ -39,6 +39,9 @@ type nodeOptions struct {
 	config          string
 	kubeletConfig   string
 	kubeletDropIns  string
+	providerConfig  string
+	providerBin     string
+	providers       []*agent.CredentialProvider
 	policy          agent.Policy // and what follows: what the KubeletConfiguration says
 	podLogs         string
 	logLimits       struct {
@@ -66,6 +69,9 @@ func nodeCommand(opt *options) *cobra.Command {
 	f.StringVar(&n.runtimeEndpoint, "runtime-endpoint", "", "run pods on the CRI runtime at this `unix:///…` instead of the built-in engine")
 	f.StringVar(&n.kubeletConfig, "config", "", "a KubeletConfiguration `FILE`; fields without effect are warned about")
 	f.StringVar(&n.kubeletDropIns, "config-dir", "", "`DIR` of *.conf files that are merged over it, in the order of their names")
+	f.StringVar(&n.providerConfig, "image-credential-provider-config", "", "a CredentialProviderConfig `FILE`, or a directory of them")
+	f.StringVar(&n.providerBin, "image-credential-provider-bin-dir", "", "`DIR` of the credential providers' programs")
+	cmd.MarkFlagsRequiredTogether("image-credential-provider-config", "image-credential-provider-bin-dir")
 	f.StringVar(&n.config, "engine-config", "", "the engine's configuration `FILE`; "+config.DefaultPath+" if that is there")
 	n.engineFlags(cmd)
 	return cmd
@@ -140,6 +146,9 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 		return err
 	}
 	if err := n.readKubelet(log); err != nil {
+		return err
+	}
+	if err := n.readProviders(log); err != nil {
 		return err
 	}
 	file, err := openConfig(n.config, n.runDir, n.override)
@@ -262,6 +271,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 	return agent.Config{
 		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
+		DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
 		Policy: &n.policy, Listener: socket, Log: log,
 	}

@@ -1,15 +1,15 @@
 // Package image brings images to the node for containers: pull policies,
-// credentials from pull secrets, one pull per image at a time however many pods
-// wait for it, and the kubelet's back-off and reasons. The store itself is the
-// runtime's. Nothing is kept on disk; a failed pull is forgotten by a restart.
+// credentials from pull secrets, from the node's own file and from exec plugins,
+// one pull per image at a time however many pods wait for it, and the kubelet's
+// back-off and reasons. The store itself is the runtime's. Kept on disk is only
+// who may use which image (verify.go); a failed pull is forgotten by a restart.
 package image
 
 import (
 	"context"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"slices"
+	"log/slog"
 	"strings"
 	"sync"
 	"time"
@@ -39,10 +39,26 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Reason + ": " + e.Message }
 
+// Config of a Puller.
+type Config struct {
+	Images   cri.Images
+	Parallel int // pulls at a time; 0: no bound
+	// Verify says who may use an image that is there; records of it are below Dir.
+	Verify Verify
+	Dir    string
+	// DockerConfigs are files of credentials that all pods may use, as docker
+	// login writes them; those that are not there have none.
+	DockerConfigs []string
+	Providers     []*Provider
+	Log           *slog.Logger
+}
+
 // Puller is shared by all pods.
 type Puller struct {
-	images cri.Images
-	slots  chan struct{} // one for each pull that may run; nil: no bound
+	cfg     Config
+	images  cri.Images
+	records *records
+	slots   chan struct{} // one for each pull that may run; nil: no bound
 
 	mu    sync.Mutex
 	pulls map[string]*pull
@@ -57,12 +73,14 @@ type pull struct {
 	err    error
 }
 
-// New returns a puller of the runtime's images that pulls so many at a time; 0 is
-// no bound.
-func New(images cri.Images, parallel int) *Puller {
-	p := &Puller{images: images, pulls: map[string]*pull{}}
-	if parallel > 0 {
-		p.slots = make(chan struct{}, parallel)
+// New returns a puller of the runtime's images.
+func New(cfg Config) *Puller {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	p := &Puller{cfg: cfg, images: cfg.Images, records: &records{dir: cfg.Dir, policy: cfg.Verify}, pulls: map[string]*pull{}}
+	if cfg.Parallel > 0 {
+		p.slots = make(chan struct{}, cfg.Parallel)
 	}
 	return p
 }
@@ -85,15 +103,26 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 	if err != nil {
 		return nil, &Error{ImageInspectError, fmt.Sprintf("Failed to inspect image %q: %v", r.Image, err)}
 	}
+	keys := sync.OnceValue(func() []credential { return p.credentials(ctx, r.Image, r.Secrets) })
 	if have != nil && r.Policy != corev1.PullAlways {
-		r.Pulled(0, true, have.Size)
-		return have, nil
+		allowed, err := p.records.allow(r.Image, have.Id, keys)
+		if err != nil {
+			p.cfg.Log.Error("the image is asked for again, whoever may use it", "image", r.Image, "error", err)
+		}
+		if allowed {
+			r.Pulled(0, true, have.Size)
+			return have, nil
+		}
 	}
 	if r.Policy == corev1.PullNever {
-		return nil, &Error{ErrImageNeverPull, fmt.Sprintf("Container image %q is not present with pull policy of Never", r.Image)}
+		why := "is not present"
+		if have != nil {
+			why = "was pulled with credentials that this pod has not, and cannot be asked for again"
+		}
+		return nil, &Error{ErrImageNeverPull, fmt.Sprintf("Container image %q %s with pull policy of Never", r.Image, why)}
 	}
 	began := time.Now()
-	ref, err := p.pull(ctx, spec, r)
+	ref, err := p.pull(ctx, spec, r, keys())
 	if err != nil {
 		return nil, pullError(r.Image, err)
 	}
@@ -144,19 +173,19 @@ func pullError(image string, err error) error {
 
 // pull joins a pull of the same image with the same credentials, or starts it.
 // It goes on as long as anybody waits for it.
-func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request) (string, error) {
-	auths := credentials(spec.Image, r.Secrets)
-	key, err := json.Marshal([]any{spec.Image, spec.RuntimeHandler, auths})
+func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request, keys []credential) (string, error) {
+	id, err := json.Marshal([]any{spec.Image, spec.RuntimeHandler, keys})
 	if err != nil {
 		return "", err
 	}
+	key := string(id)
 	p.mu.Lock()
-	run, joined := p.pulls[string(key)]
+	run, joined := p.pulls[key]
 	if !joined {
 		pctx, cancel := context.WithCancel(context.WithoutCancel(ctx))
 		run = &pull{done: make(chan struct{}), cancel: cancel}
-		p.pulls[string(key)] = run
-		go p.run(pctx, string(key), run, spec, auths)
+		p.pulls[key] = run
+		go p.run(pctx, key, run, spec, keys)
 	}
 	run.users++
 	p.mu.Unlock()
@@ -169,38 +198,17 @@ func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request
 		defer p.mu.Unlock()
 		if run.users--; run.users == 0 {
 			run.cancel()
-			if p.pulls[string(key)] == run {
-				delete(p.pulls, string(key)) // who comes now starts anew
+			if p.pulls[key] == run {
+				delete(p.pulls, key) // who comes now starts anew
 			}
 		}
 		return "", ctx.Err()
 	}
 }
 
-func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeapi.ImageSpec, auths []*runtimeapi.AuthConfig) {
+func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeapi.ImageSpec, keys []credential) {
 	defer run.cancel()
-	if len(auths) == 0 {
-		auths = []*runtimeapi.AuthConfig{nil}
-	}
-	if p.slots != nil {
-		select {
-		case p.slots <- struct{}{}:
-			defer func() { <-p.slots }()
-		case <-ctx.Done():
-			run.err, auths = ctx.Err(), nil
-		}
-	}
-	for _, auth := range auths {
-		var resp *runtimeapi.PullImageResponse
-		resp, run.err = p.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: auth})
-		if run.err == nil {
-			run.ref = resp.ImageRef
-			break
-		}
-		if ctx.Err() != nil {
-			break
-		}
-	}
+	run.ref, run.err = p.try(ctx, spec, keys)
 	p.mu.Lock()
 	if p.pulls[key] == run {
 		delete(p.pulls, key)
@@ -209,105 +217,54 @@ func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeap
 	close(run.done)
 }
 
-// dockerConfig is the content of a pull secret.
-type dockerConfig map[string]struct {
-	Username      string `json:"username"`
-	Password      string `json:"password"`
-	Auth          string `json:"auth"`
-	IdentityToken string `json:"identitytoken"`
-	RegistryToken string `json:"registrytoken"`
-}
-
-// credentials collects what the secrets have for an image, the most specific
-// entry first; each is tried until one is accepted.
-func credentials(image string, secrets []*corev1.Secret) []*runtimeapi.AuthConfig {
-	ref, err := reference.ParseNormalizedNamed(image)
+// try pulls with one credential after the other, and notes which was accepted.
+func (p *Puller) try(ctx context.Context, spec *runtimeapi.ImageSpec, keys []credential) (ref string, err error) {
+	if p.slots != nil {
+		select {
+		case p.slots <- struct{}{}:
+			defer func() { <-p.slots }()
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+	if len(keys) == 0 {
+		keys = []credential{{}} // anonymously
+	}
+	done, err := p.records.intend(spec.UserSpecifiedImage)
 	if err != nil {
-		return nil
+		return "", err
 	}
-	type match struct {
-		length int
-		auth   *runtimeapi.AuthConfig
-	}
-	var found []match
-	for _, s := range secrets {
-		for registry, e := range parse(s) {
-			length, ok := matches(registry, ref)
-			if !ok {
-				continue
+	for _, k := range keys {
+		var resp *runtimeapi.PullImageResponse
+		resp, err = p.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: k.Auth})
+		if err == nil {
+			failed := p.records.add(spec.UserSpecifiedImage, resp.ImageRef, k)
+			if failed != nil {
+				p.cfg.Log.Error("the next pod with this image pulls it again", "image", spec.UserSpecifiedImage, "error", failed)
 			}
-			a := &runtimeapi.AuthConfig{Username: e.Username, Password: e.Password, IdentityToken: e.IdentityToken,
-				RegistryToken: e.RegistryToken, ServerAddress: registry}
-			if a.Username == "" && e.Auth != "" {
-				if plain, err := base64.StdEncoding.DecodeString(e.Auth); err == nil {
-					a.Username, a.Password, _ = strings.Cut(string(plain), ":")
-				}
-			}
-			found = append(found, match{length, a})
+			done(failed != nil)
+			p.prune(ctx)
+			return resp.ImageRef, nil
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
-	slices.SortStableFunc(found, func(a, b match) int {
-		if a.length != b.length {
-			return b.length - a.length
-		}
-		return strings.Compare(a.auth.ServerAddress, b.auth.ServerAddress)
-	})
-	out := make([]*runtimeapi.AuthConfig, len(found))
-	for i, m := range found {
-		out[i] = m.auth
-	}
-	return out
+	done(false)
+	return "", err
 }
 
-func parse(s *corev1.Secret) dockerConfig {
-	if data, ok := s.Data[corev1.DockerConfigJsonKey]; ok {
-		var file struct {
-			Auths dockerConfig `json:"auths"`
-		}
-		if json.Unmarshal(data, &file) == nil {
-			return file.Auths
-		}
+// prune forgets images that are gone.
+func (p *Puller) prune(ctx context.Context) {
+	began := time.Now()
+	if p.records.off() {
+		return
 	}
-	if data, ok := s.Data[corev1.DockerConfigKey]; ok {
-		var old dockerConfig
-		if json.Unmarshal(data, &old) == nil {
-			return old
-		}
+	list, err := p.images.ListImages(ctx, &runtimeapi.ListImagesRequest{})
+	if err == nil {
+		err = p.records.prune(list.Images, began)
 	}
-	return nil
-}
-
-// matches tells whether an entry ("https://index.docker.io/v1/", "*.example.com",
-// "host:5000/team") is for an image, and how specific it is.
-func matches(entry string, ref reference.Named) (length int, ok bool) {
-	entry = strings.TrimPrefix(strings.TrimPrefix(entry, "https://"), "http://")
-	host, path, _ := strings.Cut(strings.TrimSuffix(entry, "/"), "/")
-	if path == "v1" || path == "v2" {
-		path = ""
+	if err != nil {
+		p.cfg.Log.Warn("records of pulled images not cleaned up", "error", err)
 	}
-	domain := reference.Domain(ref)
-	if host == "index.docker.io" || host == "registry-1.docker.io" {
-		host = "docker.io"
-	}
-	if !hostMatches(host, domain) {
-		return 0, false
-	}
-	if path != "" && reference.Path(ref) != path && !strings.HasPrefix(reference.Path(ref), path+"/") {
-		return 0, false
-	}
-	return len(host) + len(path), true
-}
-
-// hostMatches compares label by label; "*" stands for one label, not for dots.
-func hostMatches(pattern, host string) bool {
-	pl, hl := strings.Split(pattern, "."), strings.Split(host, ".")
-	if len(pl) != len(hl) {
-		return false
-	}
-	for i := range pl {
-		if pl[i] != "*" && pl[i] != hl[i] {
-			return false
-		}
-	}
-	return true
 }

@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -45,16 +46,46 @@ func TestCredentials(t *testing.T) {
 		"evil-quay.io/team/x": "",
 	} {
 		var users []string
-		for _, a := range credentials(image, s) {
-			users = append(users, a.Username)
+		for _, k := range fromSecrets(named(t, image), s) {
+			users = append(users, k.Auth.Username)
 		}
 		if got := strings.Join(users, " "); got != want {
 			t.Errorf("%s: %q, want %q", image, got, want)
 		}
 	}
-	if a := credentials("quay.io/x/y", s)[0]; a.Password != "p:w" {
-		t.Errorf("password %q", a.Password)
+	if k := fromSecrets(named(t, "quay.io/x/y"), s)[0]; k.Auth.Password != "p:w" {
+		t.Errorf("password %q", k.Auth.Password)
 	}
+}
+
+func TestPatterns(t *testing.T) {
+	for _, c := range []struct {
+		pattern, image string
+		want           bool
+	}{
+		{"app*.k8s.io", "app1.k8s.io/x", true},
+		{"app*.k8s.io", "web.k8s.io/x", false},
+		{"*.io", "a.k8s.io/x", false},
+		{"*.k8s.io:80", "a.k8s.io:80/x", true},
+		{"*.k8s.io", "a.k8s.io:80/x", false}, // a * is no port
+		{"k8s.*:80", "k8s.io:8080/x", false},
+		{"k8s.io/a", "k8s.io/a/b", true},
+		{"k8s.io/a/b", "k8s.io/a", false},
+		{"[", "k8s.io/a", false},
+		{"", "k8s.io/a", false},
+	} {
+		if got := matches(c.pattern, named(t, c.image)); got != c.want {
+			t.Errorf("%q, %s: %v", c.pattern, c.image, got)
+		}
+	}
+}
+
+func named(t *testing.T, image string) reference.Named {
+	ref, err := reference.ParseNormalizedNamed(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
 }
 
 // images is an image service that takes a minute for a pull.
@@ -99,6 +130,16 @@ func (i *images) PullImage(ctx context.Context, r *runtimeapi.PullImageRequest) 
 	return &runtimeapi.PullImageResponse{ImageRef: r.Image.Image}, nil
 }
 
+func (i *images) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	resp := &runtimeapi.ListImagesResponse{}
+	for id := range i.have {
+		resp.Images = append(resp.Images, &runtimeapi.Image{Id: id})
+	}
+	return resp, nil
+}
+
 func request(image string, policy corev1.PullPolicy) Request {
 	return Request{Image: image, Policy: policy, Pulling: func() {}, Pulled: func(time.Duration, bool, uint64) {}}
 }
@@ -121,7 +162,7 @@ func TestEnsure(t *testing.T) {
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			svc := &images{have: map[string]bool{"here:1": true}, failed: c.failed}
-			img, err := New(svc, 0).Ensure(t.Context(), request(c.image, c.policy))
+			img, err := New(Config{Images: svc}).Ensure(t.Context(), request(c.image, c.policy))
 			reason := ""
 			var e *Error
 			if errors.As(err, &e) {
@@ -137,7 +178,7 @@ func TestEnsure(t *testing.T) {
 func TestPullsAreShared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := &images{have: map[string]bool{}}
-		p := New(svc, 0)
+		p := New(Config{Images: svc})
 		var wg sync.WaitGroup
 		for range 10 {
 			wg.Go(func() {
@@ -165,7 +206,7 @@ func TestPullsAreShared(t *testing.T) {
 func TestPullEndsWithItsLastUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := &images{have: map[string]bool{}}
-		p := New(svc, 0)
+		p := New(Config{Images: svc})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
@@ -192,7 +233,7 @@ func TestEveryCredentialIsTried(t *testing.T) {
 		svc := &images{have: map[string]bool{}, failed: errors.New("denied")}
 		r := request("quay.io/team/x:1", corev1.PullAlways)
 		r.Secrets = []*corev1.Secret{secret(`{"auths": {"quay.io": {"username": "a"}, "quay.io/team": {"username": "b"}}}`)}
-		if _, err := New(svc, 0).Ensure(t.Context(), r); err == nil {
+		if _, err := New(Config{Images: svc}).Ensure(t.Context(), r); err == nil {
 			t.Error("no error")
 		}
 		if got := fmt.Sprint(svc.auths); got != "[b a]" {
