@@ -193,6 +193,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a.node.board = a.board
+	a.node.decoder = decoder
 	a.node.puller = image.New(image.Config{
 		Images: a.node.runtime, Parallel: cfg.Policy.ParallelPulls, Log: cfg.Log,
 		Verify: cfg.Policy.VerifyImages, Dir: filepath.Join(cfg.StateDir, "image_manager"),
@@ -211,6 +212,9 @@ func (a *Agent) namedImages() (names []string) {
 			for _, c := range list {
 				names = append(names, c.Image)
 			}
+		}
+		for _, c := range pod.Spec.EphemeralContainers {
+			names = append(names, c.Image)
 		}
 		for _, v := range pod.Spec.Volumes {
 			if v.Image != nil {

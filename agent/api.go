@@ -182,6 +182,36 @@ func (a *Agent) remove(o source.Object, grace *time.Duration) error {
 	return nil
 }
 
+// Debug adds an ephemeral container to a pod.
+func (b backend) Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error {
+	p, ok := b.a.board.get(namespace, name)
+	if !ok {
+		return apierrors.NewNotFound(corev1.Resource("pods"), namespace+"/"+name)
+	}
+	var ended <-chan struct{}
+	answer := make(chan error, 1)
+	err := b.a.do(ctx, func(context.Context) {
+		if w := b.a.workers[string(p.pod.UID)]; w != nil {
+			ended = w.quit
+			w.leave(func(box *box) { box.debug = append(box.debug, debugRequest{e, answer}) })
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if ended == nil {
+		return apierrors.NewNotFound(corev1.Resource("pods"), namespace+"/"+name)
+	}
+	select {
+	case err := <-answer:
+		return err
+	case <-ended:
+		return apierrors.NewConflict(corev1.Resource("pods"), name, errPodEnds)
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // DeletePod ends an applied pod, or hastens the end of one that is ending.
 func (b backend) DeletePod(ctx context.Context, namespace, name string, grace *time.Duration) (err error) {
 	doErr := b.a.do(ctx, func(loop context.Context) { err = b.a.deletePod(loop, namespace, name, grace) })

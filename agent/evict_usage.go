@@ -89,14 +89,12 @@ func (e *evictor) measure(ctx context.Context, u *eviction.Usage) error {
 		errs = append(errs, err)
 	}
 	logs := n.request.LogDirectory(u.Pod)
-	for _, list := range [][]corev1.Container{u.Pod.Spec.InitContainers, u.Pod.Spec.Containers} {
-		for i := range list {
-			d, err := pressure.Measure(ctx, filepath.Join(logs, list[i].Name))
-			errs = append(errs, err)
-			c := u.Containers[list[i].Name]
-			c.Logs = d
-			u.Containers[list[i].Name] = c
-		}
+	for _, name := range containerNames(u.Pod) {
+		d, err := pressure.Measure(ctx, filepath.Join(logs, name))
+		errs = append(errs, err)
+		c := u.Containers[name]
+		c.Logs = d
+		u.Containers[name] = c
 	}
 	return errors.Join(errs...)
 }

@@ -272,7 +272,9 @@ type record struct {
 	Containers []observe.Container     `json:",omitempty"`
 	Probes     map[string]carriedProbe `json:",omitempty"` // by container ID
 	Failed     *failedRecord           `json:",omitempty"`
-	StartTime  time.Time
+	// Debug are ephemeral containers that the API added; Pod has them, too.
+	Debug     []corev1.EphemeralContainer `json:",omitempty"`
+	StartTime time.Time
 }
 
 // describes tells whether a record is complete enough to end its pod by it.

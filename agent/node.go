@@ -24,6 +24,7 @@ import (
 	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/request"
+	"podstead/agent/internal/source"
 	"podstead/agent/internal/userns"
 	"podstead/cri"
 )
@@ -45,6 +46,7 @@ type node struct {
 	puller         *image.Puller
 	events         *event.Log
 	board          *board
+	decoder        *source.Decoder
 	pressure       pressed
 	log            *slog.Logger
 }

@@ -149,7 +149,7 @@ func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeap
 	mounts = append(mounts, &runtimeapi.Mount{ContainerPath: j.spec.TerminationMessagePath, HostPath: messageFile})
 	config, err := j.request.Container(request.Container{
 		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
-		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile,
+		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile, Target: j.processes,
 	})
 	if err == nil {
 		err = j.mapUsers(config.GetLinux().GetSecurityContext().GetNamespaceOptions(), config.GetMounts())

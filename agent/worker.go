@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"encoding/json"
-	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -20,7 +19,6 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
-	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/status"
 	"podstead/sys"
@@ -40,7 +38,9 @@ type worker struct {
 	mu  sync.Mutex // guards box
 	box box
 
-	pod      *corev1.Pod
+	given    *corev1.Pod                 // as its source has it
+	pod      *corev1.Pod                 // and with what was added here (worker_define.go)
+	debug    []corev1.EphemeralContainer // that were added by the API
 	objs     *source.Set
 	origin   string
 	hashes   plan.Hashes
@@ -83,6 +83,7 @@ type box struct {
 	grace  *time.Duration
 	look   bool
 	evict  *order
+	debug  []debugRequest
 }
 
 // running is a step under way.
@@ -192,7 +193,7 @@ func (w *worker) open() {
 		return // the pod is new, or its record is lost: the runtime's word counts
 	}
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
-	w.origin = r.Origin
+	w.origin, w.debug = r.Origin, r.Debug
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
@@ -216,6 +217,9 @@ func (w *worker) unpack() {
 	}
 	if b.evict != nil {
 		w.fall(*b.evict)
+	}
+	for _, r := range b.debug {
+		r.answer <- w.addDebug(r.container)
 	}
 }
 
@@ -241,53 +245,6 @@ func (w *worker) begin(b box) {
 			}
 		}
 	}
-}
-
-// redefine takes a new definition of the pod, or of the objects it refers to.
-func (w *worker) redefine(b box) {
-	changed := w.pod == nil || !reflect.DeepEqual(w.pod.Spec, b.pod.Spec)
-	if changed && w.pod != nil {
-		w.reprobe(b.pod)
-	}
-	w.pod, w.objs, w.origin = b.pod, b.objs, b.origin
-	w.hashes = hashes(w.pod)
-	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
-		// Another pod than the one that failed.
-		w.failed, w.ending, w.start = nil, nil, time.Now()
-	}
-	if w.failed != nil && w.ending == nil {
-		w.ending = &plan.End{At: time.Now(), Grace: w.grace(), Keep: true, Free: w.failed.Evicted}
-		w.prepared = w.prepared || w.failed.Evicted
-	}
-	// What failed may succeed now: an object may be there, an image be named right.
-	for key, f := range w.failures {
-		if changed || retriedOnChange(f.Reason) {
-			delete(w.failures, key)
-			delete(w.tries, key)
-		}
-	}
-	w.stale = true
-	if changed {
-		w.prepared = false // there may be new volumes: nothing starts before them
-	}
-}
-
-func hashes(pod *corev1.Pod) plan.Hashes {
-	h := plan.Hashes{Sandbox: request.SandboxHash(pod), Containers: map[string]string{}}
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			h.Containers[list[i].Name] = request.ContainerHash(pod, &list[i])
-		}
-	}
-	return h
-}
-
-func specHash(h plan.Hashes) string {
-	out := h.Sandbox
-	for _, name := range slices.Sorted(maps.Keys(h.Containers)) {
-		out += "." + h.Containers[name]
-	}
-	return out
 }
 
 // sync brings the pod a step further and tells whether it is gone.
@@ -433,8 +390,8 @@ func (w *worker) save() {
 	if r := w.busy[""]; r != nil && r.step.Kind == plan.Teardown {
 		return // its directory is being removed
 	}
-	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}}
-	for name := range w.hashes.Containers {
+	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug}
+	for _, name := range containerNames(w.pod) {
 		for _, c := range []*observe.Container{w.seen.Latest(name), w.seen.Previous(name)} {
 			if c != nil {
 				r.Containers = append(r.Containers, *c)

@@ -16,6 +16,7 @@ import (
 
 	"podstead/agent/client"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
 	"podstead/cri"
 )
@@ -287,13 +288,4 @@ func (n *node) exec(id string) func(context.Context, []string, time.Duration) ([
 
 func (w *worker) spec(name string) *corev1.Container { return find(w.pod, name) }
 
-func find(pod *corev1.Pod, name string) *corev1.Container {
-	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
-		}
-	}
-	return nil
-}
+func find(pod *corev1.Pod, name string) *corev1.Container { return plan.Find(pod, name) }

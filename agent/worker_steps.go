@@ -40,6 +40,8 @@ func retriedOnChange(reason string) bool {
 	return false
 }
 
+var errPodEnds = errors.New("the pod has ended or is ending")
+
 // stepError is a failed step: reason and message as a container's waiting state
 // has them.
 type stepError struct{ reason, message string }
@@ -274,12 +276,19 @@ type job struct {
 	ips     []string
 	target  func(id string) hookTarget
 	dead    []string // containers to be removed by Free
+	// processes is the ID of the container whose processes an ephemeral one sees.
+	processes string
 }
 
 func (w *worker) job(s plan.Step) job {
 	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs}
 	if s.Kind == plan.Free {
 		j.dead = w.dead()
+	}
+	if e := plan.FindEphemeral(w.pod, s.Container); e != nil {
+		if t := w.seen.Latest(e.TargetContainerName); t != nil {
+			j.processes = t.ID
+		}
 	}
 	if sb := w.seen.Sandbox(); sb != nil {
 		c := *sb

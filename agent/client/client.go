@@ -106,6 +106,16 @@ func (c *Client) DeletePod(ctx context.Context, namespace, name string, grace *t
 	return err
 }
 
+// Debug adds an ephemeral container to a pod; watch to see it start.
+func (c *Client) Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error {
+	data, err := json.Marshal(e)
+	if err != nil {
+		return err
+	}
+	_, err = c.bytes(ctx, http.MethodPost, podPath(namespace, name, "ephemeralcontainers"), nil, bytes.NewReader(data))
+	return err
+}
+
 func graceQuery(grace *time.Duration) url.Values {
 	q := url.Values{}
 	if grace != nil {

@@ -81,6 +81,11 @@ func describePod(out io.Writer, p *corev1.Pod, why client.Why, events []corev1.E
 	}
 	describeContainers(w, "Init containers", p.Spec.InitContainers, p.Status.InitContainerStatuses)
 	describeContainers(w, "Containers", p.Spec.Containers, p.Status.ContainerStatuses)
+	var ephemeral []corev1.Container
+	for _, e := range p.Spec.EphemeralContainers {
+		ephemeral = append(ephemeral, corev1.Container(e.EphemeralContainerCommon))
+	}
+	describeContainers(w, "Ephemeral containers", ephemeral, p.Status.EphemeralContainerStatuses)
 	fmt.Fprintln(w, "Events:")
 	for _, e := range events {
 		count := ""

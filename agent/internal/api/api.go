@@ -20,6 +20,7 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	kjson "sigs.k8s.io/json"
 
 	"podstead/agent/client"
 	"podstead/cri"
@@ -44,6 +45,8 @@ type Backend interface {
 	Problems(context.Context) ([]client.Problem, error)
 	Apply(ctx context.Context, manifests []byte) (client.ApplyResult, error)
 	Delete(ctx context.Context, manifests []byte, grace *time.Duration) (client.ApplyResult, error)
+	// Debug adds an ephemeral container to a pod.
+	Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error
 	DeletePod(ctx context.Context, namespace, name string, grace *time.Duration) error
 }
 
@@ -82,6 +85,7 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 	handle("GET "+pod+"/why", s.podWhy)
 	handle("GET "+pod+"/flight", s.podFlight)
 	handle("GET "+pod+"/log", s.podLog)
+	handle("POST "+pod+"/ephemeralcontainers", s.debug)
 	handle(pod+"/exec", s.exec)
 	handle(pod+"/attach", s.attach)
 	handle(pod+"/portforward", s.portForward)
@@ -167,6 +171,23 @@ func (s *server) deletePod(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
 }
 
+// debug takes an EphemeralContainer.
+func (s *server) debug(w http.ResponseWriter, r *http.Request) error {
+	data, err := manifests(w, r)
+	if err != nil {
+		return err
+	}
+	var e corev1.EphemeralContainer
+	unknown, err := kjson.UnmarshalStrict(data, &e)
+	if err = errors.Join(append(unknown, err)...); err != nil {
+		return apierrors.NewBadRequest("ephemeral container: " + err.Error())
+	}
+	if err := s.backend.Debug(r.Context(), r.PathValue("namespace"), r.PathValue("name"), e); err != nil {
+		return err
+	}
+	return reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
+}
+
 func gracePeriod(r *http.Request) (*time.Duration, error) {
 	text := r.URL.Query().Get("gracePeriodSeconds")
 	if text == "" {
@@ -209,12 +230,18 @@ func (s *server) pulling(pod *corev1.Pod) (out []client.Wait) {
 	for _, p := range s.images.Pulls() {
 		pulls[normal(p.Ref)] = p
 	}
+	add := func(name, image string) {
+		if p, ok := pulls[normal(image)]; ok {
+			out = append(out, client.Wait{Container: name, Reason: "Pulling", Message: describePull(p), Since: p.Started})
+		}
+	}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for _, c := range list {
-			if p, ok := pulls[normal(c.Image)]; ok {
-				out = append(out, client.Wait{Container: c.Name, Reason: "Pulling", Message: describePull(p), Since: p.Started})
-			}
+			add(c.Name, c.Image)
 		}
+	}
+	for _, c := range pod.Spec.EphemeralContainers {
+		add(c.Name, c.Image)
 	}
 	return out
 }

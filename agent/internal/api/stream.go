@@ -19,6 +19,7 @@ import (
 	"k8s.io/cri-client/pkg/logs"
 
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/plan"
 	"podstead/cri"
 )
 
@@ -34,7 +35,7 @@ func container(p *corev1.Pod, name string) (*corev1.ContainerStatus, error) {
 		name = p.Spec.Containers[0].Name
 	}
 	var have []string
-	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses} {
+	for _, list := range [][]corev1.ContainerStatus{p.Status.ContainerStatuses, p.Status.InitContainerStatuses, p.Status.EphemeralContainerStatuses} {
 		for i := range list {
 			if list[i].Name == name {
 				return &list[i], nil
@@ -113,13 +114,9 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	tty := false
-	for _, list := range [][]corev1.Container{p.Spec.Containers, p.Spec.InitContainers} {
-		cs, _ := container(p, q.Get("container"))
-		for _, c := range list {
-			tty = tty || (c.Name == cs.Name && c.TTY)
-		}
-	}
+	cs, _ := container(p, q.Get("container"))
+	spec := plan.Find(p, cs.Name)
+	tty := spec != nil && spec.TTY
 	resp, err := s.runtime.Attach(r.Context(), &runtimeapi.AttachRequest{ContainerId: ctr, Tty: tty,
 		Stdin: flag(q, "stdin"), Stdout: flag(q, "stdout"), Stderr: flag(q, "stderr") && !tty})
 	if err != nil {

@@ -86,6 +86,11 @@ func fieldPath(pod *corev1.Pod, container string) string {
 			return "spec.initContainers{" + container + "}"
 		}
 	}
+	for _, c := range pod.Spec.EphemeralContainers {
+		if c.Name == container {
+			return "spec.ephemeralContainers{" + container + "}"
+		}
+	}
 	return "spec.containers{" + container + "}"
 }
 

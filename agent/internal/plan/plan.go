@@ -283,6 +283,7 @@ func (p *planner) run() {
 		p.makeSandbox()
 		return
 	}
+	p.ephemeralContainers()
 	if !p.initContainers() {
 		return
 	}
@@ -301,16 +302,7 @@ func (p *planner) killUnwanted() {
 	}
 }
 
-func (p *planner) spec(name string) *corev1.Container {
-	for _, list := range [][]corev1.Container{p.in.Pod.Spec.InitContainers, p.in.Pod.Spec.Containers} {
-		for i := range list {
-			if list[i].Name == name {
-				return &list[i]
-			}
-		}
-	}
-	return nil
-}
+func (p *planner) spec(name string) *corev1.Container { return Find(p.in.Pod, name) }
 
 func (p *planner) grace() time.Duration {
 	return time.Duration(*p.in.Pod.Spec.TerminationGracePeriodSeconds) * time.Second

@@ -21,6 +21,9 @@ type Container struct {
 	User     ImageUser
 	Env      *env.Result
 	Mounts   []*runtimeapi.Mount // volumes, /etc/hosts, termination message
+	// Target is the ID of the container whose processes an ephemeral one is to
+	// see, "" for none.
+	Target string
 	// MessageFile is the host's side of the termination message.
 	MessageFile string
 }
@@ -30,6 +33,9 @@ func (n Node) Container(c Container) (*runtimeapi.ContainerConfig, error) {
 	security, err := n.containerSecurity(c.Pod, c.Spec, c.User)
 	if err != nil {
 		return nil, err
+	}
+	if o := security.NamespaceOptions; c.Target != "" && o.Pid == runtimeapi.NamespaceMode_CONTAINER {
+		o.Pid, o.TargetId = runtimeapi.NamespaceMode_TARGET, c.Target
 	}
 	config := &runtimeapi.ContainerConfig{
 		Metadata:    &runtimeapi.ContainerMetadata{Name: c.Spec.Name, Attempt: uint32(c.Restarts)},

@@ -26,6 +26,9 @@ func setDefaults(pod *corev1.Pod) {
 	for i := range s.Containers {
 		defaultContainer(&s.Containers[i], s.HostNetwork)
 	}
+	for i := range s.EphemeralContainers {
+		defaultContainer((*corev1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon), s.HostNetwork)
+	}
 }
 
 func def[T comparable](p *T, value T) {

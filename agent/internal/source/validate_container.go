@@ -36,6 +36,7 @@ func (c *podCheck) containers(spec *field.Path) {
 	}
 	each(s.InitContainers, spec.Child("initContainers"), true)
 	each(s.Containers, spec.Child("containers"), false)
+	c.ephemeralContainers(spec.Child("ephemeralContainers"), names)
 }
 
 // Sidecar tells whether an init container is restartable and so goes on

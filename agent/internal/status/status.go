@@ -75,6 +75,11 @@ func Make(in Input) corev1.PodStatus {
 	for i := range in.Pod.Spec.Containers {
 		s.ContainerStatuses = append(s.ContainerStatuses, m.container(&in.Pod.Spec.Containers[i], false))
 	}
+	for i := range in.Pod.Spec.EphemeralContainers {
+		cs := m.container((*corev1.Container)(&in.Pod.Spec.EphemeralContainers[i].EphemeralContainerCommon), false)
+		cs.Ready, cs.Started = false, nil // they are not asked
+		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, cs)
+	}
 	s.Phase = m.phase(&s)
 	if in.Failed != nil {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message

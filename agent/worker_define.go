@@ -1,0 +1,111 @@
+package agent
+
+import (
+	"maps"
+	"reflect"
+	"slices"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+
+	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
+)
+
+// redefine takes a new definition of the pod, or of the objects it refers to.
+func (w *worker) redefine(b box) {
+	w.given, w.objs, w.origin = b.pod, b.objs, b.origin
+	next := w.whole()
+	changed := w.pod == nil || !reflect.DeepEqual(w.pod.Spec, next.Spec)
+	if changed && w.pod != nil {
+		w.reprobe(next)
+	}
+	w.pod = next
+	w.hashes = hashes(w.pod)
+	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
+		// Another pod than the one that failed.
+		w.failed, w.ending, w.start = nil, nil, time.Now()
+	}
+	if w.failed != nil && w.ending == nil {
+		w.ending = &plan.End{At: time.Now(), Grace: w.grace(), Keep: true, Free: w.failed.Evicted}
+		w.prepared = w.prepared || w.failed.Evicted
+	}
+	// What failed may succeed now: an object may be there, an image be named right.
+	for key, f := range w.failures {
+		if changed || retriedOnChange(f.Reason) {
+			delete(w.failures, key)
+			delete(w.tries, key)
+		}
+	}
+	w.stale = true
+	if changed {
+		w.prepared = false // there may be new volumes: nothing starts before them
+	}
+}
+
+func hashes(pod *corev1.Pod) plan.Hashes {
+	h := plan.Hashes{Sandbox: request.SandboxHash(pod), Containers: map[string]string{}}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			h.Containers[list[i].Name] = request.ContainerHash(pod, &list[i])
+		}
+	}
+	return h
+}
+
+func specHash(h plan.Hashes) string {
+	out := h.Sandbox
+	for _, name := range slices.Sorted(maps.Keys(h.Containers)) {
+		out += "." + h.Containers[name]
+	}
+	return out
+}
+
+// whole is the pod as its source has it, with the ephemeral containers that were
+// added to it since. One that its source names, too, is the source's.
+func (w *worker) whole() *corev1.Pod {
+	pod := *w.given
+	pod.Spec.EphemeralContainers = slices.Clone(pod.Spec.EphemeralContainers)
+	for _, e := range w.debug {
+		if plan.Find(&pod, e.Name) == nil {
+			pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, e)
+		}
+	}
+	return &pod
+}
+
+// containerNames are those of all containers of a pod.
+func containerNames(pod *corev1.Pod) (names []string) {
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			names = append(names, list[i].Name)
+		}
+	}
+	for i := range pod.Spec.EphemeralContainers {
+		names = append(names, pod.Spec.EphemeralContainers[i].Name)
+	}
+	return names
+}
+
+// debugRequest asks for an ephemeral container to be added to the pod.
+type debugRequest struct {
+	container corev1.EphemeralContainer
+	answer    chan<- error // of capacity 1
+}
+
+// addDebug adds an ephemeral container, for good: it is in the record, so that a
+// later agent knows it.
+func (w *worker) addDebug(e corev1.EphemeralContainer) error {
+	if w.ending != nil || w.last.Finished {
+		return apierrors.NewConflict(corev1.Resource("pods"), w.pod.Name, errPodEnds)
+	}
+	e, err := w.node.decoder.AddEphemeral(w.pod, e)
+	if err != nil {
+		return apierrors.NewBadRequest(err.Error())
+	}
+	w.debug = append(slices.Clip(w.debug), e)
+	w.redefine(box{pod: w.given, objs: w.objs, origin: w.origin})
+	w.save()
+	return nil
+}
