@@ -5,10 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/rand"
 
@@ -41,6 +43,10 @@ pod's status until the pod is deleted.`,
 			if !cmd.Flags().Changed("attach") {
 				d.attach = d.interactive
 			}
+			// A shell that is fed by a pipe ends with it; one that somebody types into
+			// can be attached to again.
+			f, file := cmd.InOrStdin().(*os.File)
+			d.container.StdinOnce = d.interactive && (!file || !term.IsTerminal(int(f.Fd())))
 			if err := d.complete(args[1:]); err != nil {
 				return err
 			}
@@ -137,14 +143,8 @@ func (d *debugging) run(cmd *cobra.Command, pod string) error {
 	if err != nil {
 		return err
 	}
-	if !running { // it has ended: what it said is in its log
-		r, err := c.Logs(ctx, d.namespace, pod, client.LogOptions{Container: name})
-		if err != nil {
-			return err
-		}
-		defer r.Close()
-		_, err = io.Copy(cmd.OutOrStdout(), r)
-		return err
+	if !running {
+		return d.said(ctx, c, pod, cmd.OutOrStdout())
 	}
 	o := client.ExecOptions{Container: name, TTY: d.container.TTY}
 	o.Streams.Stdout = cmd.OutOrStdout()
@@ -155,7 +155,25 @@ func (d *debugging) run(cmd *cobra.Command, pod string) error {
 		o.Streams.Stderr = cmd.ErrOrStderr()
 	}
 	fmt.Fprintln(told, "If you don't see a command prompt, try pressing enter.")
-	return withTerminal(&o, func() error { return c.Attach(ctx, d.namespace, pod, o) })
+	err = withTerminal(&o, func() error { return c.Attach(ctx, d.namespace, pod, o) })
+	if err == nil {
+		return nil
+	}
+	if running, seen := d.started(ctx, c, pod, io.Discard); seen == nil && !running {
+		return d.said(ctx, c, pod, cmd.OutOrStdout()) // it ended sooner
+	}
+	return err
+}
+
+// said prints the log of a container that has ended.
+func (d *debugging) said(ctx context.Context, c *client.Client, pod string, out io.Writer) error {
+	r, err := c.Logs(ctx, d.namespace, pod, client.LogOptions{Container: d.container.Name})
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	_, err = io.Copy(out, r)
+	return err
 }
 
 // started waits until the container runs, or has ended. What keeps it from
