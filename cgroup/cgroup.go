@@ -51,7 +51,9 @@ func Detect() (*Hierarchy, error) {
 	}
 	if h.unified != "" {
 		b, err := readFile(h.unified + "/cgroup.controllers")
-		if err != nil {
+		if errors.Is(err, os.ErrNotExist) && len(h.v1) > 0 {
+			h.unified = "" // the table has mounts that others hide, too
+		} else if err != nil {
 			return nil, err
 		}
 		h.v2 = strings.Fields(b)

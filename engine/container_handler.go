@@ -7,10 +7,12 @@ import (
 	"time"
 
 	"github.com/moby/sys/mountinfo"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/engine/config"
 	"podstead/engine/handler"
+	"podstead/engine/internal/spec"
 	"podstead/supervisor"
 )
 
@@ -81,6 +83,11 @@ func (e *Engine) startProcess(ctx context.Context, c *container, h handler.Handl
 	handled := e.handled(&rec)
 	if adj := int(rec.Resources.M.GetOomScoreAdj()); int64(adj) != rec.config().GetLinux().GetResources().GetOomScoreAdj() {
 		handled.OOMScoreAdj = &adj
+	}
+	if rec.Pid == 0 && !proto.Equal(rec.Resources.M, rec.config().GetLinux().GetResources()) {
+		if handled.Resources, err = spec.Resources(rec.Resources.M); err != nil {
+			return p, err
+		}
 	}
 	return h.Start(ctx, handled)
 }

@@ -60,9 +60,10 @@ type Container struct {
 	CgroupDir        string
 	Log              supervisor.LogFile
 	Stdin, StdinOnce bool
-	// OOMScoreAdj is what Start is told if it has changed since Create and there
-	// is no process yet.
+	// OOMScoreAdj and Resources are what Start is told of what has changed since
+	// Create, if there is no process yet.
 	OOMScoreAdj *int
+	Resources   *specs.LinuxResources
 }
 
 // Exec is a process to run in a container.

@@ -2,6 +2,7 @@ package handler
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -45,7 +46,13 @@ type OCI struct {
 	// Version is the newest version of the specification that the runtime reads,
 	// "" if it does not say.
 	Version string
+	// AllLimits hands all limits on, not only those that the runtime would lift.
+	AllLimits bool
 }
+
+// oldestVersion is the specification's that every runtime reads. Some refuse
+// newer ones that do not know "features", such as crun before 1.8.2.
+const oldestVersion = "1.0.2"
 
 var _ Handler = (*OCI)(nil)
 
@@ -81,19 +88,18 @@ func (h *OCI) Create(_ context.Context, c Container) (supervisor.Process, error)
 func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string) *specs.Spec {
 	out := *s
 	out.Version = specs.Version
-	if h.Version != "" && olderVersion(h.Version, specs.Version) {
-		out.Version = h.Version
+	reads := cmp.Or(h.Version, oldestVersion)
+	if olderVersion(reads, specs.Version) {
+		out.Version = reads
 	}
 	root := specs.Root{Path: rootfs}
 	if s.Root != nil {
 		root.Readonly = s.Root.Readonly
 	}
 	out.Root = &root
-	// The limits of the cgroup have been set by the engine, which may know more of
-	// the host's hierarchies than the runtime does, and changes them later.
 	if s.Linux != nil && s.Linux.Resources != nil {
 		l := *s.Linux
-		l.Resources = &specs.LinuxResources{Devices: l.Resources.Devices}
+		l.Resources = h.limits(l.Resources)
 		out.Linux = &l
 	}
 	if s.Process != nil {
@@ -109,6 +115,21 @@ func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string)
 		maps.Copy(out.Annotations, annotations)
 	}
 	return &out
+}
+
+// limits are those that the runtime is told. The engine has set all of them,
+// knows more of the host's hierarchies than the runtime may, and changes them
+// later. But crun takes the absence of a memory limit for one that is to be
+// lifted, and what runs in a virtual machine is limited there.
+func (h *OCI) limits(all *specs.LinuxResources) *specs.LinuxResources {
+	if h.AllLimits {
+		return all
+	}
+	out := &specs.LinuxResources{Devices: all.Devices}
+	if m := all.Memory; m != nil {
+		out.Memory = &specs.LinuxMemory{Limit: m.Limit, Swap: m.Swap, Reservation: m.Reservation}
+	}
+	return out
 }
 
 // allowedOOMScoreAdj raises a score to what this process has, if it takes a
@@ -162,7 +183,7 @@ func (h *OCI) Start(ctx context.Context, c Container) (supervisor.Process, error
 	if err := os.MkdirAll(h.Root, 0o711); err != nil {
 		return supervisor.Process{}, err
 	}
-	if err := b.refreshSpec(c.OOMScoreAdj); err != nil {
+	if err := h.refreshSpec(b, c); err != nil {
 		return supervisor.Process{}, err
 	}
 	cmd := supervisor.CommandLine{
@@ -398,9 +419,10 @@ func (b bundle) writeSpec(s *specs.Spec) error {
 	return os.WriteFile(b.path("config.json"), data, 0o600)
 }
 
-// refreshSpec changes what is not nil in the specification.
-func (b bundle) refreshSpec(oomScoreAdj *int) error {
-	if oomScoreAdj == nil {
+// refreshSpec writes what was changed since the container was created into its
+// specification.
+func (h *OCI) refreshSpec(b bundle, c Container) error {
+	if c.OOMScoreAdj == nil && c.Resources == nil {
 		return nil
 	}
 	data, err := os.ReadFile(b.path("config.json"))
@@ -411,8 +433,18 @@ func (b bundle) refreshSpec(oomScoreAdj *int) error {
 	if err := json.Unmarshal(data, &s); err != nil {
 		return fmt.Errorf("%s: %w", b.path("config.json"), err)
 	}
-	if s.Process != nil {
-		s.Process.OOMScoreAdj = allowedOOMScoreAdj(oomScoreAdj)
+	if s.Process != nil && c.OOMScoreAdj != nil {
+		s.Process.OOMScoreAdj = allowedOOMScoreAdj(c.OOMScoreAdj)
+	}
+	if c.Resources != nil && s.Linux != nil && s.Linux.Resources != nil {
+		was, now := s.Linux.Resources, h.limits(c.Resources)
+		was.Memory, was.CPU = cmp.Or(now.Memory, was.Memory), cmp.Or(now.CPU, was.CPU)
+		if now.HugepageLimits != nil {
+			was.HugepageLimits = now.HugepageLimits
+		}
+		if now.Unified != nil {
+			was.Unified = now.Unified
+		}
 	}
 	return b.writeSpec(&s)
 }

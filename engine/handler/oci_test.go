@@ -31,7 +31,7 @@ func TestAdapt(t *testing.T) {
 		Version: specs.Version, Root: &specs.Root{Path: "other", Readonly: true},
 		Process: &specs.Process{}, Annotations: map[string]string{"a": "1"},
 		Linux: &specs.Linux{CgroupsPath: "/x", Resources: &specs.LinuxResources{
-			Memory: &specs.LinuxMemory{Limit: &limit}, Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}},
+			Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Cpus: "0"}, Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}},
 		}},
 	}
 	h := &OCI{Version: "1.0.2-dev"}
@@ -39,7 +39,7 @@ func TestAdapt(t *testing.T) {
 	if out.Version != "1.0.2-dev" || out.Root.Path != "/root" || !out.Root.Readonly || out.Linux.CgroupsPath != "/x" {
 		t.Errorf("%+v", out)
 	}
-	if out.Linux.Resources.Memory != nil || len(out.Linux.Resources.Devices) != 1 {
+	if r := out.Linux.Resources; r.CPU != nil || *r.Memory.Limit != limit || len(out.Linux.Resources.Devices) != 1 {
 		t.Errorf("resources %+v", out.Linux.Resources)
 	}
 	if len(out.Annotations) != 2 || len(in.Annotations) != 1 || in.Root.Path != "other" || in.Linux.Resources.Memory == nil {

@@ -38,7 +38,7 @@ func (h *Shim) Create(ctx context.Context, c Container) (supervisor.Process, err
 // Start implements Handler.
 func (h *Shim) Start(ctx context.Context, c Container) (supervisor.Process, error) {
 	b := bundle(c.Bundle)
-	if err := b.refreshSpec(c.OOMScoreAdj); err != nil {
+	if err := h.refreshSpec(b, c); err != nil {
 		return supervisor.Process{}, err
 	}
 	t := shim.Task{ID: c.ID, Bundle: b.path(""), ConfigPath: h.ConfigPath, Stdin: c.Stdin}

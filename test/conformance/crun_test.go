@@ -1,0 +1,63 @@
+package conformance
+
+import (
+	"os"
+	"os/exec"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"podstead/cri/conformance"
+	"podstead/engine/config"
+	"podstead/test/host"
+	"podstead/test/leak"
+)
+
+// wholeVariable asks for all of the suite where it is run in part, because it is
+// the engine that most of it tests.
+const wholeVariable = "PODSTEAD_TEST_WHOLE"
+
+// handlerGroups are the part of the suite that another runtime makes a
+// difference to.
+func handlerGroups() []string {
+	if os.Getenv(wholeVariable) != "" {
+		return nil
+	}
+	return []string{"container", "process", "security", "mount", "userns", "exec", "stream", "resources"}
+}
+
+// TestCrun runs the suite on the engine with crun in place of the built-in
+// handler.
+func TestCrun(t *testing.T) {
+	host.Require(t)
+	crun, err := exec.LookPath("crun")
+	if err != nil {
+		t.Skip("crun is not installed")
+	}
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	noHybridCgroups(t)
+	cdi := t.TempDir()
+	conformance.Run(t, conformance.Target{
+		Runtime: newEngine(t, cdi, config.Handler{Name: "crun", Path: crun}),
+		Image:   busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Groups: handlerGroups(),
+		Known: map[string]string{
+			"resources/huge pages":           "their controller is on the hierarchy that crun must not see here",
+			"userns/with the host's network": "handlers of other runtimes have none, and say so",
+		},
+	})
+}
+
+// noHybridCgroups takes cgroup2 out of the test's mounts for its time where v1
+// hierarchies are beside it: crun refuses that mixture.
+func noHybridCgroups(t *testing.T) {
+	t.Helper()
+	const unified = "/sys/fs/cgroup/unified"
+	if unix.Unmount(unified, 0) != nil {
+		return // there is no such mixture
+	}
+	t.Cleanup(func() {
+		if err := unix.Mount("cgroup2", unified, "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
+			t.Error(err)
+		}
+	})
+}
