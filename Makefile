@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: conformance test-kubelet build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
+.PHONY: conformance test-validation test-kubelet build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -47,6 +47,11 @@ conformance: test-deps
 # that touch cgroups or the kernel.
 test-vm:
 	test/vm/run
+
+# The validation programs of opencontainers/runtime-tools on our OCI runtime, runc
+# and crun. "make test" has some of them, on ours.
+test-validation: test-deps
+	$(GO) test -count=1 -v ./test/validation -all
 
 # A stock kubelet, built from its module in some minutes, on our runtime.
 test-kubelet: test-deps

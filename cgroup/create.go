@@ -196,6 +196,20 @@ func (g *Group) Remove(ctx context.Context) error {
 	return nil
 }
 
+// RemoveEmpty removes the group unless it has processes or descendants, and
+// does not wait.
+func (g *Group) RemoveEmpty() error {
+	if g.bad != nil {
+		return g.bad
+	}
+	for _, dir := range g.everywhere() {
+		if err := unix.Rmdir(dir); err != nil && err != unix.ENOENT {
+			return fmt.Errorf("remove cgroup %s: %w", g.path, &os.PathError{Op: "rmdir", Path: dir, Err: err})
+		}
+	}
+	return nil
+}
+
 // removeTimeout is how long processes that were killed may take to be gone.
 const removeTimeout = 5 * time.Second
 

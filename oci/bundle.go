@@ -76,16 +76,18 @@ func hasPrivate(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
 func hasNetwork(s *specs.Spec) bool {
 	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 }
+// relativeCgroups is where groups are whose path is relative. What is empty below
+// it is nobody's.
+const relativeCgroups = "/podstead-oci"
 
 // cgroupPath is where the container's group is, below each hierarchy's root. A
-// path that is relative is to a place of the runtime's choice: there it is flat,
-// so that no parent is left behind.
+// path that is relative is to a place of the runtime's choice.
 func cgroupPath(s *specs.Spec, id string) string {
 	switch p := s.Linux.CgroupsPath; {
 	case p == "":
 		return "/podstead-oci-" + id
 	case !strings.HasPrefix(p, "/") && !strings.Contains(p, ":"):
-		return "/podstead-oci-" + strings.ReplaceAll(filepath.Clean(p), "/", "-")
+		return relativeCgroups + filepath.Clean("/"+p)
 	default:
 		return p
 	}

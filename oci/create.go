@@ -136,12 +136,21 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 	if len(pids) > 0 {
 		return fmt.Errorf("linux.cgroupsPath: cgroup %s is not empty: processes %v", g.Path(), pids)
 	}
-	if err := g.Create(); err != nil {
+	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
+		err := errors.Join(g.Kill(ctx), g.Remove(ctx))
+		c.removeParents()
+		return err
+	})
+	err = g.Create()
+	for range 10 { // as often as somebody else's end removes a parent in between
+		if !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+		err = g.Create()
+	}
+	if err != nil {
 		return fmt.Errorf("linux.cgroupsPath: %w", err)
 	}
-	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
-		return errors.Join(g.Kill(ctx), g.Remove(ctx))
-	})
 	early, _ := cgroup.Split(spec.Linux.Resources)
 	return g.Set(early)
 }

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
@@ -63,11 +65,22 @@ func (c *container) destroy(ctx context.Context) error {
 	if err := c.removeResctrl(); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
+	c.removeParents()
 	c.runPoststop(ctx)
 	if err := os.RemoveAll(c.dir()); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
 	return nil
+}
+
+// removeParents removes the groups that were made above the container's own
+// because its path was relative, unless they are in use.
+func (c *container) removeParents() {
+	for p := path.Dir(c.Cgroup); p == relativeCgroups || strings.HasPrefix(p, relativeCgroups+"/"); p = path.Dir(p) {
+		if c.runtime.Cgroups.Group(p).RemoveEmpty() != nil {
+			return
+		}
+	}
 }
 
 // runPoststop runs the hooks of the end: each gets its turn, and one that fails

@@ -26,7 +26,7 @@ func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch
 	if at == launch.PointStart {
 		return hook.Inside(ctx, spec, "startContainer", h.StartContainer, child.Pid, c.state(specs.StateCreated))
 	}
-	state := c.state(specs.StateCreating)
+	state := c.state(specs.StateCreated) // as runtime-spec has it after step 2 of the lifecycle
 	state.Pid = child.Pid
 	//nolint:staticcheck // prestart is deprecated, but widely used
 	if err := hook.Run(ctx, "prestart", h.Prestart, state); err != nil {
@@ -35,5 +35,5 @@ func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch
 	if err := hook.Run(ctx, "createRuntime", h.CreateRuntime, state); err != nil {
 		return err
 	}
-	return hook.Inside(ctx, spec, "createContainer", h.CreateContainer, child.Pid, c.state(specs.StateCreating))
+	return hook.Inside(ctx, spec, "createContainer", h.CreateContainer, child.Pid, c.state(specs.StateCreated))
 }

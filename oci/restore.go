@@ -244,7 +244,7 @@ func (c *container) restoreHooks(ctx context.Context, spec *specs.Spec, pid int)
 	if n := len(spec.Hooks.CreateContainer) + len(spec.Hooks.StartContainer); n > 0 {
 		c.runtime.Log.Warn("hooks that run in the container's namespaces are not run by a restore", "container", c.ID)
 	}
-	at := c.state(specs.StateCreating)
+	at := c.state(specs.StateCreated)
 	at.Pid = pid
 	//nolint:staticcheck // prestart is deprecated, but widely used
 	if err := hook.Run(ctx, "prestart", spec.Hooks.Prestart, at); err != nil {

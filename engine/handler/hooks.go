@@ -107,7 +107,7 @@ func answerHooks(ctx context.Context, s *os.File, c Container) error {
 func runHooks(ctx context.Context, c Container, pid int) error {
 	h := c.Spec.Hooks
 	state := specs.State{
-		Version: specs.Version, ID: c.ID, Status: specs.StateCreating, Pid: pid,
+		Version: specs.Version, ID: c.ID, Status: specs.StateCreated, Pid: pid,
 		Bundle: c.Bundle, Annotations: c.Spec.Annotations,
 	}
 	//nolint:staticcheck // prestart is deprecated, but widely used

@@ -30,6 +30,7 @@ type compiler struct {
 	seed      reg                               // mount namespace to start from, none if the forker's
 	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
 	cwdFailed reg                               // 1 if root may not enter the working directory
+	cwd       ref                               // where getcwd writes, 0 before there is one
 	chosen    reg                               // which of the candidates is to be executed
 	scratch   ref                               // for results that are only tested
 }

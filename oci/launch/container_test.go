@@ -230,7 +230,6 @@ func TestRefused(t *testing.T) {
 		"mounts[6].destination":              func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/x", "/")) },
 		"mounts[6].destination: /proc/sys":   func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/x", "/proc/sys")) },
 		"mounts[6].source":                   func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("", "/x")) },
-		"mounts[6].options":                  func(s *specs.Spec) { s.Mounts = append(s.Mounts, bind("/x", "/x", "size=1")) },
 		"mounts[6].type":                     func(s *specs.Spec) { s.Mounts = append(s.Mounts, specs.Mount{Destination: "/x"}) },
 		"linux.namespaces[6]":                func(s *specs.Spec) { s.Linux.Namespaces = append(s.Linux.Namespaces, s.Linux.Namespaces[0]) },
 		"linux.namespaces: a mount":          func(s *specs.Spec) { s.Linux.Namespaces = nil },

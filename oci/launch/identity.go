@@ -21,7 +21,9 @@ func (c *compiler) finalize() {
 	filter := c.filter()
 	early := c.proc.NoNewPrivileges || filter == nil
 	if early {
-		c.becomeUser()
+		c.enterWorkingDirectory()
+		c.identity()
+		c.retryWorkingDirectory()
 	}
 	if c.proc.NoNewPrivileges {
 		c.do("set no_new_privs", cSetNoNewPrivs, 1)
@@ -35,8 +37,10 @@ func (c *compiler) finalize() {
 		c.do("prepare to execute", cExecuting)
 		c.install(filter)
 	} else {
+		c.enterWorkingDirectory()
 		c.install(filter)
-		c.becomeUser()
+		c.identity()
+		c.retryWorkingDirectory()
 		c.do("prepare to execute", cExecuting)
 	}
 	c.execute()
@@ -202,28 +206,32 @@ func parseCapabilities(l *specs.LinuxCapabilities) (s capabilitySets, err error)
 	return s, nil
 }
 
-// workingDirectory enters process.cwd. It is called before the child becomes
-// the container's user, who may not be allowed to what root is, and after, for
-// what root is not allowed to (NFS). A directory outside of the root, as a leaked
-// descriptor would give, is recognised by getcwd (CVE-2024-21626).
-func (c *compiler) workingDirectory(asUser bool) {
+// enterWorkingDirectory enters process.cwd, as long as the child is root, who may
+// be allowed to what the container's user is not. A directory outside of the root,
+// as a leaked descriptor would give, is recognised by getcwd (CVE-2024-21626).
+func (c *compiler) enterWorkingDirectory() {
 	text := "change to working directory " + c.proc.Cwd
-	if !asUser {
-		c.do(text, cChdir, c.proc.Cwd)
-		c.orElse(func() { c.cwdFailed = c.get(text, cSet, 1) }, syscall.EACCES)
-		return
-	}
-	c.do(text, cTestReg, c.cwdFailed, 1, syscall.ENOENT)
-	c.andThen(func() { c.do(text, cChdir, c.proc.Cwd) }, syscall.ENOENT)
-	const pathMax = 4096
-	buf := c.space(pathMax)
-	c.do(text, cGetcwd, buf, pathMax)
-	c.test(buf, 0xff, '/', syscall.ENOENT).text = text
+	c.do(text, cChdir, c.proc.Cwd)
+	c.ifElse(c.checkWorkingDirectory, func() { c.cwdFailed = c.get(text, cSet, 1) }, syscall.EACCES)
 }
 
-// becomeUser does what makes the child a process of the container's user.
-func (c *compiler) becomeUser() {
-	c.workingDirectory(false)
-	c.identity()
-	c.workingDirectory(true)
+// retryWorkingDirectory is for what root is not allowed to, and the container's
+// user is (NFS).
+func (c *compiler) retryWorkingDirectory() {
+	text := "change to working directory " + c.proc.Cwd
+	c.do(text, cTestReg, c.cwdFailed, 1, syscall.ENOENT)
+	c.andThen(func() {
+		c.do(text, cChdir, c.proc.Cwd)
+		c.checkWorkingDirectory()
+	}, syscall.ENOENT)
+}
+
+func (c *compiler) checkWorkingDirectory() {
+	const pathMax = 4096
+	text := "change to working directory " + c.proc.Cwd
+	if c.cwd == 0 {
+		c.cwd = c.space(pathMax)
+	}
+	c.do(text, cGetcwd, c.cwd, pathMax)
+	c.test(c.cwd, 0xff, '/', syscall.ENOENT).text = text
 }

@@ -121,9 +121,6 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 		}
 		return p, nil
 	}
-	if len(p.data) > 0 {
-		return p, fmt.Errorf(".options: a bind mount has no file system option %q", p.data[0])
-	}
 	if m.Source == "" {
 		return p, fmt.Errorf(".source: is missing")
 	}
@@ -262,6 +259,9 @@ func (c *compiler) mount(m *parsedMount) {
 	}
 	if m.bind {
 		m.fs = m.tree
+		if len(m.data) > 0 {
+			c.do(fmt.Sprintf("%s.options: a bind mount has no file system option %q", m.field, m.data[0]), cWarn)
+		}
 		target := c.target(m.dest, m.tree)
 		c.refuseProc(m, target)
 		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)

@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -60,11 +61,28 @@ func Containerd() (dir string, err error) {
 	return filepath.Dir(runc), err
 }
 
+// Validation builds validation programs of runtime-tools, all for "...", with
+// runtimetest that they put into containers, and returns the directory that they
+// are in, alone.
+func Validation(names ...string) (dir string, err error) {
+	const module = "github.com/opencontainers/runtime-tools"
+	p := program{
+		name: "runtimetest", folder: "validation", module: "test/tools/validation",
+		command: []string{"build", "-ldflags=-s -w"}, packages: module + "/cmd/runtimetest",
+	}
+	for _, name := range names {
+		p.packages += " " + module + "/validation/" + name
+	}
+	runtimetest, err := p.build()
+	return filepath.Dir(runtimetest), err
+}
+
 // program is what is built of a module's packages.
 type program struct {
-	name     string // in test/tools/bin
-	module   string // its directory in the source tree
-	packages string
+	name     string   // in test/tools/bin
+	folder   string   // of test/tools/bin, if not in that itself
+	module   string   // its directory in the source tree
+	packages string   // one or more, with spaces between
 	command  []string // of go; build if empty
 	cgo      bool
 }
@@ -77,7 +95,7 @@ func (p program) build() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	bin := filepath.Join(root, "test", "tools", "bin")
+	bin := filepath.Join(root, "test", "tools", "bin", p.folder)
 	if err := os.MkdirAll(bin, 0o755); err != nil {
 		return "", err
 	}
@@ -118,7 +136,7 @@ func (p program) buildInto(dir, module string) error {
 	if args[0] == "test" {
 		out += p.name
 	}
-	cmd := exec.Command("go", append(slices.Clip(args), "-o", out, p.packages)...)
+	cmd := exec.Command("go", append(append(slices.Clip(args), "-o", out), strings.Fields(p.packages)...)...)
 	cmd.Dir = module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if p.cgo {
