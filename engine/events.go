@@ -3,15 +3,12 @@ package engine
 import (
 	"cmp"
 	"context"
-	"errors"
 	"path/filepath"
 	"slices"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"podstead/cri"
 	"podstead/engine/internal/event"
 )
 
@@ -22,29 +19,9 @@ const (
 	eventDeleted = runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT
 )
 
-// ContainerEvents implements cri.Events. One who comes within the first minutes
-// of the engine first gets what has happened since the former one ended.
+// ContainerEvents implements cri.Events.
 func (e *Engine) ContainerEvents(ctx context.Context, ready func(), yield func(*runtimeapi.ContainerEventResponse) error) error {
-	l := e.events.Join()
-	defer l.Leave()
-	if ready != nil {
-		ready()
-	}
-	for {
-		ev, err := l.Next(ctx)
-		switch {
-		case errors.Is(err, event.ErrBehind):
-			return cri.Errorf(codes.ResourceExhausted, "the reader of events is too far behind (%d at most): list again", event.MaxBehind)
-		case errors.Is(err, event.ErrClosed):
-			return cri.Errorf(codes.Unavailable, "the engine is stopping")
-		case err != nil:
-			return err
-		}
-		if err := yield(ev); err != nil {
-			return err
-		}
-		e.events.Told(ev)
-	}
+	return e.events.Serve(ctx, ready, yield)
 }
 
 // openEvents makes the hub.

@@ -3,9 +3,7 @@ package engine
 import (
 	"context"
 	"maps"
-	"net/netip"
 	"slices"
-	"strings"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -78,21 +76,8 @@ func (e *Engine) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest
 // UpdateRuntimeConfig hands the node's pod CIDRs, separated by commas, to the
 // network, which takes them if it is free to.
 func (e *Engine) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	var subnets []netip.Prefix
-	for _, cidr := range strings.Split(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(), ",") {
-		if cidr = strings.TrimSpace(cidr); cidr == "" {
-			continue
-		}
-		p, err := netip.ParsePrefix(cidr)
-		if err != nil {
-			return nil, cri.Errorf(codes.InvalidArgument, "pod CIDR: %v", err)
-		}
-		subnets = append(subnets, p)
-	}
-	if len(subnets) > 0 {
-		if err := e.cfg.Network.SetPodSubnets(subnets); err != nil {
-			return nil, cri.Errorf(codes.InvalidArgument, "pod CIDR: %v", err)
-		}
+	if err := e.cfg.Network.SetPodCIDR(req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr()); err != nil {
+		return nil, cri.Errorf(codes.InvalidArgument, "pod CIDR: %v", err)
 	}
 	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

@@ -268,6 +268,26 @@ func (n *Network) teardown(ctx context.Context, l *lease) error {
 	return n.builtin.teardown(ctx, l)
 }
 
+// SetPodCIDR is SetPodSubnets with the subnets as text, separated by commas; none
+// changes nothing.
+func (n *Network) SetPodCIDR(list string) error {
+	var subnets []netip.Prefix
+	for _, cidr := range strings.Split(list, ",") {
+		if cidr = strings.TrimSpace(cidr); cidr == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(cidr)
+		if err != nil {
+			return err
+		}
+		subnets = append(subnets, p)
+	}
+	if len(subnets) == 0 {
+		return nil
+	}
+	return n.SetPodSubnets(subnets)
+}
+
 // SetPodSubnets sets what UpdateRuntimeConfig brings: the node's part of the
 // cluster's pod addresses, which is remembered, for the cluster says it once.
 // CNI plugins get it as the capability ipRanges for new pods. The built-in
@@ -364,6 +384,9 @@ func (n *Network) Close() error {
 	_, err := n.slots.stop()
 	return errors.Join(err, n.builtin.close())
 }
+
+// Idle tells whether no pod is connected.
+func (n *Network) Idle() bool { return len(n.leases.all()) == 0 }
 
 // Destroy removes bridge, table, routes and files, and restores what was
 // changed on the host. It is an error if pods are still connected.

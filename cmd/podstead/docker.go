@@ -12,6 +12,7 @@ import (
 	"podstead/cri/server"
 	"podstead/engine/config"
 	"podstead/engine/docker"
+	"podstead/network"
 )
 
 // The runtimes that can be behind the CRI socket.
@@ -24,22 +25,27 @@ const (
 type dockerOptions struct {
 	backend  string
 	endpoint string
+	network  string
 }
 
 func (d *dockerOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&d.backend, "backend", backendEngine, "`WHAT` runs the containers: "+backendEngine+", or "+backendDocker+" for a Docker Engine")
 	f.StringVar(&d.endpoint, "docker-endpoint", "unix:///var/run/docker.sock", "`unix:///…` of the Docker Engine, which must be on this machine")
+	f.StringVar(&d.network, "docker-network", string(docker.ConnectAuto), "`WHO` connects pods on a Docker Engine: "+
+		"docker (its bridge), cni (plugins, and no pods without their configuration), podstead (plugins or our own bridge), or auto (plugins or Docker's bridge)")
 }
 
 // notForDocker are the flags that say how our own engine works.
-var notForDocker = []string{"config", "certs-dir", "cdi-dir", "pod-cidr", "log-max-bytes", "log-max-files"}
+var notForDocker = []string{"config", "certs-dir", "cdi-dir", "log-max-bytes", "log-max-files"}
 
 // check refuses flags that would have no effect.
 func (d *dockerOptions) check(f *pflag.FlagSet) error {
 	switch d.backend {
 	case backendEngine:
-		if f.Changed("docker-endpoint") {
-			return errors.New("--docker-endpoint: needs --backend docker")
+		for _, name := range []string{"docker-endpoint", "docker-network"} {
+			if f.Changed(name) {
+				return fmt.Errorf("--%s: needs --backend docker", name)
+			}
 		}
 	case backendDocker:
 		for _, name := range notForDocker {
@@ -47,8 +53,21 @@ func (d *dockerOptions) check(f *pflag.FlagSet) error {
 				return fmt.Errorf("--%s: has no effect with --backend docker", name)
 			}
 		}
+		if f.Changed("pod-cidr") && d.network != string(docker.ConnectPodstead) {
+			return fmt.Errorf("--pod-cidr: has no effect without --docker-network %s", docker.ConnectPodstead)
+		}
 	default:
 		return fmt.Errorf("--backend: %q is neither %s nor %s", d.backend, backendEngine, backendDocker)
+	}
+	return nil
+}
+
+// tidyNetwork removes our bridge and firewall table if no pod has them.
+func (n *nodeOptions) tidyNetwork(ctx context.Context, pods *network.Network) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTimeout)
+	defer cancel()
+	if pods.Idle() {
+		return pods.Destroy(ctx)
 	}
 	return nil
 }
@@ -70,6 +89,7 @@ func (n *nodeOptions) serveDocker(ctx context.Context, d dockerOptions) (err err
 	}
 	settings := config.Default()
 	n.override(&settings)
+	settings.Network.ReadySlots = 0 // Docker makes the namespaces
 	pods, err := n.openNetwork(settings.Network, log)
 	if err != nil {
 		return err
@@ -82,12 +102,12 @@ func (n *nodeOptions) serveDocker(ctx context.Context, d dockerOptions) (err err
 	defer socket.Close()
 	rt, err := docker.New(ctx, docker.Config{
 		Endpoint: d.endpoint, StateDir: filepath.Join(n.stateDir, "docker"),
-		Network: pods, Cgroups: cgroups, Log: log,
+		Connect: docker.Connect(d.network), Network: pods, Cgroups: cgroups, Log: log,
 	})
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, rt.Close()) }()
+	defer func() { err = errors.Join(err, rt.Close(), n.tidyNetwork(ctx, pods)) }()
 	log.Info("serving", "cri", n.criSocket(), "docker", d.endpoint)
 	return serveUntil(ctx, server.New(server.Config{Runtime: rt, Log: log}), socket)
 }

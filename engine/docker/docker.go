@@ -12,6 +12,7 @@
 //
 //	sandboxes/ID    addresses that CNI plugins gave
 //	containers/ID   resources as they were updated, how far the log is copied
+//	events          up to when events have been told
 //
 // Docker writes logs in a format of its own; while this package runs it copies
 // them, as they grow, to where and how the CRI wants them (log.go).
@@ -35,6 +36,7 @@ import (
 	"podstead/cgroup"
 	"podstead/cri"
 	"podstead/engine/internal/disk"
+	"podstead/engine/internal/event"
 	"podstead/engine/internal/metric"
 	"podstead/network"
 )
@@ -44,8 +46,9 @@ type Config struct {
 	// Endpoint of the Docker Engine, "unix:///var/run/docker.sock" if empty.
 	Endpoint string
 	StateDir string // survives a reboot, as Docker's containers do
-	// Network connects pods whenever it has a CNI configuration; they are on
-	// Docker's own bridge otherwise, and always if it is nil.
+	// Connect says who connects pods; ConnectAuto if empty. Network is ours, with
+	// its plugins; it may be nil where there is no need for it.
+	Connect Connect
 	Network *network.Network
 	Cgroups *cgroup.Hierarchy
 	// StreamAddress is where exec, attach and port-forward URLs lead,
@@ -80,6 +83,8 @@ type Runtime struct {
 	starts         starts
 	onceScore      sync.Once
 	logs           *logs
+	events         *event.Hub
+	eventMark      *event.Mark
 	streams        *streams
 
 	// life ends with Close; work that outlives its caller runs under it.
@@ -106,6 +111,12 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Connect == "" {
+		cfg.Connect = ConnectAuto
+	}
+	if err := cfg.Connect.valid(cfg.Network); err != nil {
+		return nil, err
+	}
 	if !strings.HasPrefix(cfg.Endpoint, "unix://") {
 		return nil, fmt.Errorf("docker endpoint %q: only unix:// is possible, since the engine must be on this machine", cfg.Endpoint)
 	}
@@ -131,6 +142,10 @@ func (r *Runtime) open(ctx context.Context) (err error) {
 	if r.logs, err = newLogs(r.containerState.dir.Path, r.log); err != nil {
 		return err
 	}
+	if r.eventMark, err = event.OpenMark(filepath.Join(r.cfg.StateDir, "events")); err != nil {
+		return err
+	}
+	r.events = event.NewHub(r.eventMark)
 	met := r.meet(ctx)
 	if errors.As(met, new(unfitError)) {
 		return met
@@ -147,6 +162,9 @@ func (r *Runtime) open(ctx context.Context) (err error) {
 func (r *Runtime) Close() error {
 	r.end()
 	var errs []error
+	if r.events != nil {
+		r.events.Close()
+	}
 	if r.streams != nil {
 		errs = append(errs, r.streams.close())
 	}
@@ -154,6 +172,7 @@ func (r *Runtime) Close() error {
 	if r.logs != nil {
 		errs = append(errs, r.logs.close())
 	}
+	errs = append(errs, r.eventMark.Close())
 	if api := r.api(); api != nil {
 		errs = append(errs, api.Close())
 	}

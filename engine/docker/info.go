@@ -31,10 +31,8 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 	if reason, message := r.absence(ctx); reason != "" {
 		runtime.Status, runtime.Reason, runtime.Message = false, reason, message
 		network.Status, network.Reason, network.Message = false, reason, message
-	} else if r.cfg.Network != nil {
-		if err := r.cfg.Network.Ready(); err != nil {
-			network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
-		}
+	} else if err := r.cfg.connectable(); err != nil {
+		network.Status, network.Reason, network.Message = false, "NetworkNotReady", err.Error()
 	}
 	resp := &runtimeapi.StatusResponse{
 		Status:   &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
@@ -52,7 +50,7 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		"endpoint": r.cfg.Endpoint, "apiVersion": r.api().ClientVersion(), "serverVersion": r.info().ServerVersion,
 		"storageDriver": r.info().Driver, "cgroupDriver": r.info().CgroupDriver, "rootDir": r.info().DockerRootDir,
 		"securityOptions": r.info().SecurityOptions, "stateDir": r.cfg.StateDir, "warnings": r.info().Warnings,
-		"cniPlugins": r.cfg.Network != nil && r.cfg.Network.HasPlugins(), "streamAddress": r.streams.listener.Addr().String(),
+		"network": r.cfg.Connect, "cniPlugins": r.cfg.Network != nil && r.cfg.Network.HasPlugins(), "streamAddress": r.streams.listener.Addr().String(),
 	})
 	if err != nil {
 		return nil, err
@@ -76,14 +74,4 @@ func (r *Runtime) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigReques
 		driver = runtimeapi.CgroupDriver_SYSTEMD
 	}
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{CgroupDriver: driver}}, nil
-}
-
-// UpdateRuntimeConfig takes the node's pod CIDR and does nothing: addresses are
-// given by Docker's bridge, which only its own configuration changes, or by CNI
-// plugins, which have theirs.
-func (r *Runtime) UpdateRuntimeConfig(_ context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
-	if cidr := req.GetRuntimeConfig().GetNetworkConfig().GetPodCidr(); cidr != "" {
-		r.log.Warn("the pod CIDR is not used: Docker's bridge or CNI plugins give addresses", "podCIDR", cidr)
-	}
-	return &runtimeapi.UpdateRuntimeConfigResponse{}, nil
 }

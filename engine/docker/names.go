@@ -32,8 +32,9 @@ type sandboxRecord struct {
 	Handler     string
 	CreatedAt   int64 // nanoseconds; Docker's own lists have seconds
 	Fingerprint string
-	// Plugins says that CNI plugins connect the pod, and not Docker.
-	Plugins bool `json:",omitempty"`
+	// Connected says that our network or its plugins connect the pod, and not
+	// Docker.
+	Connected bool `json:",omitempty"`
 	// OwnCgroup says that nobody else had made the pod's cgroup.
 	OwnCgroup bool `json:",omitempty"`
 }
@@ -70,7 +71,7 @@ func (r *containerRecord) config() *runtimeapi.ContainerConfig { return r.Config
 // sandboxState and containerState are what changes and labels cannot hold.
 type (
 	sandboxState struct {
-		// Connected says that CNI plugins have done so, with these addresses.
+		// Connected says that who connects the pod has done so, with these addresses.
 		Connected bool
 		IPs       []string
 		// Updated are the pod's sums as the client told them last.

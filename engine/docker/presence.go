@@ -151,21 +151,20 @@ func (r *Runtime) present() error {
 	return cri.Errorf(codes.Unavailable, "%v", r.presence.away)
 }
 
-// attend keeps up with the Docker Engine until Close: it completes the logs of
-// containers that end, and looks for it when it is gone. Exits that were missed
-// meanwhile are found by listing.
+// attend keeps up with what happens in the Docker Engine until Close, and looks
+// for it when it is gone.
 func (r *Runtime) attend(met bool) {
+	t := newTeller(r, r.eventMark.Untold())
 	for wait := time.Duration(0); pause(r.life, wait); wait = time.Second {
 		if !met && r.meet(r.life) != nil {
 			continue
 		}
 		met = false
 		ctx, cancel := context.WithCancel(r.life)
-		stream := r.subscribe(ctx)
-		if err := r.resumeLogs(ctx); err != nil {
-			r.log.Warn("containers cannot be listed", "error", err)
-		}
-		r.completeLogs(ctx, stream)
+		err := t.follow(ctx)
 		cancel()
+		if r.life.Err() == nil {
+			r.log.Warn("Docker's events have ended", "docker", r.cfg.Endpoint, "error", err)
+		}
 	}
 }

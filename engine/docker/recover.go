@@ -64,7 +64,7 @@ func dropGone[T any](s *states[T], live map[string]bool) error {
 func (r *Runtime) reconcileNetwork(ctx context.Context, pods []*pod) error {
 	var connected []string
 	for _, p := range pods {
-		if p.rec.Plugins {
+		if p.rec.Connected {
 			connected = append(connected, p.id)
 		}
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -18,7 +20,6 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
-	"podstead/network"
 )
 
 // shmSize is that of a pod's /dev/shm, what every runtime gives.
@@ -59,9 +60,51 @@ func (r *Runtime) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxR
 	if err := r.ensurePauseImage(ctx); err != nil {
 		return "", err
 	}
+	name := sandboxName(req.Config.Metadata)
+	for range 2 {
+		if id, err := r.existing(ctx, name, of); id != "" || err != nil {
+			return id, err
+		}
+		id, err := r.makeSandbox(ctx, req, of)
+		if errdefs.IsConflict(err) {
+			continue // somebody has just taken the name
+		}
+		return id, err
+	}
+	return "", cri.Errorf(codes.Unavailable, "pod sandbox %s: its name is taken again and again", name)
+}
+
+// existing finds the sandbox that an equal request made, "" if there is none.
+// One that a crash left half-made goes.
+func (r *Runtime) existing(ctx context.Context, name, of string) (string, error) {
+	found, err := r.api().ContainerInspect(ctx, name, client.ContainerInspectOptions{})
+	if errdefs.IsNotFound(err) {
+		return "", nil
+	}
+	if err != nil {
+		return "", failed(err, "inspect pod sandbox %s", name)
+	}
+	p, err := r.pod(ctx, found.Container.ID)
+	switch {
+	case err != nil:
+		return "", err
+	case p != nil && p.rec.Fingerprint == of && r.ready(p):
+		return p.id, nil
+	case p == nil || p.rec.Fingerprint != of || !r.halfMade(p):
+		return "", cri.Errorf(codes.AlreadyExists, "pod sandbox %s exists already as %s", name, found.Container.ID)
+	}
+	if err := r.discardSandbox(ctx, p); err != nil {
+		return "", fmt.Errorf("remove half-made pod sandbox %s: %w", p.id, err)
+	}
+	return "", nil
+}
+
+// makeSandbox makes and starts the container. It is a conflict if its name is
+// taken.
+func (r *Runtime) makeSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest, of string) (string, error) {
 	rec := sandboxRecord{Handler: req.RuntimeHandler, CreatedAt: time.Now().UnixNano(), Fingerprint: of}
 	rec.Config.M = req.Config
-	rec.Plugins = !rec.hostNetwork() && r.cfg.Network != nil && r.cfg.Network.HasPlugins()
+	rec.Connected = !rec.hostNetwork() && r.cfg.connects()
 	if parent := req.Config.GetLinux().GetCgroupParent(); parent != "" && !r.systemdCgroups() {
 		rec.OwnCgroup = !r.cfg.Cgroups.Group(parent).Exists()
 	}
@@ -69,54 +112,22 @@ func (r *Runtime) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxR
 	if err != nil {
 		return "", err
 	}
-	id, existing, err := r.createSandbox(ctx, options, of)
-	if err != nil || existing {
-		return id, err
+	res, err := r.api().ContainerCreate(ctx, options)
+	if errdefs.IsConflict(err) {
+		return "", err
 	}
-	if err := r.startSandbox(ctx, id, &rec); err != nil {
+	if err != nil {
+		return "", failed(err, "create pod sandbox %s", options.Name)
+	}
+	r.warn(res)
+	if err := r.startSandbox(ctx, res.ID, &rec); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 		defer cancel()
-		return "", errors.Join(err, r.discardSandbox(ctx, &pod{id: id, rec: rec}))
+		return "", errors.Join(err, r.discardSandbox(ctx, &pod{id: res.ID, rec: rec}))
 	}
 	m := req.Config.Metadata
-	r.log.Info("pod sandbox is ready", "pod", id, "name", m.Name, "namespace", m.Namespace)
-	return id, nil
-}
-
-// createSandbox makes the container, or finds the one that an equal request
-// made. One that a crash left half-made is made anew.
-func (r *Runtime) createSandbox(ctx context.Context, options client.ContainerCreateOptions, of string) (id string, existing bool, err error) {
-	for range 2 {
-		res, err := r.api().ContainerCreate(ctx, options)
-		if err == nil {
-			r.warn(res)
-			return res.ID, false, nil
-		}
-		if !errdefs.IsConflict(err) {
-			return "", false, failed(err, "create pod sandbox %s", options.Name)
-		}
-		found, ferr := r.api().ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
-		if errdefs.IsNotFound(ferr) {
-			continue // gone meanwhile
-		}
-		if ferr != nil {
-			return "", false, failed(ferr, "inspect pod sandbox %s", options.Name)
-		}
-		p, err := r.pod(ctx, found.Container.ID)
-		if err != nil {
-			return "", false, err
-		}
-		if p != nil && p.rec.Fingerprint == of && r.ready(p) {
-			return p.id, true, nil
-		}
-		if p == nil || p.rec.Fingerprint != of || !r.halfMade(p) {
-			return "", false, cri.Errorf(codes.AlreadyExists, "pod sandbox %s exists already as %s", options.Name, found.Container.ID)
-		}
-		if err := r.discardSandbox(ctx, p); err != nil {
-			return "", false, fmt.Errorf("remove half-made pod sandbox %s: %w", p.id, err)
-		}
-	}
-	return "", false, cri.Errorf(codes.Unavailable, "pod sandbox %s: its name is taken again and again", options.Name)
+	r.log.Info("pod sandbox is ready", "pod", res.ID, "name", m.Name, "namespace", m.Namespace)
+	return res.ID, nil
 }
 
 // halfMade tells whether a crash interrupted a sandbox's creation.
@@ -131,54 +142,36 @@ func (r *Runtime) warn(res client.ContainerCreateResult) {
 	}
 }
 
-// startSandbox starts the process, and connects the network if that is not
-// Docker's. The state is written last: who has plugins and none is not ready.
+// startSandbox starts the process, and connects the pod if Docker does not.
 func (r *Runtime) startSandbox(ctx context.Context, id string, rec *sandboxRecord) error {
 	if _, err := r.api().ContainerStart(ctx, id, client.ContainerStartOptions{}); err != nil {
 		return failed(err, "start pod sandbox %s", id)
 	}
-	if !rec.Plugins {
+	if !rec.Connected {
 		return nil
 	}
-	p, err := r.mustPod(ctx, id)
-	if err != nil {
-		return err
-	}
-	result, err := r.cfg.Network.Setup(ctx, r.networkPod(p))
-	if err != nil {
-		return fmt.Errorf("connect pod sandbox %s: %w", id, err)
-	}
-	return r.sandboxState.change(id, func(s *sandboxState) {
-		s.Connected = true
-		for _, ip := range result.IPs {
-			s.IPs = append(s.IPs, ip.String())
-		}
-	})
+	return r.connect(ctx, id)
 }
 
 // discardSandbox removes all that a sandbox has, however far its creation came.
+// Docker's record goes last, since it tells a next attempt what there is to do.
 func (r *Runtime) discardSandbox(ctx context.Context, p *pod) error {
-	if p.rec.Plugins {
+	if p.rec.Connected {
 		if err := r.cfg.teardown(ctx, r.networkPod(p)); err != nil {
 			return err
 		}
+	}
+	if err := r.kill(ctx, p.id); err != nil {
+		return err
+	}
+	if err := r.removePodCgroup(ctx, p); err != nil {
+		return err
 	}
 	if err := r.removeDocker(ctx, p.id); err != nil {
 		return err
 	}
 	r.gauges.forget(p.id)
-	if err := r.sandboxState.delete(p.id); err != nil {
-		return err
-	}
-	return r.removePodCgroup(ctx, p)
-}
-
-// teardown disconnects a pod, also when CNI is not configured any more.
-func (c *Config) teardown(ctx context.Context, pod network.Pod) error {
-	if c.Network == nil {
-		return errors.New("disconnect from the network: CNI plugins connected the pod, and there is no network now")
-	}
-	return c.Network.Teardown(ctx, pod)
+	return r.sandboxState.delete(p.id)
 }
 
 // removePodCgroup removes the pod's group if nobody else had made it.
@@ -201,39 +194,6 @@ func (r *Runtime) removePodCgroup(ctx context.Context, p *pod) error {
 		return err
 	}
 	return g.Remove(ctx)
-}
-
-// networkPod describes the sandbox to package network.
-func (r *Runtime) networkPod(p *pod) network.Pod {
-	c := p.rec.config()
-	m := c.GetMetadata()
-	out := network.Pod{
-		ID: p.id, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
-		Netns: p.netns(), Annotations: c.GetAnnotations(), CgroupParent: c.GetLinux().GetCgroupParent(),
-	}
-	if d := c.GetDnsConfig(); d != nil {
-		out.DNS = network.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
-	}
-	for _, pm := range c.GetPortMappings() {
-		if pm.HostPort == 0 {
-			continue
-		}
-		ip, _ := netip.ParseAddr(pm.HostIp) // checked by cri.Validate; empty is all addresses
-		out.Ports = append(out.Ports, network.PortMapping{
-			Protocol: pm.Protocol.String(), HostIP: ip,
-			HostPort: uint16(pm.HostPort), ContainerPort: uint16(pm.ContainerPort),
-		})
-	}
-	return out
-}
-
-// netns is the path of the pod's network namespace, "" if it is the host's or
-// gone.
-func (p *pod) netns() string {
-	if p.rec.hostNetwork() || p.state.Pid == 0 {
-		return ""
-	}
-	return fmt.Sprintf("/proc/%d/ns/net", p.state.Pid)
 }
 
 // sandboxOptions describes the pause container to Docker.
@@ -266,8 +226,8 @@ func (r *Runtime) sandboxOptions(rec *sandboxRecord) (client.ContainerCreateOpti
 	switch {
 	case rec.hostNetwork():
 		host.NetworkMode, host.UTSMode, config.Hostname = "host", "host", ""
-	case rec.Plugins:
-		host.NetworkMode = "none"
+	case rec.Connected:
+		host.NetworkMode, host.Sysctls = "none", withIPv6(host.Sysctls)
 	default:
 		if err := publish(config, host, c.PortMappings); err != nil {
 			return none, err
@@ -277,6 +237,18 @@ func (r *Runtime) sandboxOptions(rec *sandboxRecord) (client.ContainerCreateOpti
 		return none, err
 	}
 	return client.ContainerCreateOptions{Name: sandboxName(c.Metadata), Config: config, HostConfig: host}, nil
+}
+
+// withIPv6 turns on what Docker turns off in a network namespace that it does not
+// connect, unless the request says something about it.
+func withIPv6(sysctls map[string]string) map[string]string {
+	const disable = "net.ipv6.conf.all.disable_ipv6"
+	if _, err := os.Stat("/proc/sys/net/ipv6"); err != nil {
+		return sysctls
+	}
+	all := map[string]string{disable: "0"}
+	maps.Copy(all, sysctls)
+	return all
 }
 
 // cgroupParent is the pod's cgroup as Docker wants it: a path, or for systemd

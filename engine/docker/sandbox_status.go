@@ -18,7 +18,7 @@ func (r *Runtime) ready(p *pod) bool {
 	if !p.state.Running || p.state.Status != "running" {
 		return false
 	}
-	if !p.rec.Plugins {
+	if !p.rec.Connected {
 		return true
 	}
 	s, _ := r.sandboxState.get(p.id)
@@ -45,7 +45,7 @@ func (r *Runtime) PodSandboxStatus(ctx context.Context, req *runtimeapi.PodSandb
 	if req.Verbose {
 		resp.Info, err = verboseInfo(r.updated(p), map[string]any{
 			"name": strings.TrimPrefix(p.seen.Name, "/"), "pid": p.state.Pid, "networkNamespace": p.netns(),
-			"cgroupParent": p.seen.HostConfig.CgroupParent, "cniPlugins": p.rec.Plugins,
+			"cgroupParent": p.seen.HostConfig.CgroupParent, "connectedByPodstead": p.rec.Connected,
 		})
 	}
 	return resp, err
@@ -92,7 +92,7 @@ func (r *Runtime) podIPs(p *pod) []string {
 	if p.rec.hostNetwork() {
 		return nil
 	}
-	if p.rec.Plugins {
+	if p.rec.Connected {
 		s, _ := r.sandboxState.get(p.id)
 		return s.IPs
 	}

@@ -39,7 +39,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, p *pod) error {
 	if err := each(ctrs, func(c *ctr) error { return r.kill(ctx, c.id) }); err != nil {
 		return err
 	}
-	if p.rec.Plugins {
+	if p.rec.Connected {
 		if err := r.cfg.teardown(ctx, r.networkPod(p)); err != nil {
 			return err
 		}

@@ -12,6 +12,7 @@ import (
 	"podstead/cgroup"
 	"podstead/cri/conformance"
 	"podstead/engine/docker"
+	"podstead/network"
 	"podstead/test/host"
 	"podstead/test/leak"
 	"podstead/test/peer"
@@ -45,18 +46,18 @@ func dockerDeviates(t *testing.T) map[string]string {
 func TestDocker(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	d := startDocker(t)
+	d := startDocker(t, nil)
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newDocker(t, d)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), Known: dockerDeviates(t),
+		Runtime: serve(t, newDocker(t, d, "", nil)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), Known: dockerDeviates(t),
 	})
 }
 
 // startDocker runs a Docker Engine with the suite's images for the time of the
 // test.
-func startDocker(t *testing.T) *peer.Docker {
+func startDocker(t *testing.T, settings map[string]any) *peer.Docker {
 	t.Helper()
 	images := archive(t)
-	d := peer.RunDocker(t, nil)
+	d := peer.RunDocker(t, settings)
 	f, err := os.Open(images)
 	if err != nil {
 		t.Fatal(err)
@@ -78,14 +79,14 @@ func startDocker(t *testing.T) *peer.Docker {
 }
 
 // newDocker makes our runtime on a Docker Engine, for the time of the test.
-func newDocker(t *testing.T, d *peer.Docker) *docker.Runtime {
+func newDocker(t *testing.T, d *peer.Docker, connect docker.Connect, pods *network.Network) *docker.Runtime {
 	t.Helper()
 	groups, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
 	r, err := docker.New(t.Context(), docker.Config{
-		Endpoint: d.Endpoint, StateDir: t.TempDir(), Cgroups: groups,
+		Endpoint: d.Endpoint, StateDir: t.TempDir(), Cgroups: groups, Connect: connect, Network: pods,
 		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
 	})
 	if err != nil {

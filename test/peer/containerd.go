@@ -228,11 +228,11 @@ func (c *Containerd) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	return errors.Join(removeLink(bridge), host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
+	return errors.Join(RemoveLink(bridge), host.UnmountBelow(c.run), os.RemoveAll(c.run), host.UnmountBelow(c.dir), os.RemoveAll(c.dir))
 }
 
-// removeLink removes a bridge, which was made with the first pod at the latest.
-func removeLink(name string) error {
+// RemoveLink removes a bridge, which was made with the first pod at the latest.
+func RemoveLink(name string) error {
 	link, err := netlink.LinkByName(name)
 	if errors.As(err, &netlink.LinkNotFoundError{}) {
 		return nil

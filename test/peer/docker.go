@@ -138,7 +138,7 @@ func (d *Docker) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	errs := []error{removeLink("docker0")}
+	errs := []error{RemoveLink("docker0")}
 	for _, dir := range []string{d.run, d.dir, "/run/docker"} {
 		errs = append(errs, host.UnmountBelow(dir), os.RemoveAll(dir))
 	}

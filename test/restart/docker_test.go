@@ -28,13 +28,20 @@ func onDocker(endpoint string, more ...string) []string {
 	return append([]string{"--backend", "docker", "--docker-endpoint", endpoint}, more...)
 }
 
-// newDockerWorld starts a Docker Engine and a node on it.
-func newDockerWorld(t *testing.T, settings map[string]any, args ...string) (*world, *peer.Docker) {
+// clean makes a test fail that leaves something. It is to be called first, since
+// clean-up is done in the opposite order.
+func clean(t *testing.T) {
 	t.Helper()
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+}
+
+// newDockerWorld starts a Docker Engine and a node on it.
+func newDockerWorld(t *testing.T, settings map[string]any, args ...string) (*world, *peer.Docker) {
+	t.Helper()
 	d := peer.RunDocker(t, settings)
-	return populate(t, node.Run(t, os.Getenv(programVariable), "cri", onDocker(d.Endpoint, args...)...)), d
+	w := settle(t, node.Run(t, os.Getenv(programVariable), "cri", onDocker(d.Endpoint, args...)...))
+	return w, d
 }
 
 // conditions are what Status tells, "READY" for what is.
@@ -83,7 +90,10 @@ func (w *world) untilReady() {
 // TestDockerStops stops Docker with its containers, and starts it again. The
 // node is started meanwhile, before Docker, as on a machine that boots.
 func TestDockerStops(t *testing.T) {
+	clean(t)
 	w, d := newDockerWorld(t, nil)
+	w.run()
+	t.Cleanup(w.remove)
 	id := w.start("counter", "trap 'echo 0; exit 5' TERM; "+counter)
 	w.until("it counts", func() bool { return len(w.lines("counter")) > 10 })
 	d.Halt()
@@ -120,7 +130,10 @@ func TestDockerStops(t *testing.T) {
 
 // TestDockerIsUpgraded stops Docker below containers that live on.
 func TestDockerIsUpgraded(t *testing.T) {
+	clean(t)
 	w, d := newDockerWorld(t, map[string]any{"live-restore": true})
+	w.run()
+	t.Cleanup(w.remove)
 	id := w.start("counter", counter)
 	w.until("it counts", func() bool { return len(w.lines("counter")) > 10 })
 	d.Halt()

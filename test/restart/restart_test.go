@@ -56,11 +56,14 @@ func newWorld(t *testing.T, args ...string) *world {
 	t.Helper()
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	return populate(t, node.Run(t, os.Getenv(programVariable), "cri", args...))
+	w := settle(t, node.Run(t, os.Getenv(programVariable), "cri", args...))
+	w.run()
+	t.Cleanup(w.remove)
+	return w
 }
 
-// populate makes a pod on a node.
-func populate(t *testing.T, n *node.Node) *world {
+// settle brings the image to a node.
+func settle(t *testing.T, n *node.Node) *world {
 	t.Helper()
 	busybox, err := peer.Busybox()
 	if err != nil {
@@ -84,8 +87,6 @@ func populate(t *testing.T, n *node.Node) *world {
 		_, err := r.PullImage(ctx, &runtimeapi.PullImageRequest{Image: &runtimeapi.ImageSpec{Image: w.image}})
 		return err
 	})
-	w.run()
-	t.Cleanup(w.remove)
 	return w
 }
 
@@ -128,16 +129,7 @@ func (w *world) call(f func(context.Context, *remote.Runtime) error) {
 func (w *world) start(name, script string) (id string) {
 	w.Helper()
 	w.call(func(ctx context.Context, r *remote.Runtime) error {
-		created, err := r.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{
-			PodSandboxId: w.pod, SandboxConfig: w.sandbox,
-			Config: &runtimeapi.ContainerConfig{
-				Metadata: &runtimeapi.ContainerMetadata{Name: name},
-				Image:    &runtimeapi.ImageSpec{Image: w.image},
-				Command:  []string{"sh", "-c", script},
-				LogPath:  name + ".log",
-				Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
-			},
-		})
+		created, err := r.CreateContainer(ctx, w.container(w.pod, name, script))
 		if err != nil {
 			return err
 		}
@@ -146,6 +138,21 @@ func (w *world) start(name, script string) (id string) {
 		return err
 	})
 	return id
+}
+
+// container asks for a container with a script.
+func (w *world) container(pod, name, script string) *runtimeapi.CreateContainerRequest {
+	return &runtimeapi.CreateContainerRequest{
+		PodSandboxId: pod, SandboxConfig: w.sandbox,
+		Config: &runtimeapi.ContainerConfig{
+			Metadata: &runtimeapi.ContainerMetadata{Name: name},
+			Image:    &runtimeapi.ImageSpec{Image: w.image},
+			Command:  []string{"sh", "-c", script},
+			LogPath:  name + ".log",
+			Stdin:    true,
+			Linux:    &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Pid: runtimeapi.NamespaceMode_CONTAINER}}},
+		},
+	}
 }
 
 func (w *world) status(id string) (status *runtimeapi.ContainerStatus) {

@@ -1,5 +1,5 @@
 // Package event hands what happens to pods and containers to all who listen.
-// It is called by the engine alone.
+// It is called by the engine, and by engine/docker.
 //
 //   - A listener gets every event from the moment it joined, each once, in order,
 //     with times that never go back. Who lists after it has joined has a complete
@@ -20,8 +20,11 @@ import (
 	"sync"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/cri"
 )
 
 // Event is the CRI's.
@@ -127,8 +130,30 @@ func (h *Hub) Close() {
 	}
 }
 
-// Told notes that an event has reached a listener.
-func (h *Hub) Told(ev *Event) { h.mark.move(ev.CreatedAt) }
+// Serve implements cri.Events for one listener. One who comes within the first
+// minutes of the engine first gets what has happened since the former one ended.
+func (h *Hub) Serve(ctx context.Context, ready func(), yield func(*Event) error) error {
+	l := h.Join()
+	defer l.Leave()
+	if ready != nil {
+		ready()
+	}
+	for {
+		ev, err := l.Next(ctx)
+		switch {
+		case errors.Is(err, ErrBehind):
+			return cri.Errorf(codes.ResourceExhausted, "the reader of events is too far behind (%d at most): list again", MaxBehind)
+		case errors.Is(err, ErrClosed):
+			return cri.Errorf(codes.Unavailable, "the engine is stopping")
+		case err != nil:
+			return err
+		}
+		if err := yield(ev); err != nil {
+			return err
+		}
+		h.mark.move(ev.CreatedAt)
+	}
+}
 
 // Listener gets events.
 type Listener struct {

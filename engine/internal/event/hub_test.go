@@ -194,8 +194,8 @@ func TestMark(t *testing.T) {
 	later := before.Add(time.Hour)
 	ev := &Event{}
 	h.Send(ev, later)
-	h.Told(ev)
-	h.Told(&Event{CreatedAt: before.UnixNano()}) // told late
+	h.mark.move(ev.CreatedAt)
+	h.mark.move(before.UnixNano()) // told late
 	if err := m.Close(); err != nil {
 		t.Fatal(err)
 	}

@@ -13,8 +13,8 @@ import (
 // listener's connection may have had it when the engine was killed, or not.
 const doubt = time.Second
 
-// Mark remembers in a file up to when events have been told. The file is on a
-// tmpfs: it survives the engine and not the machine, as listeners do.
+// Mark remembers in a file up to when events have been told. It is to survive the
+// engine, and need not survive the machine, as listeners do not.
 type Mark struct {
 	mu   sync.Mutex
 	file *os.File
