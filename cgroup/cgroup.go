@@ -3,9 +3,9 @@
 // pods), by the agent (the kubepods tree) and by the OCI command line.
 //
 // State is the kernel's own: a Group is only a name, nothing is cached about
-// it, and nothing has to be reloaded after a crash. The systemd driver is not
-// here: groups are made at absolute paths below each hierarchy's root, as the
-// cgroupfs driver of other runtimes does.
+// it, and nothing has to be reloaded after a crash. Groups are made at absolute
+// paths below each hierarchy's root, as the cgroupfs driver of other runtimes
+// does; with a Driver (cgroup/systemd) those that are units are made by that.
 //
 // On a hybrid host a group exists in every v1 hierarchy and in the cgroup2 tree
 // beside them: processes that were born in Dir can be killed in one step and
@@ -28,6 +28,7 @@ type Hierarchy struct {
 	unified string    // mount point of cgroup2, or ""
 	v2      []string  // controllers of the cgroup2 tree's root
 	systemd bool      // systemd runs, and its v1 hierarchy is to be joined
+	driver  Driver    // nil: the file system alone
 	filters filterCache
 }
 
@@ -161,12 +162,15 @@ func (h *Hierarchy) version(controller string) int {
 // Group names the group at path ("/kubepods/pod1/ctr"), which need not exist.
 // The path is taken as absolute and cannot lead out of the tree. A path that
 // cannot be used (the systemd driver's "a-b.slice:prefix:name", an empty one)
-// is refused by every method that would act on it.
+// is refused by every method that would act on it; with a Driver it can.
 func (h *Hierarchy) Group(p string) *Group {
+	p, err := h.UnitPath(p)
 	g := &Group{h: h, path: path.Clean("/" + p)}
 	switch {
+	case err != nil:
+		g.bad = err
 	case strings.Contains(p, ":"):
-		g.bad = fmt.Errorf("cgroup path %q: the systemd driver is not supported, give a path without ':'", p)
+		g.bad = fmt.Errorf("cgroup path %q: this is for the systemd driver, give a path without ':'", p)
 	case strings.ContainsAny(p, "\x00\n"):
 		g.bad = fmt.Errorf("cgroup path %q: control character", p)
 	case g.path == "/":

@@ -20,10 +20,17 @@ func (g *Group) Create() (err error) {
 	if g.bad != nil {
 		return g.bad
 	}
+	started, err := g.start()
+	if err != nil {
+		return err
+	}
 	var made []string
 	defer func() {
 		if err == nil {
 			return
+		}
+		if started {
+			err = errors.Join(err, g.h.driver.Stop(context.Background(), g.unit()))
 		}
 		for _, dir := range made {
 			err = errors.Join(err, os.Remove(dir))
@@ -185,6 +192,11 @@ func (g *Group) Remove(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, removeTimeout)
 	defer cancel()
 	var errs []error
+	if unit := g.unit(); unit != "" {
+		if err := g.h.driver.Stop(ctx, unit); err != nil {
+			errs = append(errs, err)
+		}
+	}
 	for _, dir := range g.everywhere() {
 		if err := removeTree(ctx, dir); err != nil {
 			errs = append(errs, err)

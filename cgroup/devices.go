@@ -305,3 +305,23 @@ func surplus(line string, exceptions []deviceException) string {
 	}
 	return name + " " + a.String()
 }
+
+// DeviceRule is an exception of what DeviceRules returns.
+type DeviceRule struct {
+	Kind         byte  // 'b' or 'c'
+	Major, Minor int64 // -1: any
+	Access       string
+}
+
+// DeviceRules is what a list of rules comes to, for those who tell others of it:
+// all or nothing, but for exceptions.
+func DeviceRules(rules []specs.LinuxDeviceCgroup) (allow bool, exceptions []DeviceRule, err error) {
+	p, err := compileDevices(rules)
+	if err != nil || p == nil {
+		return err == nil, nil, err
+	}
+	for _, e := range p.exceptions {
+		exceptions = append(exceptions, DeviceRule{e.kind, e.major, e.minor, e.access.String()})
+	}
+	return p.allow, exceptions, nil
+}

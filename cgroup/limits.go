@@ -66,6 +66,12 @@ func (g *Group) Change(r *specs.LinuxResources) (undo func(), err error) {
 			return undo, &LimitError{"linux.resources.devices", g.path, err}
 		}
 	}
+	if unit := g.unit(); unit != "" {
+		if err := g.h.driver.Set(unit, r, g.h.Unified()); err != nil {
+			g.restore(done)
+			return undo, &LimitError{"linux.resources", g.path, err}
+		}
+	}
 	return func() { g.restore(done) }, nil
 }
 

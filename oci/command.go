@@ -14,6 +14,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"podstead/cgroup"
+	"podstead/cgroup/systemd"
+	"podstead/oci/launch"
 	"podstead/oci/resctrl"
 	"podstead/sys"
 )
@@ -27,9 +29,11 @@ type cli struct {
 	debug, systemd       bool
 	rootless             string
 	criu                 string
-	resctrl              *resctrl.FS // nil: the host's; tests have their own
-	runtime              *Runtime
-	logFile              *os.File
+	// The host's if nil; tests have their own.
+	resctrl *resctrl.FS
+	bus     []string // D-Bus addresses of systemd
+	runtime *Runtime
+	logFile *os.File
 }
 
 // exitError is the end of a process in the foreground, which is no error of
@@ -88,7 +92,7 @@ func (c *cli) command() *cobra.Command {
 	f.StringVar(&c.log, "log", "", "write the log to this file too")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.BoolVar(&c.debug, "debug", false, "log more")
-	f.BoolVar(&c.systemd, "systemd-cgroup", false, "not supported")
+	f.BoolVar(&c.systemd, "systemd-cgroup", false, "have systemd make the cgroups: linux.cgroupsPath is slice:prefix:name")
 	f.StringVar(&c.rootless, "rootless", "auto", "true is not supported")
 	f.StringVar(&c.criu, "criu", "", "obsolete, ignored")
 	cmd.Flags().BoolP("version", "v", false, "print the version")
@@ -120,9 +124,8 @@ func (c *cli) setUp(cmd *cobra.Command) error {
 	if name := cmd.Name(); name == "features" || name == "spec" || name == "help" || name == "completion" {
 		return nil
 	}
-	if c.systemd {
-		return errors.New("--systemd-cgroup: the systemd driver is not supported, use cgroupfs")
-	}
+	c.runtime.UseSystemd = c.systemd
+	c.runtime.Systemd = systemd.New(systemd.Options{Park: launch.Park, Addresses: c.bus})
 	var err error
 	if c.runtime.Root, err = filepath.Abs(c.root); err != nil {
 		return fmt.Errorf("--root: %w", err)

@@ -8,6 +8,7 @@ import (
 	"os/user"
 	"path/filepath"
 	"slices"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -16,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/cgroup/systemd"
 	"podstead/oci/criu"
 	"podstead/oci/launch"
 	"podstead/oci/netdevice"
@@ -66,9 +68,12 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	}
 	c := &container{runtime: r, record: record{
 		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
-		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivate(spec, specs.PIDNamespace),
+		Annotations: spec.Annotations, Systemd: r.UseSystemd, PrivatePids: hasPrivate(spec, specs.PIDNamespace),
 		OwnNetwork: hasNetwork(spec),
 	}}
+	if err := c.nameGroup(spec); err != nil {
+		return nil, err
+	}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
 	if err := c.makeDir(&undo); err != nil {
@@ -125,6 +130,30 @@ func (c *container) makeDir(undo *sys.Undo) error {
 	return c.save()
 }
 
+// nameGroup finds out where the container's control group is, and who makes it.
+func (c *container) nameGroup(spec *specs.Spec) error {
+	if !c.Systemd {
+		c.Cgroup = cgroupPath(spec, c.ID)
+		return nil
+	}
+	properties, err := systemd.Annotated(spec.Annotations)
+	if err != nil {
+		return err
+	}
+	name := spec.Linux.CgroupsPath
+	switch {
+	case name == "":
+		name = ":podstead:" + c.ID
+	case strings.Count(name, ":") != 2:
+		return fmt.Errorf("linux.cgroupsPath: %q: with --systemd-cgroup it is slice:prefix:name", name)
+	}
+	c.groups = c.runtime.Cgroups.WithDriver(c.runtime.Systemd.With(properties))
+	if c.Cgroup, err = c.groups.UnitPath(name); err != nil {
+		return fmt.Errorf("linux.cgroupsPath: %w", err)
+	}
+	return nil
+}
+
 // makeGroup makes the control group and sets the limits that do not get in the
 // way of the preparation.
 func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
@@ -152,6 +181,9 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 		return fmt.Errorf("linux.cgroupsPath: %w", err)
 	}
 	early, _ := cgroup.Split(spec.Linux.Resources)
+	if c.Systemd {
+		early.Pids = nil // there is one process more until the container's is there
+	}
 	return g.Set(early)
 }
 
@@ -217,8 +249,16 @@ func (c *container) saveProgram(p *launch.Program) error {
 // finish sets the remaining limits and tells everybody that the container is
 // there; the pid file comes last.
 func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOptions) error {
+	if err := c.group().Settle(); err != nil {
+		return err
+	}
 	_, late := cgroup.Split(spec.Linux.Resources)
-	late.Devices = append(slices.Clone(late.Devices), cgroup.DefaultDevices()...)
+	if r := spec.Linux.Resources; r != nil && c.Systemd {
+		late.Pids = r.Pids
+	}
+	if late.Devices = deviceRules(spec); c.devicesSet {
+		late.Devices = nil // hooks may have added some
+	}
 	if err := c.group().Set(late); err != nil {
 		return err
 	}
@@ -247,6 +287,15 @@ func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOption
 		return err
 	}
 	return writePidFile(o.PidFile, child.Pid)
+}
+
+// deviceRules are those of the specification and of every container.
+func deviceRules(spec *specs.Spec) []specs.LinuxDeviceCgroup {
+	var rules []specs.LinuxDeviceCgroup
+	if r := spec.Linux.Resources; r != nil {
+		rules = slices.Clone(r.Devices)
+	}
+	return append(rules, cgroup.DefaultDevices()...)
 }
 
 // createFlags are those that create and run have in common.

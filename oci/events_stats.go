@@ -98,13 +98,9 @@ func (c *container) stats() (d statsData, err error) {
 	}
 	d.CPU, d.Memory, d.IO = cpuOf(u), memoryOf(u), ioOf(u)
 	d.Pids = pidsStats{Current: u.Pids, Limit: u.PidsLimit}
-	huge, err := c.group().Hugetlb()
-	if err != nil {
-		return d, err
-	}
 	d.Hugetlb = map[string]hugetlbStats{}
-	for size, h := range huge {
-		d.Hugetlb[size] = hugetlbStats{Usage: h.Usage, Max: value(h.Max), Hits: h.Hits}
+	for _, h := range u.Hugepages {
+		d.Hugetlb[h.Size] = hugetlbStats{Usage: h.Bytes, Max: value(h.MaxBytes), Hits: h.Hits}
 	}
 	if c.RDT != nil {
 		lines := c.RDT.Schemata()

@@ -113,3 +113,21 @@ func TestEventsForm(t *testing.T) {
 		}
 	})
 }
+
+// TestHookAllowsDevice: what a hook of a device's vendor allows stays allowed.
+func TestHookAllowsDevice(t *testing.T) {
+	onBoth(t, func(b *box) {
+		dir := "/sys/fs/cgroup/devices"
+		if _, err := os.Stat(dir + "/devices.allow"); err != nil {
+			b.Skip("needs cgroup v1")
+		}
+		//nolint:staticcheck // what vendors use
+		b.spec.Hooks = &specs.Hooks{Prestart: []specs.Hook{shellHook("echo 'c 1:10 rw' > " + dir + b.spec.Linux.CgroupsPath + "/devices.allow")}}
+		b.spec.Linux.Devices = []specs.LinuxDevice{{Path: "/dev/nothing", Type: "c", Major: 1, Minor: 10}}
+		b.script("exec 3</dev/nothing")
+		b.write()
+		if r := b.run("run", "-b", b.bundle, b.id); !strings.Contains(r.stderr, "No such device") {
+			b.Errorf("%+v", r)
+		}
+	})
+}

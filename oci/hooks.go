@@ -11,8 +11,8 @@ import (
 	"podstead/oci/netdevice"
 )
 
-// hooksAt moves network devices and runs the hooks whose moment has come, while the container's process
-// waits.
+// hooksAt moves network devices and runs the hooks whose moment has come, while
+// the container's process waits.
 func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch.Child, at launch.Point) error {
 	h := spec.Hooks
 	if at == launch.PointCreated {
@@ -26,6 +26,12 @@ func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch
 	if at == launch.PointStart {
 		return hook.Inside(ctx, spec, "startContainer", h.StartContainer, child.Pid, c.state(specs.StateCreated))
 	}
+	// The nodes are made. Hooks of device vendors let more devices in, which a
+	// later change of the rules would take back.
+	if err := c.group().Set(&specs.LinuxResources{Devices: deviceRules(spec)}); err != nil {
+		return err
+	}
+	c.devicesSet = true
 	state := c.state(specs.StateCreated) // as runtime-spec has it after step 2 of the lifecycle
 	state.Pid = child.Pid
 	//nolint:staticcheck // prestart is deprecated, but widely used

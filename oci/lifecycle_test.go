@@ -318,7 +318,7 @@ func TestRefusedByName(t *testing.T) {
 	b := newBox(t, "")
 	b.write()
 	for _, c := range []struct{ want, args []string }{
-		{[]string{"--systemd-cgroup"}, []string{"--systemd-cgroup", "list"}},
+		{[]string{"linux.cgroupsPath", "slice:prefix:name"}, []string{"--systemd-cgroup", "create", "-b", b.bundle, b.id}},
 		{[]string{"--rootless"}, []string{"--rootless", "true", "list"}},
 		{[]string{"--manage-cgroups-mode"}, []string{"checkpoint", "--manage-cgroups-mode", "x", b.id}},
 		{[]string{"--empty-ns"}, []string{"restore", "--empty-ns", "ipc", "-b", b.bundle, b.id}},

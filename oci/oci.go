@@ -29,6 +29,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/cgroup/systemd"
 	"podstead/oci/resctrl"
 )
 
@@ -49,6 +50,10 @@ type Runtime struct {
 	Root    string
 	Log     *slog.Logger
 	Cgroups *cgroup.Hierarchy
+	// Systemd makes the groups of containers if UseSystemd says so, and removes
+	// those that it made in any case.
+	Systemd    *systemd.Manager
+	UseSystemd bool
 	// Resctrl is the file system for linux.intelRdt; nil means the mounted one.
 	Resctrl *resctrl.FS
 }
@@ -80,12 +85,25 @@ const (
 type container struct {
 	runtime *Runtime
 	record
-	lock *os.File // its directory, if locked
+	// devicesSet tells that the device rules are in force.
+	devicesSet bool
+	lock       *os.File          // its directory, if locked
+	groups     *cgroup.Hierarchy // where its group is, once that was asked for
 }
 
 func (c *container) dir() string             { return c.runtime.dir(c.ID) }
 func (c *container) file(name string) string { return filepath.Join(c.dir(), name) }
-func (c *container) group() *cgroup.Group    { return c.runtime.Cgroups.Group(c.Cgroup) }
+
+// group is the container's control group.
+func (c *container) group() *cgroup.Group {
+	if c.groups == nil {
+		c.groups = c.runtime.Cgroups
+		if c.Systemd {
+			c.groups = c.groups.WithDriver(c.runtime.Systemd)
+		}
+	}
+	return c.groups.Group(c.Cgroup)
+}
 
 func (c *container) unlock() {
 	if c.lock != nil {

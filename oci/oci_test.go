@@ -25,11 +25,15 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// testMain is Main with a resctrl file system of the test's, if it has one.
+// testMain is Main with a resctrl file system and a systemd of the test's, if it
+// has them.
 func testMain(args []string) int {
 	c := &cli{}
 	if dir := os.Getenv("PODSTEAD_TEST_RESCTRL"); dir != "" {
 		c.resctrl = fakeResctrl(dir)
+	}
+	if bus := os.Getenv("PODSTEAD_TEST_BUS"); bus != "" {
+		c.bus = []string{bus}
 	}
 	return c.main(args)
 }
@@ -44,6 +48,8 @@ type box struct {
 	bundle  string
 	spec    *specs.Spec
 	id      string
+	// groupPath is where the control group is, if not at cgroupsPath.
+	groupPath string
 }
 
 // onBoth runs a test on our runtime and on runc.
@@ -131,6 +137,9 @@ func (b *box) group() *cgroup.Group {
 	h, err := cgroup.Detect()
 	if err != nil {
 		b.Fatal(err)
+	}
+	if b.groupPath != "" {
+		return h.Group(b.groupPath)
 	}
 	return h.Group(b.spec.Linux.CgroupsPath)
 }

@@ -32,6 +32,8 @@ type record struct {
 	StartTime uint64 `json:"startTime"`
 	// Cgroup is the path of the container's own control group.
 	Cgroup string `json:"cgroup"`
+	// Systemd tells that the group is a unit of systemd's.
+	Systemd bool `json:"systemd,omitempty"`
 	// PrivatePids tells that the container has a pid namespace of its own, so
 	// that the kernel kills all its processes with the first.
 	PrivatePids bool `json:"privatePids"`

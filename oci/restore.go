@@ -63,9 +63,12 @@ func (r *Runtime) restore(ctx context.Context, id string, o RestoreOptions) (p r
 	}
 	c := &container{runtime: r, record: record{
 		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
-		Annotations: spec.Annotations, Cgroup: cgroupPath(spec, id), PrivatePids: hasPrivate(spec, specs.PIDNamespace),
+		Annotations: spec.Annotations, Systemd: r.UseSystemd, PrivatePids: hasPrivate(spec, specs.PIDNamespace),
 		OwnNetwork: hasNetwork(spec),
 	}}
+	if err := c.nameGroup(spec); err != nil {
+		return p, err
+	}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
 	if err := c.makeDir(&undo); err != nil {
@@ -213,7 +216,10 @@ func (c *container) followRestore(ctx context.Context, spec *specs.Spec, conn *c
 // going to run.
 func (c *container) beforeResume(spec *specs.Spec, pid, restorer int, stdio launch.Stdio) error {
 	_, late := cgroup.Split(spec.Linux.Resources)
-	late.Devices = append(slices.Clone(late.Devices), cgroup.DefaultDevices()...)
+	late.Devices = deviceRules(spec)
+	if err := c.group().Settle(); err != nil {
+		return err
+	}
 	if err := c.group().Set(late); err != nil {
 		return err
 	}
