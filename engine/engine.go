@@ -44,6 +44,7 @@ import (
 	"podstead/engine/internal/metric"
 	"podstead/engine/internal/nri"
 	"podstead/engine/internal/store"
+	"podstead/engine/internal/stream"
 	"podstead/image"
 	"podstead/network"
 	"podstead/oci/launch"
@@ -100,7 +101,7 @@ type Engine struct {
 	eventMark        *event.Mark
 	metrics          *metric.Set
 	surveyor         *disk.Surveyor
-	streams          *streams
+	streams          *stream.Server
 	supervisorGone   atomic.Bool // since its events ended, until they come again
 
 	// life ends with Close; work that outlives its caller runs under it.
@@ -199,7 +200,7 @@ func (e *Engine) Close() error {
 	e.end()
 	var err error
 	if e.streams != nil {
-		err = e.streams.close()
+		err = e.streams.Close()
 	}
 	if e.events != nil {
 		e.events.Close()

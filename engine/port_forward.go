@@ -9,7 +9,6 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/internal/forward"
-	"podstead/engine/internal/session"
 )
 
 // PortForward connects a stream to a port on the pod's loopback.
@@ -24,8 +23,6 @@ func (r *streamRuntime) PortForward(ctx context.Context, sandboxID string, port 
 	if rec.Phase != sandboxReady {
 		return cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready", s.id)
 	}
-	ctx, cancel := session.Until(ctx, e.life)
-	defer cancel()
 	if err := forward.Port(ctx, e.netnsPath(&rec), port, stream); err != nil {
 		return fmt.Errorf("forward port %d of pod sandbox %s: %w", port, s.id, err)
 	}

@@ -51,7 +51,7 @@ func (e *Engine) versionInfo() any {
 func (e *Engine) configInfo() any {
 	return map[string]any{
 		"stateDir": e.cfg.StateDir, "runDir": e.cfg.RunDir, "cgroupParent": e.cfg.CgroupParent,
-		"streamAddress": e.streams.listener.Addr().String(),
+		"streamAddress": e.streams.Addr().String(),
 		"file":          e.note.Load(), "settings": e.settings.Load().Config,
 	}
 }

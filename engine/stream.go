@@ -4,75 +4,29 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"net/url"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	utilexec "k8s.io/utils/exec"
 
 	"podstead/cri"
-	"podstead/engine/internal/session"
+	"podstead/engine/internal/stream"
 	"podstead/oci/launch"
 	"podstead/supervisor"
 )
 
-// streams is the HTTP server of exec, attach and port-forward. Its tokens are
-// valid once, for a minute, and end with the engine; its listener belongs to
-// the supervisor, so that the address stays.
-type streams struct {
-	streaming.Server
-	http     *http.Server
-	listener net.Listener
-	serving  chan struct{}
-}
-
-func (e *Engine) serveStreams(ctx context.Context) (*streams, error) {
+// serveStreams serves exec, attach and port-forward. The listener belongs to the
+// supervisor, so that the address stays.
+func (e *Engine) serveStreams(ctx context.Context) (*stream.Server, error) {
 	wanted := e.settings.Load().Streams
 	l, err := e.cfg.Supervisor.Listen(ctx, "stream "+wanted.Address, "tcp", wanted.Address)
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams on %s: %w", wanted.Address, err)
 	}
-	config := streaming.DefaultConfig
-	config.StreamIdleTimeout = wanted.IdleTimeout.Duration
-	config.StreamCreationTimeout = wanted.CreationTimeout.Duration
-	config.Addr = l.Addr().String()
-	config.BaseURL = &url.URL{Scheme: "http", Host: l.Addr().String()}
-	server, err := streaming.NewServer(config, (*streamRuntime)(e))
-	if err != nil {
-		l.Close()
-		return nil, err
-	}
-	s := &streams{
-		Server: server, listener: l, serving: make(chan struct{}),
-		http: &http.Server{
-			ReadHeaderTimeout: 10 * time.Second,
-			BaseContext:       func(net.Listener) context.Context { return e.life },
-		},
-	}
-	(&closing{Handler: server, after: streamLinger}).install(s.http)
-	go func() {
-		defer close(s.serving)
-		if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			e.log.Error("streams are not served any more", "error", err)
-		}
-	}()
-	return s, nil
-}
-
-// close ends the server. Streams under way end by themselves, since their
-// context has.
-func (s *streams) close() error {
-	err := s.http.Close()
-	<-s.serving
-	return err
+	return stream.Serve(l, stream.Config{
+		IdleTimeout: wanted.IdleTimeout.Duration, CreationTimeout: wanted.CreationTimeout.Duration, Log: e.log,
+	}, (*streamRuntime)(e)), nil
 }
 
 // Exec returns a URL at which a command runs with the client's streams.
@@ -83,7 +37,7 @@ func (e *Engine) Exec(_ context.Context, req *runtimeapi.ExecRequest) (*runtimea
 	if err := e.checkRunning(&req.ContainerId); err != nil {
 		return nil, err
 	}
-	return e.streams.GetExec(req)
+	return e.streams.Exec(req)
 }
 
 // Attach returns a URL at which the streams of the container's first process
@@ -95,7 +49,7 @@ func (e *Engine) Attach(_ context.Context, req *runtimeapi.AttachRequest) (*runt
 	if err := e.checkRunning(&req.ContainerId); err != nil {
 		return nil, err
 	}
-	return e.streams.GetAttach(req)
+	return e.streams.Attach(req)
 }
 
 // PortForward returns a URL at which connections to the pod's ports are made.
@@ -110,7 +64,7 @@ func (e *Engine) PortForward(_ context.Context, req *runtimeapi.PortForwardReque
 	if p := s.record().Phase; p != sandboxReady {
 		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, p)
 	}
-	return e.streams.GetPortForward(req)
+	return e.streams.PortForward(req)
 }
 
 func (e *Engine) checkRunning(id *string) error {
@@ -127,83 +81,70 @@ func (e *Engine) checkRunning(id *string) error {
 // streamRuntime does the work behind the URLs.
 type streamRuntime Engine
 
-var _ streaming.Runtime = (*streamRuntime)(nil)
+var _ stream.Runtime = (*streamRuntime)(nil)
 
 // Exec runs a command with the client's streams until it ends.
-func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, s stream.Streams) (int, error) {
 	e := (*Engine)(r)
 	c, err := e.mustContainer(id)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	ctx, cancel := session.Until(ctx, e.life)
-	defer cancel()
 	p := &plumbing{}
 	defer p.close()
 	var stdio launch.Stdio
-	if !tty {
-		stdio = launch.Stdio{Stdin: p.source(in), Stdout: p.sink(out), Stderr: p.sink(errOut)}
+	if !s.TTY {
+		stdio = launch.Stdio{Stdin: p.source(s.In), Stdout: p.sink(s.Out), Stderr: p.sink(s.Err)}
 		if p.err != nil {
-			return p.err
+			return 0, p.err
 		}
 	}
-	x, err := e.exec(ctx, c, cmd, tty, stdio)
+	x, err := e.exec(ctx, c, cmd, s.TTY, stdio)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	defer x.end()
 	p.handOver()
-	var stopResize func()
-	if tty {
-		p.terminal(x.console, in, out)
-		stopResize = session.Follow(resize, func(s remotecommand.TerminalSize) { resizeConsole(x.console, s) })
-		defer stopResize()
+	if s.TTY {
+		p.terminal(x.console, s.In, s.Out)
+		defer s.Resize(func(size stream.Size) { resizeConsole(x.console, size) })()
 	}
 	code, err := x.wait(ctx)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	p.drain()
-	if code != 0 {
-		// The server knows this type by assertion: it must not be wrapped.
-		return &utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
-	}
-	return nil
+	return code, nil
 }
 
 // Attach connects the client's streams to the container's first process until
 // that ends or the client leaves.
-func (r *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (r *streamRuntime) Attach(ctx context.Context, id string, s stream.Streams) error {
 	e := (*Engine)(r)
 	c, err := e.mustContainer(id)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := session.Until(ctx, e.life)
-	defer cancel()
-	s := supervisor.Streams{Stdin: in}
-	if out != nil {
-		defer out.Close()
-		s.Stdout = out
+	to := supervisor.Streams{Stdin: s.In}
+	if s.Out != nil {
+		defer s.Out.Close()
+		to.Stdout = s.Out
 	}
-	if errOut != nil {
-		defer errOut.Close()
-		s.Stderr = errOut
+	if s.Err != nil {
+		defer s.Err.Close()
+		to.Stderr = s.Err
 	}
-	if tty {
-		stop := session.Follow(resize, func(size remotecommand.TerminalSize) {
-			e.cfg.Supervisor.Resize(ctx, c.id, size.Width, size.Height)
-		})
-		defer stop()
-	}
-	err = e.cfg.Supervisor.Attach(ctx, c.id, s)
+	defer s.Resize(func(size stream.Size) {
+		e.cfg.Supervisor.Resize(ctx, c.id, size.Width, size.Height)
+	})()
+	err = e.cfg.Supervisor.Attach(ctx, c.id, to)
 	if errors.Is(err, context.Canceled) && e.life.Err() == nil {
 		return nil // the client left
 	}
 	return err
 }
 
-func resizeConsole(console *os.File, s remotecommand.TerminalSize) {
+func resizeConsole(console *os.File, s stream.Size) {
 	conn, err := console.SyscallConn()
 	if err != nil {
 		return

@@ -3,25 +3,20 @@ package engine
 import (
 	"bytes"
 	"context"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/url"
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/remotecommand"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
 )
 
-// stream connects to an exec or attach URL.
-func stream(t *testing.T, address string, options remotecommand.StreamOptions) error {
+// connect connects to an exec or attach URL.
+func connect(t *testing.T, address string, options remotecommand.StreamOptions) error {
 	t.Helper()
 	u, err := url.Parse(address)
 	if err != nil {
@@ -53,7 +48,7 @@ func TestStreamsLeaveNothing(t *testing.T) {
 			t.Fatal(err)
 		}
 		var out bytes.Buffer
-		err = stream(t, resp.Url, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: tty})
+		err = connect(t, resp.Url, remotecommand.StreamOptions{Stdin: in, Stdout: &out, Tty: tty})
 		return out.String(), err
 	}
 	round := func() {
@@ -80,8 +75,8 @@ func TestStreamsLeaveNothing(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		// A client that leaves before its streams are there would leave its own
-		// connection open, in this process.
+		// A client of this library that left before its streams are there would
+		// leave its own connection open, in this process.
 		x.StreamWithContext(left, remotecommand.StreamOptions{Stdout: writerFunc(func(b []byte) (int, error) {
 			cancel()
 			return len(b), nil
@@ -97,36 +92,4 @@ func TestStreamsLeaveNothing(t *testing.T) {
 		round()
 	}
 	eventually(t, "goroutines of the streams end", func() bool { return runtime.NumGoroutine() <= before+2 })
-}
-
-// TestClientThatMakesNoStreams connects to an exec's URL and then does nothing:
-// it is not waited for longer than streams may take to be made.
-func TestClientThatMakesNoStreams(t *testing.T) {
-	config := streaming.DefaultConfig
-	config.StreamCreationTimeout = 50 * time.Millisecond
-	config.BaseURL = &url.URL{Scheme: "http", Host: "example"}
-	server, err := streaming.NewServer(config, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	s := httptest.NewUnstartedServer(nil)
-	(&closing{Handler: server, after: 50 * time.Millisecond}).install(s.Config)
-	s.Start()
-	defer s.Close()
-	exec, err := server.GetExec(&runtimeapi.ExecRequest{ContainerId: "c", Cmd: []string{"true"}, Stdout: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	conn, err := net.Dial("tcp", s.Listener.Addr().String())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(patience))
-	fmt.Fprintf(conn, "POST %s HTTP/1.1\r\nHost: example\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\nX-Stream-Protocol-Version: v4.channel.k8s.io\r\n\r\n",
-		strings.TrimPrefix(exec.Url, "http://example"))
-	b, err := io.ReadAll(conn) // ends when the server closes the connection
-	if err != nil || !strings.HasPrefix(string(b), "HTTP/1.1 101 ") {
-		t.Errorf("the server said %q, and then: %v", b, err)
-	}
 }

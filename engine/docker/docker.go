@@ -38,6 +38,7 @@ import (
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/event"
 	"podstead/engine/internal/metric"
+	"podstead/engine/internal/stream"
 	"podstead/network"
 )
 
@@ -85,7 +86,7 @@ type Runtime struct {
 	logs           *logs
 	events         *event.Hub
 	eventMark      *event.Mark
-	streams        *streams
+	streams        *stream.Server
 
 	// life ends with Close; work that outlives its caller runs under it.
 	life   context.Context
@@ -166,7 +167,7 @@ func (r *Runtime) Close() error {
 		r.events.Close()
 	}
 	if r.streams != nil {
-		errs = append(errs, r.streams.close())
+		errs = append(errs, r.streams.Close())
 	}
 	r.worker.Wait()
 	if r.logs != nil {

@@ -12,11 +12,10 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
 
 	"podstead/cri"
 	"podstead/engine/internal/family"
-	"podstead/engine/internal/session"
+	"podstead/engine/internal/stream"
 	"podstead/sys"
 )
 
@@ -67,7 +66,7 @@ type execution struct {
 	in          io.Reader
 	out, errOut io.Writer
 	tty         bool
-	resize      <-chan remotecommand.TerminalSize
+	resize      func(func(stream.Size)) (stop func()) // of a terminal
 }
 
 // exec runs a command in a container until it has ended. When ctx ends before,
@@ -89,10 +88,9 @@ func (r *Runtime) exec(ctx context.Context, c *ctr, x execution) (code int, err 
 	}
 	defer conn.Close()
 	if x.tty {
-		stop := session.Follow(x.resize, func(s remotecommand.TerminalSize) {
+		defer x.resize(func(s stream.Size) {
 			r.api().ExecResize(ctx, created.ID, client.ExecResizeOptions{Height: uint(s.Height), Width: uint(s.Width)})
-		})
-		defer stop()
+		})()
 	}
 	streams := connect(conn.HijackedResponse, x)
 	p := r.await(ctx, created.ID, streams)

@@ -50,7 +50,7 @@ func (r *Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*r
 		"endpoint": r.cfg.Endpoint, "apiVersion": r.api().ClientVersion(), "serverVersion": r.info().ServerVersion,
 		"storageDriver": r.info().Driver, "cgroupDriver": r.info().CgroupDriver, "rootDir": r.info().DockerRootDir,
 		"securityOptions": r.info().SecurityOptions, "stateDir": r.cfg.StateDir, "warnings": r.info().Warnings,
-		"network": r.cfg.Connect, "cniPlugins": r.cfg.Network != nil && r.cfg.Network.HasPlugins(), "streamAddress": r.streams.listener.Addr().String(),
+		"network": r.cfg.Connect, "cniPlugins": r.cfg.Network != nil && r.cfg.Network.HasPlugins(), "streamAddress": r.streams.Addr().String(),
 	})
 	if err != nil {
 		return nil, err

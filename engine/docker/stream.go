@@ -2,69 +2,34 @@ package docker
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
-	"net/url"
 	"time"
 
 	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
-	"k8s.io/cri-streaming/pkg/streaming"
-	"k8s.io/cri-streaming/pkg/streaming/remotecommand"
-	utilexec "k8s.io/utils/exec"
 
 	"podstead/cri"
 	"podstead/engine/internal/forward"
-	"podstead/engine/internal/session"
+	"podstead/engine/internal/stream"
 )
 
-// streams is the HTTP server of exec, attach and port-forward. Its tokens are
-// valid once, for a minute, and end with this process.
-type streams struct {
-	streaming.Server
-	http     *http.Server
-	listener net.Listener
-	serving  chan struct{}
-}
+// How long streams may be idle, and clients take to make them.
+const (
+	streamIdleTimeout     = 4 * time.Hour
+	streamCreationTimeout = 30 * time.Second
+)
 
-func (r *Runtime) serveStreams() (*streams, error) {
+func (r *Runtime) serveStreams() (*stream.Server, error) {
 	l, err := net.Listen("tcp", r.cfg.StreamAddress)
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams on %s: %w", r.cfg.StreamAddress, err)
 	}
-	config := streaming.DefaultConfig
-	config.Addr = l.Addr().String()
-	config.BaseURL = &url.URL{Scheme: "http", Host: l.Addr().String()}
-	server, err := streaming.NewServer(config, (*streamRuntime)(r))
-	if err != nil {
-		return nil, errors.Join(err, l.Close())
-	}
-	s := &streams{
-		Server: server, listener: l, serving: make(chan struct{}),
-		http: &http.Server{
-			Handler: server, ReadHeaderTimeout: 10 * time.Second,
-			BaseContext: func(net.Listener) context.Context { return r.life },
-		},
-	}
-	go func() {
-		defer close(s.serving)
-		if err := s.http.Serve(l); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			r.log.Error("streams are not served any more", "error", err)
-		}
-	}()
-	return s, nil
-}
-
-// close ends the server. Streams under way end by themselves, since their
-// context has.
-func (s *streams) close() error {
-	err := s.http.Close()
-	<-s.serving
-	return err
+	return stream.Serve(l, stream.Config{
+		IdleTimeout: streamIdleTimeout, CreationTimeout: streamCreationTimeout, Log: r.log,
+	}, (*streamRuntime)(r)), nil
 }
 
 // Exec returns a URL at which a command runs with the client's streams.
@@ -75,7 +40,7 @@ func (r *Runtime) Exec(ctx context.Context, req *runtimeapi.ExecRequest) (*runti
 	if _, err := r.running(ctx, req.ContainerId); err != nil {
 		return nil, err
 	}
-	return r.streams.GetExec(req)
+	return r.streams.Exec(req)
 }
 
 // Attach returns a URL at which the streams of the container's first process
@@ -87,7 +52,7 @@ func (r *Runtime) Attach(ctx context.Context, req *runtimeapi.AttachRequest) (*r
 	if _, err := r.running(ctx, req.ContainerId); err != nil {
 		return nil, err
 	}
-	return r.streams.GetAttach(req)
+	return r.streams.Attach(req)
 }
 
 // PortForward returns a URL at which connections to the pod's ports are made.
@@ -98,7 +63,7 @@ func (r *Runtime) PortForward(ctx context.Context, req *runtimeapi.PortForwardRe
 	if _, err := r.readyPod(ctx, req.PodSandboxId); err != nil {
 		return nil, err
 	}
-	return r.streams.GetPortForward(req)
+	return r.streams.PortForward(req)
 }
 
 // running finds a container that must run.
@@ -122,67 +87,56 @@ func (r *Runtime) readyPod(ctx context.Context, id string) (*pod, error) {
 // streamRuntime does the work behind the URLs.
 type streamRuntime Runtime
 
-var _ streaming.Runtime = (*streamRuntime)(nil)
+var _ stream.Runtime = (*streamRuntime)(nil)
 
 // Exec runs a command with the client's streams until it ends.
-func (s *streamRuntime) Exec(ctx context.Context, id string, cmd []string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (s *streamRuntime) Exec(ctx context.Context, id string, cmd []string, streams stream.Streams) (int, error) {
 	r := (*Runtime)(s)
 	c, err := r.running(ctx, id)
 	if err != nil {
-		return err
+		return 0, err
 	}
-	ctx, cancel := session.Until(ctx, r.life)
-	defer cancel()
-	x := execution{cmd: cmd, in: in, tty: tty, resize: resize}
-	x.out, x.errOut = writer(out), writer(errOut)
-	code, err := r.exec(ctx, c, x)
-	if err != nil {
-		return err
-	}
-	if code != 0 {
-		// The server knows this type by assertion: it must not be wrapped.
-		return &utilexec.CodeExitError{Err: fmt.Errorf("command terminated with exit code %d", code), Code: code}
-	}
-	return nil
+	x := executionOf(streams)
+	x.cmd = cmd
+	return r.exec(ctx, c, x)
 }
 
-// writer keeps a nil stream nil.
-func writer(w io.WriteCloser) io.Writer {
-	if w == nil {
-		return nil
+// executionOf keeps streams nil that are.
+func executionOf(s stream.Streams) execution {
+	x := execution{in: s.In, tty: s.TTY, resize: s.Resize}
+	if s.Out != nil {
+		x.out = s.Out
 	}
-	return w
+	if s.Err != nil {
+		x.errOut = s.Err
+	}
+	return x
 }
 
 // Attach connects the client's streams to the container's first process until
 // that ends or the client leaves.
-func (s *streamRuntime) Attach(ctx context.Context, id string, in io.Reader, out, errOut io.WriteCloser, tty bool, resize <-chan remotecommand.TerminalSize) error {
+func (s *streamRuntime) Attach(ctx context.Context, id string, streams stream.Streams) error {
 	r := (*Runtime)(s)
 	c, err := r.running(ctx, id)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := session.Until(ctx, r.life)
-	defer cancel()
 	conn, err := r.api().ContainerAttach(ctx, c.id, client.ContainerAttachOptions{
-		Stream: true, Stdin: in != nil, Stdout: out != nil, Stderr: errOut != nil, DetachKeys: detachKeys,
+		Stream: true, Stdin: streams.In != nil, Stdout: streams.Out != nil, Stderr: streams.Err != nil, DetachKeys: detachKeys,
 	})
 	if err != nil {
 		return failed(err, "attach to container %s", c.id)
 	}
 	defer conn.Close()
-	if tty {
-		stop := session.Follow(resize, func(size remotecommand.TerminalSize) {
-			r.api().ContainerResize(ctx, c.id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
-		})
-		defer stop()
-	}
-	streams := connect(conn.HijackedResponse, execution{in: in, out: writer(out), errOut: writer(errOut), tty: tty})
+	defer streams.Resize(func(size stream.Size) {
+		r.api().ContainerResize(ctx, c.id, client.ContainerResizeOptions{Height: uint(size.Height), Width: uint(size.Width)})
+	})()
+	p := connect(conn.HijackedResponse, executionOf(streams))
 	select {
-	case <-streams.done:
+	case <-p.done:
 	case <-ctx.Done():
 		conn.Close()
-		<-streams.done
+		<-p.done
 	}
 	return r.life.Err()
 }
@@ -195,8 +149,6 @@ func (s *streamRuntime) PortForward(ctx context.Context, id string, port int32, 
 	if err != nil {
 		return err
 	}
-	ctx, cancel := session.Until(ctx, r.life)
-	defer cancel()
 	if err := forward.Port(ctx, p.netns(), port, stream); err != nil {
 		return fmt.Errorf("forward port %d of pod sandbox %s: %w", port, p.id, err)
 	}

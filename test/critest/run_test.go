@@ -69,6 +69,9 @@ func run(t *testing.T, critest, endpoint string, processes int) []spec {
 		"-runtime-endpoint", endpoint, "-ginkgo.json-report", "report.json", "-ginkgo.no-color",
 		"-ginkgo.timeout", "60m", "-test.timeout", "60m",
 	}
+	if *websocket {
+		args = append(args, "-websocket-exec", "-websocket-attach")
+	}
 	if *focus != "" {
 		args = append(args, "-ginkgo.focus", *focus)
 	}

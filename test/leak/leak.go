@@ -170,7 +170,8 @@ func (p Snapshot) cgroups(path string) {
 	}
 }
 
-// files lists a directory tree within one file system.
+// files lists a directory tree within one file system, without what CRIU
+// remembers of the kernel.
 func (p Snapshot) files(dir string) {
 	var top unix.Stat_t
 	if unix.Lstat(dir, &top) != nil {
@@ -184,7 +185,9 @@ func (p Snapshot) files(dir string) {
 		if unix.Lstat(path, &st) == nil && st.Dev != top.Dev && d.IsDir() {
 			return filepath.SkipDir
 		}
-		p.add("file", path)
+		if path != "/run/criu.kdat" {
+			p.add("file", path)
+		}
 		return nil
 	})
 }
