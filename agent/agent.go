@@ -36,6 +36,7 @@ import (
 	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/imagegc"
+	"podstead/agent/internal/kubeletapi"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/source"
 	"podstead/cgroup"
@@ -61,6 +62,8 @@ type Config struct {
 	// docker login writes them. CredentialProviders are asked for more.
 	DockerConfigs       []string
 	CredentialProviders []*CredentialProvider
+	// Kubelet is how the kubelet's HTTP API is served; nil: it is not.
+	Kubelet *KubeletAPI
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.
@@ -130,6 +133,7 @@ type Agent struct {
 	images  *imagegc.Collector
 	node    *node
 	board   *board
+	kubelet *kubeletapi.Server // may be nil
 	evictor *evictor
 
 	requests chan func(context.Context) // run by the loop
@@ -188,7 +192,7 @@ func New(cfg Config) (*Agent, error) {
 		ended:    make(chan *worker),
 		workers:  map[string]*worker{},
 	}
-	a.node, err = newNode(cfg)
+	a.node, err = newNode(cfg, a.newMetrics())
 	if err != nil {
 		return nil, err
 	}
@@ -202,6 +206,9 @@ func New(cfg Config) (*Agent, error) {
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
 	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
+	if a.kubelet, err = a.newKubelet(); err != nil {
+		return nil, err
+	}
 	return a, nil
 }
 
@@ -230,7 +237,9 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.cfg.Listener != nil {
 		defer a.cfg.Listener.Close()
 	}
-	if err := a.node.greet(ctx); err != nil {
+	if err := a.node.greet(ctx); ctx.Err() != nil {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	for _, err := range a.applied.Load() {

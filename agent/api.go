@@ -27,12 +27,8 @@ func (a *Agent) serve(ctx context.Context) (stop func()) {
 	if a.cfg.Listener == nil {
 		return func() {}
 	}
-	var images api.Images
-	if a.cfg.Images != nil {
-		images = a.cfg.Images
-	}
 	server := &http.Server{
-		Handler:           api.Handler(backend{a}, a.cfg.Runtime, images, a.cfg.Log),
+		Handler:           a.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(a.cfg.Log.Handler(), slog.LevelWarn),
@@ -43,6 +39,14 @@ func (a *Agent) serve(ctx context.Context) (stop func()) {
 		}
 	})
 	return func() { server.Close() }
+}
+
+func (a *Agent) handler() http.Handler {
+	var images api.Images
+	if a.cfg.Images != nil {
+		images = a.cfg.Images
+	}
+	return api.Handler(backend{a}, a.cfg.Runtime, images, a.cfg.Log)
 }
 
 // backend is the agent as its API sees it.

@@ -199,26 +199,26 @@ func (e *evictor) reclaim(ctx context.Context, m eviction.Met) bool {
 	if m.Soft {
 		grace = e.watch.MaxPodGrace
 	}
-	return e.evict(ctx, ranked[0].Pod, layout.Message(m, ranked[0]), grace, m.Signal.Disk())
+	return e.evict(ctx, ranked[0].Pod, order{signal: m.Signal, message: layout.Message(m, ranked[0]), grace: grace, disk: m.Signal.Disk()})
 }
 
 // evict ends a pod and waits until what it used is free.
-func (e *evictor) evict(ctx context.Context, pod *corev1.Pod, message string, grace time.Duration, disk bool) bool {
-	ended := make(chan struct{})
+func (e *evictor) evict(ctx context.Context, pod *corev1.Pod, o order) bool {
+	o.ended = make(chan struct{})
 	found := false
 	err := e.agent.do(ctx, func(context.Context) {
 		var w *worker
 		if w, found = e.agent.workers[string(pod.UID)]; found {
-			w.evict(order{message: message, grace: grace, disk: disk, ended: ended})
+			w.evict(o)
 		}
 	})
 	if err != nil || !found {
 		return false
 	}
-	patience := time.NewTimer(min(grace, time.Duration(*pod.Spec.TerminationGracePeriodSeconds)*time.Second) + endTimeout)
+	patience := time.NewTimer(min(o.grace, time.Duration(*pod.Spec.TerminationGracePeriodSeconds)*time.Second) + endTimeout)
 	defer patience.Stop()
 	select {
-	case <-ended:
+	case <-o.ended:
 	case <-patience.C:
 		e.log.Warn("an evicted pod does not end", "pod", pod.Namespace+"/"+pod.Name)
 	case <-ctx.Done():
@@ -260,10 +260,10 @@ func (e *evictor) overLimit(ctx context.Context) bool {
 	}
 	least := int64(1 << 62)
 	for _, u := range pods {
-		message, left := eviction.Exceeds(u)
+		limit, message, left := eviction.Exceeds(u)
 		if message != "" {
 			_, containers := eviction.Limited(u.Pod)
-			return e.evict(ctx, u.Pod, message, hardGrace, containers)
+			return e.evict(ctx, u.Pod, order{signal: limit, message: message, grace: hardGrace, disk: containers})
 		}
 		least = min(least, left)
 	}

@@ -32,6 +32,9 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.follow(ctx)
 	a.awaitDescribed(ctx)
 	defer a.serve(ctx)()
+	if a.kubelet != nil {
+		a.wg.Go(func() { a.kubelet.Run(ctx) })
+	}
 	a.wg.Go(func() { a.images.Run(ctx) })
 	a.wg.Go(func() { a.evictor.run(ctx) })
 	for {

@@ -23,6 +23,7 @@ import (
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
+	"podstead/agent/internal/metric"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/userns"
@@ -45,13 +46,14 @@ type node struct {
 	cgroups        *cgroups
 	puller         *image.Puller
 	events         *event.Log
+	metrics        *metric.Metrics
 	board          *board
 	decoder        *source.Decoder
 	pressure       pressed
 	log            *slog.Logger
 }
 
-func newNode(cfg Config) (*node, error) {
+func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	memory, err := memoryBytes()
 	if err != nil {
 		return nil, err
@@ -59,7 +61,8 @@ func newNode(cfg Config) (*node, error) {
 	id := sha256.Sum256([]byte(cfg.NodeName + "\x00" + cfg.StateDir))
 	ips := hostIPs()
 	n := &node{
-		runtime: flight.Runtime{Runtime: cfg.Runtime},
+		runtime: flight.Runtime{Runtime: metric.Runtime{Runtime: cfg.Runtime, Metrics: metrics}},
+		metrics: metrics,
 		request: request.Node{
 			Name:        cfg.NodeName,
 			AgentID:     hex.EncodeToString(id[:8]),

@@ -46,6 +46,9 @@ func (j job) startContainer(ctx context.Context) *stepError {
 		return failed
 	}
 	id, failed := j.createAndStart(ctx, config)
+	if ctx.Err() == nil {
+		j.metrics.Started(j.kind(), failed.reasonOf())
+	}
 	if failed != nil {
 		if ctx.Err() == nil {
 			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", failed.message)
@@ -53,6 +56,18 @@ func (j job) startContainer(ctx context.Context) *stepError {
 		return failed
 	}
 	return j.postStart(ctx, id)
+}
+
+// kind of the container, in the words of metrics.
+func (j job) kind() string {
+	is := func(c corev1.Container) bool { return c.Name == j.spec.Name }
+	switch {
+	case slices.ContainsFunc(j.pod.Spec.Containers, is):
+		return "container"
+	case slices.ContainsFunc(j.pod.Spec.InitContainers, is):
+		return "init_container"
+	}
+	return "ephemeral_container"
 }
 
 func (j job) image(ctx context.Context) (*runtimeapi.Image, *stepError) {
@@ -99,6 +114,7 @@ func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (
 				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", ref)
 				return
 			}
+			j.metrics.Pulled(took, size)
 			j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v. Image size: %d bytes.",
 				ref, took.Truncate(time.Millisecond), size)
 		},

@@ -276,6 +276,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	w.describe(now)
 	if w.last.Gone {
 		w.node.board.remove(w.uid)
+		w.node.metrics.Forget(w.pod)
 		return true
 	}
 	w.sleep(timer, now)
@@ -329,6 +330,9 @@ func (w *worker) probeStates() map[string]plan.Probe {
 
 // news records which containers have become ready, or have ceased to be.
 func (w *worker) news(before corev1.PodStatus, now time.Time) {
+	if before.Phase == corev1.PodPending && w.status.Phase == corev1.PodRunning {
+		w.node.metrics.Running(now.Sub(w.start))
+	}
 	ready := map[string]bool{}
 	for _, c := range before.ContainerStatuses {
 		ready[c.Name] = c.Ready

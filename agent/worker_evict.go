@@ -18,6 +18,7 @@ import (
 
 // order to a pod to go.
 type order struct {
+	signal  eviction.Signal // that it is for
 	message string
 	grace   time.Duration // the pod's own counts if that is less
 	disk    bool          // what its containers wrote is to be freed, too
@@ -35,6 +36,7 @@ func (w *worker) fall(e order) {
 	}
 	w.failed = &failedRecord{Reason: "Evicted", Message: e.message, Hash: specHash(w.hashes), Evicted: true, Disk: e.disk}
 	w.node.event(w.pod, "", corev1.EventTypeWarning, "Evicted", "%s", e.message)
+	w.node.metrics.Evicted(string(e.signal))
 	w.ending = &plan.End{At: time.Now(), Grace: min(w.grace(), e.grace), Keep: true, Free: true}
 	w.prepared = true // there is something to free
 	clear(w.failures)

@@ -239,6 +239,9 @@ func (w *worker) probe(ctx context.Context, spec *corev1.Container, c *observe.C
 		Failure: func(message string) {
 			w.node.event(pod, spec.Name, corev1.EventTypeWarning, "Unhealthy", "%s", message)
 		},
+		Result: func(kind string, ok bool, err error, took time.Duration) {
+			w.node.metrics.Probe(pod, spec.Name, kind, ok, err, took)
+		},
 	})
 }
 

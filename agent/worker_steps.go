@@ -54,6 +54,14 @@ func (e *stepError) err() error {
 	return errors.New(e.reason + ": " + e.message)
 }
 
+// reasonOf is "" if the step has not failed.
+func (e *stepError) reasonOf() string {
+	if e == nil {
+		return ""
+	}
+	return e.reason
+}
+
 func failedStep(reason string, err error) *stepError {
 	return &stepError{reason, err.Error()}
 }

@@ -62,6 +62,7 @@ type node struct {
 	client    *client.Client
 	policy    *agent.Policy
 	providers []*agent.CredentialProvider
+	kubelet   *agent.KubeletAPI
 	stop      func()
 }
 
@@ -181,7 +182,7 @@ func (n *node) start() {
 	}
 	a, err := agent.New(agent.Config{
 		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), PodLogsDir: filepath.Join(n.dir, "logs"),
-		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
+		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})
 	if err != nil {

@@ -171,6 +171,46 @@ localStorageCapacityIsolation: false
 	}
 }
 
+func TestServer(t *testing.T) {
+	for _, c := range []struct {
+		content string
+		port    int
+		allow   bool
+		health  int
+		notes   int
+	}{
+		{"", 0, false, 10248, 0}, // nobody could authenticate
+		{"enableServer: false\nhealthzPort: 0\n", -1, false, 0, 0},
+		{"authentication: {x509: {clientCAFile: /ca}}\n", 10250, false, 10248, 0},
+		{"authentication: {x509: {clientCAFile: /ca}, webhook: {enabled: true}}\nauthorization: {mode: Webhook}\n", 10250, false, 10248, 2},
+		{"authentication: {anonymous: {enabled: true}}\nauthorization: {mode: AlwaysAllow}\nport: 1\nhealthzPort: 0\n", 1, true, 0, 0},
+		{"port: 1\n", 0, false, 10248, 1},
+		{"enableServer: false\nport: 7\n", 0, false, 10248, 0},
+	} {
+		s, notes, err := Server(read(t, c.content))
+		switch {
+		case err != nil || len(notes) != c.notes:
+			t.Errorf("%q: %v, %v", c.content, notes, err)
+		case c.port < 0 && s == nil:
+		case s == nil || s.Port != c.port || s.AlwaysAllow != c.allow || s.HealthzPort != c.health || s.ReadOnlyPort != 0:
+			t.Errorf("%q: %+v", c.content, s)
+		}
+	}
+	for content, want := range map[string]string{
+		"port: 70000":                       "port: 70000",
+		"readOnlyPort: -1":                  "readOnlyPort: -1",
+		"authorization: {mode: Maybe}":      "authorization.mode: ",
+		"tlsCertFile: /x":                   "tlsCertFile and tlsPrivateKeyFile",
+		"tlsMinVersion: VersionTLS14":       "tlsMinVersion: ",
+		"tlsCipherSuites: [TLS_AES, ROT13]": "tlsCipherSuites[0]: ",
+		"tlsCurvePreferences: [29, 0]":      "tlsCurvePreferences[1]: ",
+	} {
+		if _, _, err := Server(read(t, content)); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
 func TestLogLimits(t *testing.T) {
 	if bytes, files, err := LogLimits(read(t, "containerLogMaxSize: 5Mi\ncontainerLogMaxFiles: 3")); bytes != 5<<20 || files != 3 || err != nil {
 		t.Error(bytes, files, err)

@@ -35,6 +35,10 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if err == nil {
 		n.logLimits.bytes, n.logLimits.files, err = kubeletconfig.LogLimits(c)
 	}
+	var notes []string
+	if err == nil {
+		n.kubeletAPI, notes, err = kubeletconfig.Server(c)
+	}
 	switch {
 	case err != nil && !again:
 		return fmt.Errorf("kubelet configuration: %w", err)
@@ -44,12 +48,15 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		if oldErr == nil {
 			n.policy, oldErr = kubeletconfig.Policy(old)
 		}
+		if oldErr == nil {
+			n.kubeletAPI, _, oldErr = kubeletconfig.Server(old)
+		}
 		if oldErr != nil {
 			return fmt.Errorf("kubelet configuration: %w", errors.Join(err, oldErr))
 		}
 		c = old
 	case !again:
-		for _, w := range warnings {
+		for _, w := range append(warnings, notes...) {
 			log.Warn(w, "file", n.kubeletConfig)
 		}
 		data, err := yaml.Marshal(c)
@@ -62,6 +69,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		if err != nil {
 			return err
 		}
+	}
+	if n.kubeletAPI != nil {
+		n.kubeletAPI.Lenient = again
 	}
 	if n.manifests == "" {
 		n.manifests = c.StaticPodPath

@@ -39,6 +39,7 @@ type nodeOptions struct {
 	config          string
 	kubeletConfig   string
 	kubeletDropIns  string
+	kubeletAPI      *agent.KubeletAPI
 	providerConfig  string
 	providerBin     string
 	providers       []*agent.CredentialProvider
@@ -273,7 +274,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
-		Policy: &n.policy, Listener: socket, Log: log,
+		Policy: &n.policy, Kubelet: n.kubeletAPI, Listener: socket, Log: log,
 	}
 }
 

@@ -260,7 +260,7 @@ func TestExceeds(t *testing.T) {
 		u := Usage{Pod: base(), Volumes: map[string]Disk{"v": {Bytes: c.volume * mib}, "mem": {Bytes: 1 << 40}},
 			Containers: map[string]Container{"a": {Writable: Disk{Bytes: c.a * mib}}, "b": {Logs: Disk{Bytes: c.b * mib}}}}
 		delete(u.Volumes, "mem") // is not measured
-		message, left := Exceeds(u)
+		_, message, left := Exceeds(u)
 		if message != c.want || left != c.left*mib {
 			t.Errorf("%+v: %q, %d left", c, message, left/mib)
 		}

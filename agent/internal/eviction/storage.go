@@ -29,9 +29,17 @@ func SizeLimit(v corev1.Volume) int64 {
 	return max(e.SizeLimit.Value(), 0)
 }
 
+// Limits of a pod's own that it may exceed, as they are counted by.
+const (
+	EmptyDirLimit  Signal = "emptydirfs.limit"
+	PodLimit       Signal = "ephemeralpodfs.limit"
+	ContainerLimit Signal = "ephemeralcontainerfs.limit"
+)
+
 // Exceeds tells whether a pod uses more of the disk than its own limits allow,
-// with the kubelet's message, and else how many bytes are left to the nearest.
-func Exceeds(u Usage) (message string, left int64) {
+// which limit that is, with the kubelet's message, and else how many bytes are
+// left to the nearest.
+func Exceeds(u Usage) (limit Signal, message string, left int64) {
 	left = 1 << 62
 	for _, v := range u.Pod.Spec.Volumes {
 		limit := SizeLimit(v)
@@ -40,7 +48,7 @@ func Exceeds(u Usage) (message string, left int64) {
 		}
 		used := u.Volumes[v.Name].Bytes
 		if used > limit {
-			return fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String()), 0
+			return EmptyDirLimit, fmt.Sprintf("Usage of EmptyDir volume %q exceeds the limit %q. ", v.Name, v.EmptyDir.SizeLimit.String()), 0
 		}
 		left = min(left, limit-used)
 	}
@@ -53,7 +61,7 @@ func Exceeds(u Usage) (message string, left int64) {
 			used += c.disk().Bytes
 		}
 		if used > limit {
-			return fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", bytes(limit)), 0
+			return PodLimit, fmt.Sprintf("Pod ephemeral local storage usage exceeds the total limit of containers %s. ", bytes(limit)), 0
 		}
 		left = min(left, limit-used)
 	}
@@ -64,11 +72,11 @@ func Exceeds(u Usage) (message string, left int64) {
 		}
 		used := u.Containers[c.Name].disk().Bytes
 		if used > limit.Value() {
-			return fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String()), 0
+			return ContainerLimit, fmt.Sprintf("Container %s exceeded its local ephemeral storage limit %q. ", c.Name, limit.String()), 0
 		}
 		left = min(left, limit.Value()-used)
 	}
-	return "", left
+	return "", "", left
 }
 
 // How often what pods put on disk is measured, which takes walking through

@@ -38,6 +38,9 @@ type Config struct {
 	Changed func()
 	// Failure is called for every probe that fails: the Unhealthy event.
 	Failure func(message string)
+	// Result is called for every probe: a kind ("Liveness"), and whether it could
+	// be made (err) and what it said.
+	Result func(kind string, ok bool, err error, took time.Duration)
 }
 
 // Container is a container under watch.
@@ -155,6 +158,7 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, r *r
 	var ok bool
 	var output string
 	var err error
+	began := time.Now()
 	for range tries {
 		if ok, output, err = c.cfg.Target.check(ctx, p); err == nil || ctx.Err() != nil {
 			break
@@ -162,6 +166,9 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, r *r
 	}
 	if ctx.Err() != nil {
 		return true
+	}
+	if c.cfg.Result != nil {
+		c.cfg.Result(kind, ok, err, time.Since(began))
 	}
 	if err != nil {
 		c.cfg.Failure(fmt.Sprintf("%s probe errored: %v", kind, err))

@@ -1,0 +1,236 @@
+// Package metric counts what the agent does, under the names that a kubelet's
+// dashboards and alerts know, for Prometheus. The metrics of the kubelet that
+// tell of machinery which is not here (relists, the API server's client, the CPU
+// manager) have no equivalent and are left out.
+package metric
+
+import (
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Metrics are the agent's. Safe for concurrent use; the methods of a nil one do
+// nothing.
+type Metrics struct {
+	Registry *prometheus.Registry // /metrics
+	Probes   *prometheus.Registry // /metrics/probes
+
+	operations        *prometheus.CounterVec
+	operationErrors   *prometheus.CounterVec
+	operationDuration *prometheus.HistogramVec
+	pullDuration      *prometheus.HistogramVec
+	started           *prometheus.CounterVec
+	startErrors       *prometheus.CounterVec
+	startedPods       prometheus.Counter
+	startedPodsErrors prometheus.Counter
+	evictions         *prometheus.CounterVec
+	podStart          prometheus.Histogram
+	probes            *prometheus.CounterVec
+	probeDuration     *prometheus.HistogramVec
+}
+
+// Buckets in seconds, the kubelet's.
+var (
+	podTime = []float64{0.5, 1, 2, 3, 4, 5, 6, 8, 10, 20, 30, 45, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600}
+	pulls   = []float64{1, 5, 10, 20, 30, 60, 120, 180, 240, 300, 360, 480, 600, 900, 1200, 1800, 2700, 3600}
+)
+
+// New returns metrics of a node; pods are those that it has now.
+func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Metrics {
+	m := &Metrics{Registry: prometheus.NewRegistry(), Probes: prometheus.NewRegistry()}
+	counters := func(name, help string, labels ...string) *prometheus.CounterVec {
+		v := prometheus.NewCounterVec(prometheus.CounterOpts{Name: name, Help: help}, labels)
+		m.Registry.MustRegister(v)
+		return v
+	}
+	histograms := func(name, help string, buckets []float64, labels ...string) *prometheus.HistogramVec {
+		v := prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: name, Help: help, Buckets: buckets}, labels)
+		m.Registry.MustRegister(v)
+		return v
+	}
+	gauge := func(name, help string, value float64, labels prometheus.Labels) {
+		g := prometheus.NewGauge(prometheus.GaugeOpts{Name: name, Help: help, ConstLabels: labels})
+		g.Set(value)
+		m.Registry.MustRegister(g)
+	}
+	m.operations = counters("kubelet_runtime_operations_total", "Calls of the runtime, by type.", "operation_type")
+	m.operationErrors = counters("kubelet_runtime_operations_errors_total", "Calls of the runtime that failed, by type.", "operation_type")
+	m.operationDuration = histograms("kubelet_runtime_operations_duration_seconds", "Duration of calls of the runtime, by type.", prometheus.DefBuckets, "operation_type")
+	m.pullDuration = histograms("kubelet_image_pull_duration_seconds", "Duration of image pulls, by size of the image.", pulls, "image_size_in_bytes")
+	m.started = counters("kubelet_started_containers_total", "Containers that were started.", "container_type")
+	m.startErrors = counters("kubelet_started_containers_errors_total", "Containers that could not be started.", "container_type", "code")
+	m.startedPods = counters("kubelet_started_pods_total", "Pods whose sandbox was started.").WithLabelValues()
+	m.startedPodsErrors = counters("kubelet_started_pods_errors_total", "Pods whose sandbox could not be started.").WithLabelValues()
+	m.evictions = counters("kubelet_evictions", "Pods that were evicted, by signal.", "eviction_signal")
+	m.podStart = histograms("kubelet_pod_start_duration_seconds", "From the first sight of a pod to its running, images that had to be pulled included.", podTime).WithLabelValues().(prometheus.Histogram)
+	gauge("kubelet_node_name", "The node's name.", 1, prometheus.Labels{"node": node})
+	gauge("kubelet_cgroup_version", "The version of the host's cgroups.", float64(cgroupVersion), nil)
+	gauge("kubernetes_build_info", "What is running here.", 1, prometheus.Labels{"git_version": version, "go_version": runtime.Version(),
+		"compiler": runtime.Compiler, "platform": runtime.GOOS + "/" + runtime.GOARCH})
+	m.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), podCollector{pods})
+
+	m.probes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "prober_probe_total", Help: "Probes, by result."},
+		[]string{"probe_type", "result", "container", "pod", "namespace", "pod_uid"})
+	m.probeDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "prober_probe_duration_seconds", Help: "Duration of probes.",
+		Buckets: prometheus.DefBuckets}, []string{"probe_type", "container", "pod", "namespace"})
+	m.Probes.MustRegister(m.probes, m.probeDuration)
+	return m
+}
+
+// Operation notes a call of the runtime ("create_container").
+func (m *Metrics) Operation(kind string, took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	m.operations.WithLabelValues(kind).Inc()
+	m.operationDuration.WithLabelValues(kind).Observe(took.Seconds())
+	if err != nil {
+		m.operationErrors.WithLabelValues(kind).Inc()
+	}
+	if kind == "run_podsandbox" {
+		if err != nil {
+			m.startedPodsErrors.Inc()
+		} else {
+			m.startedPods.Inc()
+		}
+	}
+}
+
+// Pulled notes a pull of an image with so many bytes.
+func (m *Metrics) Pulled(took time.Duration, size uint64) {
+	if m != nil {
+		m.pullDuration.WithLabelValues(sizeClass(size)).Observe(took.Seconds())
+	}
+}
+
+// sizeClass is the kubelet's: N/A stands for an image without size.
+func sizeClass(size uint64) string {
+	const mib, gib = 1 << 20, 1 << 30
+	if size == 0 {
+		return "N/A"
+	}
+	for _, c := range []struct {
+		below uint64
+		name  string
+	}{{10 * mib, "0-10MB"}, {100 * mib, "10MB-100MB"}, {500 * mib, "100MB-500MB"}, {gib, "500MB-1GB"},
+		{5 * gib, "1GB-5GB"}, {10 * gib, "5GB-10GB"}, {20 * gib, "10GB-20GB"}, {30 * gib, "20GB-30GB"},
+		{40 * gib, "30GB-40GB"}, {60 * gib, "40GB-60GB"}, {100 * gib, "60GB-100GB"}} {
+		if size < c.below {
+			return c.name
+		}
+	}
+	return "GT100GB"
+}
+
+// Started notes the start of a container ("container", "init_container",
+// "ephemeral_container"); reason is "" or why it failed.
+func (m *Metrics) Started(kind, reason string) {
+	if m == nil {
+		return
+	}
+	m.started.WithLabelValues(kind).Inc()
+	if reason != "" {
+		m.startErrors.WithLabelValues(kind, reason).Inc()
+	}
+}
+
+// Evicted notes an eviction for a signal ("memory.available").
+func (m *Metrics) Evicted(signal string) {
+	if m != nil {
+		m.evictions.WithLabelValues(signal).Inc()
+	}
+}
+
+// Running notes that a pod runs, so long after it was first seen.
+func (m *Metrics) Running(took time.Duration) {
+	if m != nil {
+		m.podStart.Observe(took.Seconds())
+	}
+}
+
+// Probe notes a probe of a container. The kind is that of its message
+// ("Liveness").
+func (m *Metrics) Probe(pod *corev1.Pod, container, kind string, ok bool, err error, took time.Duration) {
+	if m == nil {
+		return
+	}
+	result := "successful"
+	switch {
+	case err != nil:
+		result = "unknown"
+	case !ok:
+		result = "failed"
+	}
+	m.probes.WithLabelValues(kind, result, container, pod.Name, pod.Namespace, string(pod.UID)).Inc()
+	m.probeDuration.WithLabelValues(kind, container, pod.Name, pod.Namespace).Observe(took.Seconds())
+}
+
+// Forget drops the probes of a pod that is gone.
+func (m *Metrics) Forget(pod *corev1.Pod) {
+	if m != nil {
+		m.probes.DeletePartialMatch(prometheus.Labels{"pod_uid": string(pod.UID)})
+		m.probeDuration.DeletePartialMatch(prometheus.Labels{"pod": pod.Name, "namespace": pod.Namespace})
+	}
+}
+
+// podCollector counts the pods that there are, when it is asked.
+type podCollector struct{ pods func() []*corev1.Pod }
+
+var (
+	desiredPods       = desc("kubelet_desired_pods", "Pods that are to run here.", "static")
+	activePods        = desc("kubelet_active_pods", "Pods that are here and not over.", "static")
+	runningPods       = desc("kubelet_running_pods", "Pods that have a running sandbox.")
+	runningContainers = desc("kubelet_running_containers", "Containers, by state.", "container_state")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc(name, help, labels, nil)
+}
+
+func (c podCollector) Describe(ch chan<- *prometheus.Desc) { prometheus.DescribeByCollect(c, ch) }
+
+func (c podCollector) Collect(ch chan<- prometheus.Metric) {
+	desired, active, running := map[bool]float64{}, map[bool]float64{}, 0.0
+	states := map[string]float64{"created": 0, "running": 0, "exited": 0}
+	for _, p := range c.pods() {
+		static := p.Annotations["kubernetes.io/config.source"] == "file"
+		desired[static]++
+		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
+			active[static]++
+		}
+		if p.Status.Phase == corev1.PodRunning {
+			running++
+		}
+		for _, list := range [][]corev1.ContainerStatus{p.Status.InitContainerStatuses, p.Status.ContainerStatuses, p.Status.EphemeralContainerStatuses} {
+			for i := range list {
+				switch s := list[i].State; {
+				case s.Running != nil:
+					states["running"]++
+				case s.Terminated != nil:
+					states["exited"]++
+				case list[i].ContainerID != "":
+					states["created"]++
+				}
+			}
+		}
+	}
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	for _, static := range []bool{false, true} {
+		text := ""
+		if static {
+			text = "true"
+		}
+		gauge(desiredPods, desired[static], text)
+		gauge(activePods, active[static], text)
+	}
+	gauge(runningPods, running)
+	for state, n := range states {
+		gauge(runningContainers, n, state)
+	}
+}

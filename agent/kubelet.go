@@ -1,0 +1,71 @@
+package agent
+
+import (
+	"net"
+	"path"
+	"path/filepath"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/kubeletapi"
+	"podstead/agent/internal/metric"
+	"podstead/agent/internal/observe"
+	"podstead/agent/internal/stats"
+	"podstead/agent/internal/volume"
+)
+
+// KubeletAPI is how the kubelet's HTTP API is served.
+type KubeletAPI = kubeletapi.Settings
+
+// newMetrics makes the agent's metrics, if somebody could ask for them.
+func (a *Agent) newMetrics() *metric.Metrics {
+	if a.cfg.Kubelet == nil {
+		return nil
+	}
+	version := 1
+	if a.cfg.Cgroups != nil && a.cfg.Cgroups.Unified() {
+		version = 2
+	}
+	return metric.New(a.cfg.NodeName, a.cfg.Version, version, a.board.list)
+}
+
+// newKubelet makes the server of the kubelet's API.
+func (a *Agent) newKubelet() (*kubeletapi.Server, error) {
+	if a.cfg.Kubelet == nil {
+		return nil, nil
+	}
+	n := a.node
+	mine := map[string]string{observe.LabelAgent: n.request.AgentID}
+	figures := &stats.Source{
+		Runtime: a.cfg.Runtime, Node: a.cfg.NodeName, Labels: mine, Pods: a.board.list, NodeFs: n.podsDir,
+		Logs: func(pod *corev1.Pod, container string) string {
+			return path.Join(n.request.LogDirectory(pod), container)
+		},
+		Volumes: func(pod *corev1.Pod) map[string]string {
+			return volume.Pod{Dir: n.podDir(string(pod.UID)), Spec: pod}.Scratch()
+		},
+	}
+	if !n.cgroups.off() {
+		figures.PodsCgroup = n.cgroups.hierarchy.Group(n.cgroups.path())
+	}
+	s, err := kubeletapi.New(kubeletapi.Config{
+		Settings: *a.cfg.Kubelet, NodeName: a.cfg.NodeName, Addrs: n.hostIPs,
+		Dir: filepath.Join(a.cfg.StateDir, "pki"), LogDir: "/var/log", Checkpoints: filepath.Join(a.cfg.StateDir, "checkpoints"),
+		API: a.handler(), Healthy: backend{a}.Healthy, Pods: a.board.list,
+		Runtime: a.cfg.Runtime, Labels: mine, Stats: figures, Metrics: n.metrics, Log: a.cfg.Log,
+	})
+	if err != nil && a.cfg.Kubelet.Lenient {
+		a.cfg.Log.Error("the kubelet's API is not served", "error", err)
+		return nil, nil
+	}
+	return s, err
+}
+
+// KubeletAddr is where the kubelet's API of a field of its configuration ("port",
+// "readOnlyPort", "healthzPort") is served, nil if it is not yet.
+func (a *Agent) KubeletAddr(field string) net.Addr {
+	if a.kubelet == nil {
+		return nil
+	}
+	return a.kubelet.Addr(field)
+}
