@@ -76,6 +76,7 @@ func hasPrivate(s *specs.Spec, kind specs.LinuxNamespaceType) bool {
 func hasNetwork(s *specs.Spec) bool {
 	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
 }
+
 // relativeCgroups is where groups are whose path is relative. What is empty below
 // it is nobody's.
 const relativeCgroups = "/podstead-oci"

@@ -74,6 +74,9 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	if err := c.nameGroup(spec); err != nil {
 		return nil, err
 	}
+	if err := c.noteRootMount(spec); err != nil {
+		return nil, fmt.Errorf("create container %s: %w", id, err)
+	}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
 	if err := c.makeDir(&undo); err != nil {
@@ -86,6 +89,7 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	if err := c.makeResctrl(spec, &undo); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", id, err)
 	}
+	undo.Add("unmount the root", func(context.Context) error { return c.unmountRoot(spec) })
 	if child, err = c.fork(ctx, spec, o, &undo); err != nil {
 		return nil, fmt.Errorf("create container %s: %w", id, err)
 	}
@@ -197,7 +201,7 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	}
 	p, err := launch.Compile(&run, launch.Options{
 		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true, NetDevices: true, Resctrl: true,
-		KeepKeyring: o.NoNewKeyring, NoPivot: o.NoPivot,
+		KeepKeyring: o.NoNewKeyring, NoPivot: o.NoPivot, SharedMounts: true,
 	})
 	if err != nil {
 		return nil, err

@@ -66,6 +66,13 @@ func (c *container) destroy(ctx context.Context) error {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
 	c.removeParents()
+	spec, err := c.spec()
+	if err == nil {
+		err = c.unmountRoot(spec)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) { // of a create that was killed at once
+		return fmt.Errorf("delete container %s: %w", c.ID, err)
+	}
 	c.runPoststop(ctx)
 	if err := os.RemoveAll(c.dir()); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)

@@ -34,6 +34,9 @@ type record struct {
 	Cgroup string `json:"cgroup"`
 	// Systemd tells that the group is a unit of systemd's.
 	Systemd bool `json:"systemd,omitempty"`
+	// RootMount is what was mounted at root.path before, for a container without a
+	// mount namespace of its own.
+	RootMount uint64 `json:"rootMount,omitempty"`
 	// PrivatePids tells that the container has a pid namespace of its own, so
 	// that the kernel kills all its processes with the first.
 	PrivatePids bool `json:"privatePids"`

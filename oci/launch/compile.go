@@ -205,16 +205,15 @@ func (c *compiler) namespaces() error {
 		if !filepath.IsAbs(ns.Path) {
 			return fmt.Errorf("%s.path: %q is not absolute", field, ns.Path)
 		}
-		if ns.Type == specs.MountNamespace {
-			return fmt.Errorf("%s.path: joining a mount namespace is not supported", field)
-		}
 		c.join[ns.Type] = c.addSlot(slot{
 			kind: slotFile, path: ns.Path, flags: unix.O_RDONLY,
 			label: "open " + string(ns.Type) + " namespace",
 		})
 	}
-	if !c.has[specs.MountNamespace] {
-		return fmt.Errorf("linux.namespaces: a mount namespace is required")
+	if c.sharesMounts() {
+		if err := c.checkSharedMounts(); err != nil {
+			return err
+		}
 	}
 	if s, ok := c.join[specs.PIDNamespace]; ok {
 		c.p.pidns = int(s)
@@ -222,7 +221,7 @@ func (c *compiler) namespaces() error {
 	if err := c.idMaps(); err != nil {
 		return err
 	}
-	if p := c.opt.MountNamespace; p != "" && !c.has[specs.UserNamespace] && !c.hooksAt(PointCreated) {
+	if p := c.opt.MountNamespace; p != "" && !c.sharesMounts() && !c.has[specs.UserNamespace] && !c.hooksAt(PointCreated) {
 		c.seed = c.addSlot(slot{kind: slotFile, path: p, flags: unix.O_RDONLY, label: "open the mount namespace to start from"})
 	}
 	c.p.clone = c.new &^ notByClone
@@ -266,9 +265,11 @@ func (c *compiler) forksTwice() bool {
 	return false
 }
 
-// joinOrder is the order of joining; the user namespace is last because it
+// joinOrder is the order of joining: a mount namespace brings a root of its own,
+// which the descriptors of the others need not care for; the user namespace is last because it
 // takes the privilege over those that it does not own.
 var joinOrder = []specs.LinuxNamespaceType{
+	specs.MountNamespace,
 	specs.NetworkNamespace, specs.IPCNamespace, specs.UTSNamespace, specs.CgroupNamespace,
 	specs.TimeNamespace, specs.UserNamespace,
 }

@@ -17,7 +17,7 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if opt.Pid <= 0 {
 		return nil, fmt.Errorf("launch %s: no process to join", opt.ID)
 	}
-	var flags uint64
+	flags := uint64(unix.CLONE_NEWNS)
 	for _, ns := range c.spec.Linux.Namespaces {
 		f, ok := namespaceFlag[ns.Type]
 		if !ok {
@@ -25,6 +25,9 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 		}
 		c.has[ns.Type] = true
 		flags |= f
+		if ns.Path == "" {
+			c.new |= f
+		}
 	}
 	if host, ok := hostID(c.spec.Linux.UIDMappings, c.proc.User.UID); ok {
 		c.p.owner = host
@@ -34,6 +37,10 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if c.has[specs.PIDNamespace] {
 		c.p.pidns = int(c.addSlot(slot{kind: slotFile, path: dir + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace"}))
 	}
+	root := none // that of the mount namespace, but for containers that share one
+	if c.sharesMounts() {
+		root = c.addSlot(slot{kind: slotFile, path: dir + "/root", flags: unix.O_PATH | unix.O_DIRECTORY, label: "open the container's root"})
+	}
 	if a := c.proc.ExecCPUAffinity; a != nil {
 		c.affinity("initial", a.Initial)
 	}
@@ -41,8 +48,10 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if a := c.proc.ExecCPUAffinity; a != nil {
 		c.affinity("final", a.Final)
 	}
-	if f := flags & execFlags; f != 0 {
-		c.do("join the container's namespaces", cSetns, target, f)
+	c.do("join the container's namespaces", cSetns, target, flags&execFlags)
+	if root != none {
+		c.do("enter the container's root", cFchdir, root)
+		c.do("enter the container's root", cChroot, ".")
 	}
 	if c.has[specs.UserNamespace] {
 		c.do("become root of the user namespace", cSetresgid, 0, 0, 0)

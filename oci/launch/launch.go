@@ -57,6 +57,10 @@ type Options struct {
 	// does not allow where the host's root is the initial RAM disk. The host's
 	// tree stays mounted below: a process with CAP_SYS_CHROOT can get there.
 	NoPivot bool
+	// SharedMounts allows a container without a mount namespace of its own. Its
+	// mounts are at and below root.path, of the host or of the namespace that is
+	// joined, and stay there until the forker unmounts them.
+	SharedMounts bool
 	// Listener tells that the forker sees to linux.seccomp.listenerPath, by
 	// Child.AtListener; without, it is refused.
 	Listener bool

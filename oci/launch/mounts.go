@@ -234,6 +234,10 @@ func (c *compiler) refuseProc(m *parsedMount, target reg) {
 // attachRoot puts the root mount on top of "/" in the child's mount namespace.
 // Only what is attached can be mounted onto.
 func (c *compiler) attachRoot() {
+	if c.sharesMounts() {
+		c.attachSharedRoot()
+		return
+	}
 	flags := unix.MS_REC | unix.MS_PRIVATE
 	if p := c.spec.Linux.RootfsPropagation; p != "" && strings.TrimPrefix(p, "r") != "private" {
 		flags = unix.MS_REC | unix.MS_SLAVE
@@ -430,9 +434,13 @@ func (c *compiler) test(at ref, mask, value uint64, errno syscall.Errno) *op {
 
 // switchRoot makes the root mount the root, and lets the host's tree go.
 func (c *compiler) switchRoot() {
-	if c.opt.NoPivot {
+	switch {
+	case c.sharesMounts():
+		c.do("enter the root", cFchdir, c.root)
+		c.do("change root", cChroot, ".")
+	case c.opt.NoPivot:
 		c.chroot()
-	} else {
+	default:
 		c.do("enter the root", cFchdir, c.root)
 		c.do("switch root", cPivotRoot, ".", ".")
 		c.do("detach the host's mounts", cUmount, ".", unix.MNT_DETACH)

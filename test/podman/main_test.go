@@ -1,0 +1,157 @@
+package podman
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
+
+	"podstead/test/host"
+	"podstead/test/leak"
+	"podstead/test/peer"
+	"podstead/test/programs"
+)
+
+// podsteadVariable hands the path of our programs to the tests inside the host.
+const podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
+
+func TestMain(m *testing.M) {
+	if _, err := exec.LookPath("podman"); err == nil && os.Geteuid() == 0 && os.Getenv(podsteadVariable) == "" {
+		path, err := programs.Podstead()
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Setenv(podsteadVariable, path)
+	}
+	host.Main(m)
+}
+
+// podman is an installation of its own.
+type podman struct {
+	*testing.T
+	global []string
+}
+
+const image = "localhost/box"
+
+func newPodman(t *testing.T) *podman {
+	t.Helper()
+	host.Require(t)
+	if _, err := exec.LookPath("podman"); err != nil {
+		t.Skip("podman is not installed")
+	}
+	dir := t.TempDir()
+	for d := dir; d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil { // root of a user namespace walks through it
+			t.Fatal(err)
+		}
+	}
+	run, err := os.MkdirTemp("/run", "podman-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(run, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	p := &podman{T: t, global: []string{
+		"--root", dir + "/root", "--runroot", run + "/root", "--tmpdir", run + "/tmp", "--storage-driver", "overlay",
+		"--runtime", filepath.Join(filepath.Dir(os.Getenv(podsteadVariable)), "podstead-oci"),
+		"--cgroup-manager", "cgroupfs", "--events-backend", "file",
+	}}
+	t.Cleanup(func() {
+		p.must("rm", "--all", "--force", "--time", "0")
+		p.eventually("the last of conmon and podman", func() bool { return !mentioned(run) })
+		// Which may leave the storage's directory mounted onto itself.
+		if err := unix.Unmount(dir+"/root/overlay", unix.UMOUNT_NOFOLLOW); err != nil && err != unix.EINVAL {
+			t.Error(err)
+		}
+	})
+	box, err := peer.Busybox()
+	if err != nil {
+		t.Skip(err)
+	}
+	archive := filepath.Join(dir, "box.tar")
+	if err := peer.Archive(archive, map[string]v1.Image{image: box}); err != nil {
+		t.Fatal(err)
+	}
+	p.must("load", "--input", archive)
+	return p
+}
+
+// mentioned tells whether a process has a path among its arguments.
+func mentioned(path string) bool {
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	return slices.ContainsFunc(files, func(f string) bool {
+		b, _ := os.ReadFile(f)
+		return bytes.Contains(b, []byte(path))
+	})
+}
+
+// result is what a command came to.
+type result struct {
+	stdout, stderr string
+	code           int
+}
+
+// run runs a command of podman, with nothing as input.
+func (p *podman) run(args ...string) result { return p.runWith("", args...) }
+
+func (p *podman) runWith(stdin string, args ...string) result {
+	p.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "podman", append(p.global[:len(p.global):len(p.global)], args...)...)
+	// There is no systemd to run timers, and no kernel log that we may not see.
+	cmd.Env = append(os.Environ(), "DISABLE_HC_SYSTEMD=true")
+	var stdout, stderr bytes.Buffer
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	cmd.WaitDelay = 10 * time.Second
+	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
+		p.Fatal(err)
+	} else if errors.Is(err, exec.ErrWaitDelay) {
+		p.Errorf("%v: somebody keeps its output open", args)
+	}
+	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
+}
+
+// must runs a command that has to succeed, and returns what it wrote.
+func (p *podman) must(args ...string) string {
+	p.Helper()
+	r := p.run(args...)
+	if r.code != 0 {
+		p.Fatalf("podman %s: exit code %d: %s", strings.Join(args, " "), r.code, r.stderr)
+	}
+	return r.stdout
+}
+
+// inspect is a field of a container.
+func (p *podman) inspect(name, field string) string {
+	p.Helper()
+	return strings.TrimSpace(p.must("inspect", "--format", "{{"+field+"}}", name))
+}
+
+func (p *podman) eventually(what string, ok func() bool) {
+	p.Helper()
+	deadline := time.After(time.Minute)
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		select {
+		case <-tick.C:
+		case <-deadline:
+			p.Fatalf("waited in vain for %s", what)
+		}
+	}
+}
