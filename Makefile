@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: conformance test-validation test-kubelet build run test critest critest-peer test-vm test-gvisor bench fuzz test-deps clean
+.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-gvisor bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -41,6 +41,10 @@ critest-peer:
 # Our own suite, whole, on every handler that "make test" has a part of it on.
 conformance: test-deps
 	PODSTEAD_TEST_WHOLE=1 $(GO) test -count=1 -timeout 30m -v ./test/conformance
+
+# The same suite on a Docker Engine behind our runtime.
+critest-docker: test-deps
+	$(GO) test -count=1 -timeout 60m -v -run Docker ./test/critest -docker
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
 # a virtual machine; see docs/testing.md. Slow: for releases, and for changes

@@ -1,11 +1,14 @@
 package docker
 
 import (
+	"os/exec"
 	"testing"
 
 	"github.com/moby/moby/api/types/system"
+	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/cgroup"
 	"podstead/cri"
 )
 
@@ -67,4 +70,25 @@ func TestRefused(t *testing.T) {
 
 func security(sc *runtimeapi.LinuxContainerSecurityContext) *runtimeapi.LinuxContainerConfig {
 	return &runtimeapi.LinuxContainerConfig{SecurityContext: sc}
+}
+
+// TestGroupOfTheDead looks for the cgroup of a process that has ended and that
+// nobody has waited for.
+func TestGroupOfTheDead(t *testing.T) {
+	groups, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/proc/self/exe", "-test.run=^$")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	if err := unix.Waitid(unix.P_PID, cmd.Process.Pid, nil, unix.WEXITED|unix.WNOWAIT, nil); err != nil {
+		t.Fatal(err)
+	}
+	r := &Runtime{cfg: Config{Cgroups: groups}}
+	if g, err := r.groupOf(cmd.Process.Pid); err != nil || !groups.Unified() && g != nil {
+		t.Errorf("it has the group %v, %v", g, err)
+	}
 }

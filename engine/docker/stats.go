@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -180,10 +182,10 @@ func (r *Runtime) groupOf(pid int) (*cgroup.Group, error) {
 		return nil, nil
 	}
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cgroup")
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return nil, nil
+	}
 	if err != nil {
-		if os.IsNotExist(err) {
-			return nil, nil
-		}
 		return nil, err
 	}
 	path := ""
@@ -197,8 +199,11 @@ func (r *Runtime) groupOf(pid int) (*cgroup.Group, error) {
 			path = f[2]
 		}
 	}
-	if path == "" || path == "/" {
+	switch path {
+	case "":
 		return nil, fmt.Errorf("process %d: its cgroup is unknown", pid)
+	case "/":
+		return nil, nil // where the kernel puts one that has ended
 	}
 	return r.cfg.Cgroups.Group(path), nil
 }

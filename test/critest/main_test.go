@@ -20,9 +20,10 @@ const (
 )
 
 var (
-	withPeer  = flag.Bool("peer", false, "run critest on containerd, too, whose build takes minutes")
-	focus     = flag.String("focus", "", "run only specs whose names match this `REGEXP`")
-	websocket = flag.Bool("websocket", false, "stream over WebSockets, not SPDY")
+	withPeer   = flag.Bool("peer", false, "run critest on containerd, too, whose build takes minutes")
+	withDocker = flag.Bool("docker", false, "run critest on a Docker Engine, too")
+	focus      = flag.String("focus", "", "run only specs whose names match this `REGEXP`")
+	websocket  = flag.Bool("websocket", false, "stream over WebSockets, not SPDY")
 )
 
 func TestMain(m *testing.M) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"podstead/test/host"
 )
 
 // pulledByDigest is the digest of an image that critest pulls. Nobody but its
@@ -84,6 +86,10 @@ func run(t *testing.T, critest, endpoint string, processes int) []spec {
 		"PATH="+filepath.Dir(os.Getenv(critestVariable))+":"+os.Getenv("PATH")) // which has ginkgo
 	cmd.WaitDelay = 10 * time.Second
 	out, err := cmd.CombinedOutput()
+	// A spec that failed may have left mounts, by which its files could not be removed.
+	if err := host.UnmountBelow(dir); err != nil {
+		t.Error(err)
+	}
 	// ginkgo leaves its report where it finds the suite, which critest puts there.
 	found, _ := filepath.Glob(filepath.Join(tmp, "cri-test*", "report.json"))
 	found = append(found, filepath.Join(dir, "report.json"))

@@ -28,6 +28,7 @@ import (
 	"podstead/test/host"
 	"podstead/test/leak"
 	"podstead/test/node"
+	"podstead/test/peer"
 	"podstead/test/programs"
 )
 
@@ -86,17 +87,45 @@ spec:
   volumes: [{name: data, emptyDir: {}}]
 `
 
+// TestStockKubelet runs it on our engine.
 func TestStockKubelet(t *testing.T) {
-	program := os.Getenv(kubeletVariable)
-	if program == "" {
+	require(t)
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri")
+	// The supervisor starts the engine again.
+	live(t, n, "podstead", func() { killEngine(t, n) })
+}
+
+// TestStockKubeletOnDocker runs it on a Docker Engine.
+func TestStockKubeletOnDocker(t *testing.T) {
+	require(t)
+	d := peer.RunDocker(t, nil)
+	n := node.Run(t, os.Getenv(podsteadVariable), "cri", "--backend", "docker", "--docker-endpoint", d.Endpoint)
+	live(t, n, "docker", func() {
+		n.Kill()
+		if err := n.Again(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// require skips a test that cannot be run here, and makes one fail that leaves
+// something.
+func require(t *testing.T) {
+	t.Helper()
+	if os.Getenv(kubeletVariable) == "" {
 		t.Skip("$" + kubeletVariable + " names no kubelet")
 	}
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+}
+
+// live takes a pod through its life on a runtime of that name, which is killed
+// meanwhile.
+func live(t *testing.T, n *node.Node, name string, kill func()) {
+	t.Helper()
 	dir := t.TempDir()
-	n := node.Run(t, os.Getenv(podsteadVariable), "cri")
 	image := imagetest.Registry(t, map[string]imagetest.Image{"busybox:1": imagetest.Busybox(t)}) + "/busybox:1"
-	startKubelet(t, program, dir, n.Endpoint())
+	startKubelet(t, os.Getenv(kubeletVariable), dir, n.Endpoint())
 	manifest := filepath.Join(dir, "pods", "web.yaml")
 	if err := os.WriteFile(manifest, fmt.Appendf(nil, pod, image), 0o644); err != nil {
 		t.Fatal(err)
@@ -113,8 +142,8 @@ func TestStockKubelet(t *testing.T) {
 	if body := get(t, "http://127.0.0.1:18080/index.html"); body != "hello\n" {
 		t.Errorf("the host port answers %q", body)
 	}
-	if log := get(t, "http://127.0.0.1:10255/pods"); !strings.Contains(log, "podstead://") {
-		t.Error("container IDs are not podstead's")
+	if log := get(t, "http://127.0.0.1:10255/pods"); !strings.Contains(log, name+"://") {
+		t.Errorf("container IDs are not %s's", name)
 	}
 	eventually(t, "the log is shown", func() error {
 		if log := kubectl(t, http.MethodGet, "/containerLogs/default/web-testnode/httpd"); log != "serving\n" {
@@ -142,7 +171,7 @@ func TestStockKubelet(t *testing.T) {
 	})
 
 	// The runtime dies; the pod does not notice.
-	killEngine(t, n)
+	kill()
 	time.Sleep(3 * time.Second) // of probes
 	if after, err := podOf(t); err != nil || !ready(after) || after.Status.ContainerStatuses[0].ContainerID != web.Status.ContainerStatuses[0].ContainerID ||
 		after.Status.ContainerStatuses[0].RestartCount != 0 {
@@ -167,16 +196,22 @@ func TestStockKubelet(t *testing.T) {
 		}
 		return err
 	})
-	// What is dead the kubelet keeps for a while.
 	r, err := remote.New(n.Endpoint())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	list, err := r.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	// It forgets the pod first and stops it then; what is dead it keeps for a while.
+	var list *runtimeapi.ListPodSandboxResponse
+	eventually(t, "the pod is stopped", func() (err error) {
+		list, err = r.ListPodSandbox(t.Context(), &runtimeapi.ListPodSandboxRequest{})
+		for _, s := range list.GetItems() {
+			if s.State == runtimeapi.PodSandboxState_SANDBOX_READY {
+				err = fmt.Errorf("its sandbox %s is ready", s.Id)
+			}
+		}
+		return err
+	})
 	for _, s := range list.Items {
 		if _, err := r.RemovePodSandbox(t.Context(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.Id}); err != nil {
 			t.Error(err)
