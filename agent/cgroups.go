@@ -5,17 +5,21 @@ import (
 	"fmt"
 	"log/slog"
 	"path"
+	"slices"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/request"
 	"podstead/cgroup"
+	"podstead/cgroup/systemd"
 )
 
 // cgroups keeps the kubepods tree: kubepods/{burstable,besteffort}/podUID, and
-// guaranteed pods right below kubepods. With the runtime's systemd driver, or
-// without a hierarchy, the groups are the runtime's to make.
+// guaranteed pods right below kubepods. With the systemd driver, which the runtime
+// has to have too, they are slices. Without a hierarchy the groups are the
+// runtime's to make.
 type cgroups struct {
 	hierarchy *cgroup.Hierarchy
 	root      string
@@ -24,9 +28,33 @@ type cgroups struct {
 	log       *slog.Logger
 }
 
-func (c *cgroups) off() bool { return c.hierarchy == nil || c.systemd }
+func (c *cgroups) off() bool { return c.hierarchy == nil }
+
+// follow takes on the runtime's driver. Where its systemd cannot be reached from
+// here, pods have no groups of ours.
+func (c *cgroups) follow(systemdDriver bool) {
+	c.systemd = systemdDriver
+	if !systemdDriver || c.off() || c.hierarchy.Driven() {
+		return
+	}
+	m := systemd.New(systemd.Options{})
+	if err := m.Check(); err != nil {
+		c.log.Warn("the runtime's cgroups are systemd's: pods get no limits of their own", "error", err)
+		c.hierarchy = nil
+		return
+	}
+	c.hierarchy = c.hierarchy.WithDriver(m)
+}
 
 func (c *cgroups) path(parts ...string) string {
+	if c.systemd {
+		parts = slices.DeleteFunc(parts, func(p string) bool { return p == "" })
+		name := "kubepods"
+		for _, p := range parts {
+			name += "-" + strings.ReplaceAll(p, "-", "_") // a dash is a level
+		}
+		return name + ".slice"
+	}
 	return path.Join(append([]string{"/", c.root, "kubepods"}, parts...)...)
 }
 

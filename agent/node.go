@@ -217,7 +217,7 @@ func (n *node) greet(ctx context.Context) error {
 	if c, err := n.runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil {
 		n.request.SystemdSlice = c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
 	}
-	n.cgroups.systemd = n.request.SystemdSlice
+	n.cgroups.follow(n.request.SystemdSlice)
 	if st, err := n.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
 		for _, h := range st.RuntimeHandlers {
 			n.features[h.Name] = h.GetFeatures()

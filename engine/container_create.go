@@ -133,7 +133,7 @@ func (e *Engine) registerContainer(s *sandbox, config *runtimeapi.ContainerConfi
 		return nil, cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready (%s)", s.id, s.rec.Phase)
 	}
 	c.rec.Runtime = s.rec.Runtime
-	c.rec.Cgroup = s.rec.CgroupParent + "/" + id
+	c.rec.Cgroup = memberCgroup(s.rec.CgroupParent, id)
 	e.mu.Lock()
 	e.containers[id] = c
 	e.mu.Unlock()
@@ -342,6 +342,11 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 	}
 	if err != nil {
 		return err
+	}
+	if p.Pid != 0 {
+		if err := e.settle(rec.Cgroup); err != nil {
+			return err
+		}
 	}
 	var stdio []string
 	if _, ok := h.(handler.Checkpointer); ok {

@@ -91,6 +91,9 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	prepared, unknown := e.cfg.Cgroups.Group(c.record().Cgroup).CPUNanoseconds()
 	p, err := e.startProcess(ctx, c, h)
 	if err == nil {
+		if serr := e.settle(c.record().Cgroup); serr != nil {
+			e.log.Warn("a process stays in a container's scope", "container", c.id, "error", serr)
+		}
 		if unknown == nil {
 			c.cpu.Begin(p.StartedAt, prepared)
 		}

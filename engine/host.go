@@ -33,6 +33,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 		return host{}, err
 	}
 	return host{name: name, userNamespaces: hasUserNamespaces(), spec: spec.Host{
+		SystemdCgroups:    h.Driven(),
 		Capabilities:      caps,
 		RecursiveReadOnly: hasMountSetattr(),
 		SELinux:           exists("/sys/fs/selinux/enforce"),

@@ -287,7 +287,7 @@ func (e *Engine) removeStrayCgroups(ctx context.Context, id string) error {
 	}
 	var errs []error
 	for parent := range parents {
-		if path := parent + "/" + id; e.cfg.Cgroups.Group(path).Exists() {
+		if path := memberCgroup(parent, id); e.cfg.Cgroups.Group(path).Exists() {
 			errs = append(errs, e.removeCgroup(ctx, path))
 		}
 	}

@@ -206,7 +206,7 @@ func (e *Engine) endPause(ctx context.Context, r *sandboxRecord) error {
 	return e.forgetProcess(ctx, r.ID)
 }
 
-func pauseCgroup(r *sandboxRecord) string { return r.CgroupParent + "/" + r.ID }
+func pauseCgroup(r *sandboxRecord) string { return memberCgroup(r.CgroupParent, r.ID) }
 
 // removeCgroup kills what is in a group and removes it.
 func (e *Engine) removeCgroup(ctx context.Context, path string) error {

@@ -52,7 +52,10 @@ func (e *Engine) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandbo
 }
 
 func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest, of fingerprint, h config.Handler) (id string, err error) {
-	s := e.newSandbox(req, of, h)
+	s, err := e.newSandbox(req, of, h)
+	if err != nil {
+		return "", err
+	}
 	if err := s.turn.take(ctx); err != nil {
 		return "", err
 	}
@@ -101,24 +104,25 @@ func (e *Engine) recordReady(s *sandbox) error {
 	return e.changeSandbox(s, func(r *sandboxRecord) { r.Phase, r.ReadyAt = sandboxReady, time.Now() })
 }
 
-func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint, h config.Handler) *sandbox {
+func (e *Engine) newSandbox(req *runtimeapi.RunPodSandboxRequest, of fingerprint, h config.Handler) (*sandbox, error) {
 	id := newID()
+	parent, err := e.podCgroup(req.Config.GetLinux().GetCgroupParent(), id)
+	if err != nil {
+		return nil, err
+	}
 	rec := sandboxRecord{
 		ID: id, Fingerprint: encodeFingerprint(of), Handler: req.RuntimeHandler, Runtime: h,
 		Phase: sandboxCreating, CreatedAt: time.Now(), BootID: e.bootID,
 		Hostname:     req.Config.Hostname,
-		CgroupParent: req.Config.GetLinux().GetCgroupParent(),
+		CgroupParent: parent,
 		Pause:        req.Config.GetLinux().GetSecurityContext().GetNamespaceOptions().GetPid() == runtimeapi.NamespaceMode_POD,
 	}
 	rec.Config.M = req.Config
-	if rec.CgroupParent == "" {
-		rec.CgroupParent = e.cfg.CgroupParent + "/" + id
-	}
 	// Who shares the host's network shares its name.
 	if rec.Hostname == "" || rec.hostNetwork() {
 		rec.Hostname = e.host.name
 	}
-	return &sandbox{id: id, turn: newTurn(), rec: rec}
+	return &sandbox{id: id, turn: newTurn(), rec: rec}, nil
 }
 
 // discardSandbox undoes a creation that failed with cause. If even that fails,
@@ -249,6 +253,9 @@ func (e *Engine) pause(ctx context.Context, s *sandbox, sp *specs.Spec) (pid int
 		ID: s.id, Bundle: e.sandboxRunDir(s.id), CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Spec: sp,
 	})
 	if err != nil {
+		return 0, err
+	}
+	if err := e.settle(pauseCgroup(&rec)); err != nil {
 		return 0, err
 	}
 	s.mu.Lock()

@@ -66,10 +66,11 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	return resp, nil
 }
 
-// RuntimeConfig tells the cgroup driver: groups are directories, made by us.
+// RuntimeConfig tells the cgroup driver: whether pods have slices of systemd's, or
+// groups that are directories.
 func (e *Engine) RuntimeConfig(context.Context, *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
 	return &runtimeapi.RuntimeConfigResponse{Linux: &runtimeapi.LinuxRuntimeConfiguration{
-		CgroupDriver: runtimeapi.CgroupDriver_CGROUPFS,
+		CgroupDriver: e.cgroupDriver(),
 	}}, nil
 }
 

@@ -20,6 +20,7 @@ import (
 
 	"podstead/agent"
 	"podstead/cgroup"
+	"podstead/cgroup/systemd"
 	"podstead/cri"
 	"podstead/cri/remote"
 	"podstead/cri/server"
@@ -27,6 +28,7 @@ import (
 	"podstead/engine/config"
 	"podstead/image"
 	"podstead/network"
+	"podstead/oci/launch"
 	"podstead/supervisor"
 )
 
@@ -192,6 +194,14 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	if err != nil {
 		return err
 	}
+	if settings.CgroupDriver == config.Systemd {
+		manager := systemd.New(systemd.Options{Park: launch.Park})
+		if err := manager.Check(); err != nil {
+			return fmt.Errorf("cgroupDriver: %w", err)
+		}
+		defer manager.Close()
+		cgroups = cgroups.WithDriver(manager)
+	}
 	sup, err := supervisor.Ensure(ctx, n.runDir)
 	if err != nil {
 		return fmt.Errorf("connect to the supervisor: %w", err)
@@ -307,6 +317,9 @@ func (n *nodeOptions) tidy(ctx context.Context, rt cri.Sandboxes, pods *network.
 
 // tidyCgroups removes the instance's cgroups if no process is in them.
 func (n *nodeOptions) tidyCgroups(ctx context.Context, cgroups *cgroup.Hierarchy) error {
+	if cgroups.Driven() {
+		return nil // slices are systemd's, and gone when they are empty
+	}
 	root := cgroups.Group(n.cgroupRoot())
 	if procs, err := root.Procs(); err != nil || len(procs) > 0 {
 		return err

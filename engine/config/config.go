@@ -11,6 +11,7 @@
 //	  path: /opt/kata/bin/containerd-shim-kata-v2
 //	  podAnnotations: [io.katacontainers.*]
 //	defaultHandler: runc             # for pods that name none
+//	cgroupDriver: systemd
 //	network:
 //	  cniConfDir: /etc/cni/net.d
 //	images:
@@ -34,14 +35,24 @@ type Config struct {
 	// pod keeps the handler that it was made with, however it is called later.
 	Handlers []Handler `json:"handlers,omitempty"`
 	// DefaultHandler is for pods that name none; empty: the built-in one.
-	DefaultHandler string  `json:"defaultHandler,omitempty"`
-	Network        Network `json:"network"`
-	Images         Images  `json:"images"`
-	Streams        Streams `json:"streams"`
-	Logs           Logs    `json:"logs"`
-	CDI            CDI     `json:"cdi"`
-	NRI            NRI     `json:"nri"`
+	DefaultHandler string `json:"defaultHandler,omitempty"`
+	// CgroupDriver is who makes the control groups: cgroupfs (the default), or
+	// systemd, of which pods are slices and containers scopes. A kubelet follows
+	// it; only the built-in handler can be used with systemd.
+	CgroupDriver string  `json:"cgroupDriver,omitempty" reload:"restart"`
+	Network      Network `json:"network"`
+	Images       Images  `json:"images"`
+	Streams      Streams `json:"streams"`
+	Logs         Logs    `json:"logs"`
+	CDI          CDI     `json:"cdi"`
+	NRI          NRI     `json:"nri"`
 }
+
+// Drivers of control groups.
+const (
+	Cgroupfs = "cgroupfs"
+	Systemd  = "systemd"
+)
 
 // Types of handlers.
 const (

@@ -36,6 +36,17 @@ func (c Config) Validate() error {
 	if c.DefaultHandler != "" && !seen[c.DefaultHandler] {
 		f.add("defaultHandler", "no handler has the name %q", c.DefaultHandler)
 	}
+	drivers := []string{"", Cgroupfs, Systemd}
+	if !slices.Contains(drivers, c.CgroupDriver) {
+		f.add("cgroupDriver", "%q is none of %s", c.CgroupDriver, strings.Join(drivers[1:], ", "))
+	}
+	if c.CgroupDriver == Systemd {
+		for i, h := range c.Handlers {
+			if h.Type != Builtin {
+				f.add(fmt.Sprintf("handlers[%d].type", i), "only %s is supported with cgroupDriver %s", Builtin, Systemd)
+			}
+		}
+	}
 	c.Network.validate(&f)
 	c.Images.validate(&f)
 	c.Streams.validate(&f)

@@ -59,6 +59,7 @@ type Host struct {
 	RecursiveReadOnly bool     // mount_setattr, kernel 5.12
 	AppArmor, SELinux bool
 	CgroupUnified     bool
+	SystemdCgroups    bool                          // pods have slices, containers scopes
 	MountPropagation  func(path string) Propagation // of the mount that holds path
 	LoadedAppArmor    func(profile string) bool
 	DefaultAppArmor   func() (profile string, err error) // loads what RuntimeDefault means

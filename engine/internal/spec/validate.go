@@ -24,7 +24,7 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 	if err := checkNamespaces(o); err != nil {
 		return err
 	}
-	if err := checkCgroup(c.GetLinux().GetCgroupParent()); err != nil {
+	if err := checkCgroup(c.GetLinux().GetCgroupParent(), host); err != nil {
 		return err
 	}
 	if err := checkSELinux(sc.GetSelinuxOptions(), host); err != nil {
@@ -75,10 +75,14 @@ func HasUserNamespace(o *runtimeapi.NamespaceOption) bool {
 }
 
 // checkCgroup refuses a parent that is no path, or is the root, whose other
-// groups are the host's.
-func checkCgroup(parent string) error {
+// groups are the host's; with the systemd driver one that is no slice.
+func checkCgroup(parent string, host Host) error {
 	switch {
 	case parent == "":
+		return nil
+	case host.SystemdCgroups && (!strings.HasSuffix(parent, ".slice") || strings.ContainsAny(parent, "/:") || parent == "-.slice"):
+		return invalid("linux.cgroup_parent: %q is no slice, which the systemd driver of this runtime wants", parent)
+	case host.SystemdCgroups:
 		return nil
 	case strings.Contains(parent, ":") || strings.HasSuffix(parent, ".slice"):
 		return invalid("linux.cgroup_parent: %q is of the systemd driver; this runtime's is cgroupfs", parent)
