@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -70,8 +71,20 @@ func (t *Table) forget(ports []Port, match func(Port, *netlink.ConntrackFlow) bo
 	return nil
 }
 
+// forgetOnce reads the table once for both families, for that takes the kernel
+// its time, and once more for those in which something is to be forgotten, which
+// is seldom.
 func (t *Table) forgetOnce(h *netlink.Handle, filter flowFilter) error {
+	flows, err := h.ConntrackTableList(netlink.ConntrackTable, unix.AF_UNSPEC)
+	if err != nil {
+		return err
+	}
 	for _, f := range t.families {
+		if !slices.ContainsFunc(flows, func(flow *netlink.ConntrackFlow) bool {
+			return flow.FamilyType == f.nfproto && filter.MatchConntrackFlow(flow)
+		}) {
+			continue
+		}
 		if _, err := h.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.InetFamily(f.nfproto), filter); err != nil {
 			return err
 		}
