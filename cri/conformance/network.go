@@ -100,6 +100,38 @@ var networkTests = []test{
 			}
 		}
 	}},
+	{"bandwidth is limited each way", "PodSandboxConfig.annotations", func(t *testing.T, s *suite) {
+		if !s.Proves {
+			t.Skip("elsewhere that is up to a plugin")
+		}
+		// A limit of 1/2 MB a second, and a burst of a twentieth of a second: to send
+		// 1 MiB cannot take less than this, on whatever machine.
+		const size, least = 1 << 20, 1500 * time.Millisecond
+		directions := []string{"ingress", "egress"}
+		each(len(directions), func(i int) {
+			p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) {
+				config.Annotations = map[string]string{"kubernetes.io/" + directions[i] + "-bandwidth": "4M"}
+			})
+			p.sh(t, echoServer)
+			address := net.JoinHostPort(p.status(t).GetNetwork().GetIp(), "7000")
+			wantEcho(t, address)
+			conn, err := net.DialTimeout("tcp", address, patience)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer conn.Close()
+			conn.SetDeadline(time.Now().Add(patience))
+			began := time.Now()
+			go io.Copy(conn, io.LimitReader(noise(), size))
+			if n, err := io.CopyN(io.Discard, conn, size); err != nil {
+				t.Errorf("%s: %d bytes came back, %v", directions[i], n, err)
+			}
+			if took := time.Since(began); took < least {
+				t.Errorf("%s: %d bytes took %v", directions[i], size, took)
+			}
+		})
+	}},
 	{"host network", "NamespaceOption.network", func(t *testing.T, s *suite) {
 		l, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
