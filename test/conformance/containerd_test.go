@@ -2,6 +2,7 @@ package conformance
 
 import (
 	"errors"
+	"os"
 	"path/filepath"
 	"testing"
 
@@ -111,9 +112,24 @@ var containerdDeviates = map[string]string{
 }
 
 func TestContainerd(t *testing.T) {
+	onContainerd(t, "runc", nil)
+}
+
+// TestContainerdOnOurs has containerd run its containers by our OCI runtime. The
+// groups are those in which that has a part.
+func TestContainerdOnOurs(t *testing.T) {
+	ours := filepath.Join(filepath.Dir(os.Getenv(programVariable)), "podstead-oci")
+	groups := []string{"process", "exec", "resources"}
+	if os.Getenv(wholeVariable) != "" {
+		groups = append(groups, "container", "security", "mount", "stop")
+	}
+	onContainerd(t, ours, groups)
+}
+
+func onContainerd(t *testing.T, runtime string, groups []string) {
 	host.Require(t)
 	images := archive(t)
-	c, err := peer.StartContainerd(t.Context(), filepath.Join(t.TempDir(), "containerd"), pauseRef)
+	c, err := peer.StartContainerdOn(t.Context(), runtime, filepath.Join(t.TempDir(), "containerd"), pauseRef)
 	if errors.Is(err, peer.ErrNotInstalled) {
 		t.Skip(err)
 	}
@@ -138,6 +154,6 @@ func TestContainerd(t *testing.T) {
 	t.Cleanup(func() { r.Close() })
 	conformance.Run(t, conformance.Target{
 		Runtime: r, Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(),
-		LateLog: true, Known: containerdDeviates,
+		LateLog: true, Known: containerdDeviates, Groups: groups,
 	})
 }

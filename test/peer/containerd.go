@@ -47,17 +47,26 @@ var cniDirs = []string{"/usr/lib/cni", "/opt/cni/bin"}
 // returns when the daemon answers. sandboxImage is the reference of the image
 // for pods' pause processes.
 func StartContainerd(ctx context.Context, dir, sandboxImage string) (*Containerd, error) {
-	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "ctr", "runc", "iptables"} {
+	return StartContainerdOn(ctx, "runc", dir, sandboxImage)
+}
+
+// StartContainerdOn is StartContainerd with another OCI runtime in runc's place.
+func StartContainerdOn(ctx context.Context, runtime, dir, sandboxImage string) (*Containerd, error) {
+	for _, program := range []string{"containerd", "containerd-shim-runc-v2", "ctr", runtime, "iptables"} {
 		if _, err := exec.LookPath(program); err != nil {
 			return nil, fmt.Errorf("%s: %w", program, ErrNotInstalled)
 		}
 	}
-	return StartContainerdFrom(ctx, "", dir, sandboxImage)
+	return startContainerd(ctx, "", runtime, dir, sandboxImage)
 }
 
 // StartContainerdFrom is StartContainerd with containerd, containerd-shim-runc-v2,
 // ctr and runc from a directory of programs.
 func StartContainerdFrom(ctx context.Context, programs, dir, sandboxImage string) (*Containerd, error) {
+	return startContainerd(ctx, programs, "runc", dir, sandboxImage)
+}
+
+func startContainerd(ctx context.Context, programs, runtime, dir, sandboxImage string) (*Containerd, error) {
 	plugins := findDir(cniDirs, "bridge")
 	if plugins == "" {
 		return nil, fmt.Errorf("CNI plugins: %w", ErrNotInstalled)
@@ -71,7 +80,7 @@ func StartContainerdFrom(ctx context.Context, programs, dir, sandboxImage string
 		return nil, err
 	}
 	c := &Containerd{programs: programs, dir: dir, run: run, Endpoint: "unix://" + run + "/containerd.sock", ended: make(chan struct{})}
-	if err := c.configure(plugins, sandboxImage); err != nil {
+	if err := c.configure(plugins, runtime, sandboxImage); err != nil {
 		return nil, err
 	}
 	if err := c.start(ctx); err != nil {
@@ -92,7 +101,7 @@ func findDir(dirs []string, file string) string {
 // configure writes containerd's and CNI's configuration: the defaults, as a
 // node has them, but for the directories, what a machine without
 // CAP_SYS_RESOURCE and AppArmor needs, and plugins that want to probe devices.
-func (c *Containerd) configure(plugins, sandboxImage string) error {
+func (c *Containerd) configure(plugins, runtime, sandboxImage string) error {
 	config := fmt.Sprintf(`version = 2
 root = %[1]q
 state = %[2]q
@@ -110,8 +119,12 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
     conf_dir = %[7]q
   [plugins."io.containerd.grpc.v1.cri".registry]
     config_path = %[8]q
+  [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
+    runtime_type = "io.containerd.runc.v2"
+    [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc.options]
+      BinaryName = %[9]q
 `, c.dir+"/root", c.run+"/state", c.run+"/containerd.sock", c.run+"/containerd.ttrpc.sock",
-		sandboxImage, plugins, c.dir+"/cni", c.CertsDir())
+		sandboxImage, plugins, c.dir+"/cni", c.CertsDir(), runtime)
 	const network = `{"cniVersion": "0.4.0", "name": "peer", "plugins": [
   {"type": "bridge", "bridge": "` + bridge + `", "isGateway": true, "ipMasq": true, "hairpinMode": true,
    "ipam": {"type": "host-local", "ranges": [[{"subnet": "10.89.0.0/16"}]], "routes": [{"dst": "0.0.0.0/0"}]}},
