@@ -48,6 +48,13 @@ func (b *board) publish(p posted) {
 	b.send(client.Change{Type: kind, Pod: p.pod})
 }
 
+func (b *board) has(uid string) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	_, ok := b.pods[uid]
+	return ok
+}
+
 func (b *board) remove(uid string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()

@@ -229,7 +229,8 @@ func (e *evictor) evict(ctx context.Context, pod *corev1.Pod, o order) bool {
 // active are the pods that may be evicted.
 func (e *evictor) active() (pods []*corev1.Pod) {
 	for _, p := range e.agent.board.list() {
-		over := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded || p.DeletionTimestamp != nil
+		over := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded || p.DeletionTimestamp != nil ||
+			slices.ContainsFunc(p.Status.Conditions, func(c corev1.PodCondition) bool { return c.Type == corev1.DisruptionTarget })
 		if !over {
 			pods = append(pods, p)
 		}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"google.golang.org/grpc/codes"
+	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/internal/observe"
@@ -63,7 +64,7 @@ func (a *Agent) event(ctx context.Context, e *runtimeapi.ContainerEventResponse)
 	if uid == "" && e.ContainerEventType == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
 		return nil // of something that is gone; the worker that removed it knows
 	}
-	a.tell(ctx, touch{uid})
+	a.tell(ctx, touch{uid: uid})
 	return ctx.Err()
 }
 
@@ -77,23 +78,41 @@ func (a *Agent) poll(ctx context.Context, every time.Duration) {
 		if err == nil {
 			for uid, sum := range now {
 				if last != nil && last[uid] != sum {
-					a.tell(ctx, touch{uid})
+					a.tell(ctx, touch{uid: uid})
 				}
 			}
 			for uid := range last {
 				if _, still := now[uid]; !still {
-					a.tell(ctx, touch{uid})
+					a.tell(ctx, touch{uid: uid})
 				}
 			}
 			if last == nil {
 				a.tell(ctx, touch{})
 			}
+			a.tellOrphans(ctx, now)
 			last = now
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		}
+	}
+}
+
+// tellOrphans tells of pods that the runtime has and nobody looks after: it went
+// on making something for an agent, or a worker, that had left.
+func (a *Agent) tellOrphans(ctx context.Context, there map[string]uint64) {
+	var found map[string]*corev1.Pod
+	for uid := range there {
+		if uid == "" || a.board.has(uid) {
+			continue
+		}
+		if found == nil {
+			found = a.orphans(ctx)
+		}
+		if pod := found[uid]; pod != nil {
+			a.tell(ctx, touch{uid, pod})
 		}
 	}
 }

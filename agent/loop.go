@@ -47,7 +47,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 		case f := <-a.requests:
 			f(ctx)
 		case t := <-a.touched:
-			a.touch(t)
+			a.touch(ctx, t)
 		case w := <-a.ended:
 			if a.workers[w.uid] == w {
 				delete(a.workers, w.uid)
@@ -175,9 +175,7 @@ func (a *Agent) adopt(ctx context.Context) {
 		if wanted[uid] || a.workers[uid] != nil {
 			return
 		}
-		w := newWorker(a.node, pod, a.wanted, "")
-		w.end(nil)
-		a.spawn(ctx, w)
+		a.takeOrphan(ctx, pod)
 	}
 	found := a.orphans(ctx)
 	dirs, err := os.ReadDir(a.node.podsDir)
@@ -201,6 +199,13 @@ func (a *Agent) adopt(ctx context.Context) {
 	for _, pod := range found {
 		take(pod)
 	}
+}
+
+// takeOrphan ends a pod that nobody wants.
+func (a *Agent) takeOrphan(ctx context.Context, pod *corev1.Pod) {
+	w := newWorker(a.node, pod, a.wanted, "")
+	w.end(nil)
+	a.spawn(ctx, w)
 }
 
 // orphans describes the pods that the runtime has with this agent's label.
@@ -251,12 +256,18 @@ func orphan(uid, namespace, name string) *corev1.Pod {
 }
 
 // touch is news from the runtime: of one pod, or of any if uid is "".
-type touch struct{ uid string }
+type touch struct {
+	uid    string
+	orphan *corev1.Pod // if nobody seems to look after it
+}
 
-func (a *Agent) touch(t touch) {
+func (a *Agent) touch(ctx context.Context, t touch) {
 	if t.uid != "" {
 		if w := a.workers[t.uid]; w != nil {
 			w.look()
+		} else if t.orphan != nil {
+			a.cfg.Log.Warn("the runtime has something of a pod that is not there", "pod", t.orphan.Namespace+"/"+t.orphan.Name)
+			a.takeOrphan(ctx, t.orphan)
 		}
 		return
 	}
@@ -273,10 +284,13 @@ type record struct {
 	// Containers as last seen: their counts and ends outlive the runtime's
 	// memory of them, e.g. a reboot.
 	Containers []observe.Container     `json:",omitempty"`
+	IPs        map[string][]string     `json:",omitempty"` // by sandbox ID; a stopped one does not tell
 	Probes     map[string]carriedProbe `json:",omitempty"` // by container ID
 	Failed     *failedRecord           `json:",omitempty"`
 	// Debug are ephemeral containers that the API added; Pod has them, too.
-	Debug     []corev1.EphemeralContainer `json:",omitempty"`
+	Debug []corev1.EphemeralContainer `json:",omitempty"`
+	// Ending: it was deleted. It ends before it begins anew, if it is wanted again.
+	Ending    *endRecord `json:",omitempty"`
 	StartTime time.Time
 }
 
@@ -287,6 +301,11 @@ func (r *record) describes(uid string) bool {
 }
 
 type carriedProbe struct{ Started, Ready bool }
+
+type endRecord struct {
+	At    time.Time
+	Grace time.Duration
+}
 
 type failedRecord struct {
 	Reason, Message string

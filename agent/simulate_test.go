@@ -1,121 +1,310 @@
 package agent
 
 import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"flag"
 	"fmt"
+	"log/slog"
+	"maps"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
 	"strings"
-	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
-	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/eviction"
-	"podstead/cri"
+	"podstead/agent/internal/simtest"
 )
 
-// TestRandomFaults lets pods be applied, edited and deleted while calls fail or
-// are slow, containers die and the agent restarts, and then checks that all
-// comes right once the faults stop: no pod is lost, none is left, and (in the
-// fake) no instance was started beside another and no end was brutal. A seed
-// that failed once stays in the list.
-func TestRandomFaults(t *testing.T) {
-	seeds := []uint64{1, 2, 3, 12692728673932569097}
-	n := 12
+var (
+	simSeed = flag.Uint64("sim.seed", 0, "the one seed to simulate, and its story")
+	simTime = flag.Duration("sim.time", 10*time.Second, "how long to simulate random seeds")
+)
+
+// TestSimulation lets the agent live through worlds of package simtest, which
+// judge what it does, and checks that all comes right once the faults stop: no
+// pod is lost, none is left. It goes through as many random seeds as there is
+// time for (-sim.time); a failure names its seed, and -sim.seed tells its story.
+func TestSimulation(t *testing.T) {
+	if *simSeed != 0 {
+		live(t, *simSeed)
+		return
+	}
+	end := time.Now().Add(*simTime)
 	if testing.Short() {
-		n = 5
+		end = time.Now().Add(*simTime / 4)
 	}
-	for range n {
-		seeds = append(seeds, rand.Uint64())
-	}
-	for _, seed := range seeds {
-		t.Run(fmt.Sprint(seed), func(t *testing.T) {
-			simulate(t, func(b *bench) { faults(b, rand.New(rand.NewPCG(seed, 0)), nil) })
-			simulate(t, func(b *bench) { faults(b, rand.New(rand.NewPCG(seed, 0)), rand.New(rand.NewPCG(seed, 1))) })
+	for i := range runtime.GOMAXPROCS(0) {
+		t.Run(fmt.Sprint(i), func(t *testing.T) {
+			t.Parallel()
+			seeds := 0
+			for ; time.Now().Before(end) && !t.Failed(); seeds++ {
+				live(t, rand.Uint64())
+			}
+			t.Logf("%d seeds", seeds)
 		})
 	}
 }
 
-// faults lets memory be short now and then, too, if short is not nil.
-func faults(b *bench, r, short *rand.Rand) {
-	b.uses(map[string]uint64{"a": 100 * mib, "b": 200 * mib})
-	faulty := true
-	b.rt.mu.Lock()
-	var mu sync.Mutex // the runtime's calls come from many goroutines
-	roll := func(n int) int {
-		mu.Lock()
-		defer mu.Unlock()
-		return r.IntN(n)
+// TestSimulationOfOld lives through worlds that once showed a bug.
+func TestSimulationOfOld(t *testing.T) {
+	for _, old := range []struct {
+		seed uint64
+		what string
+	}{
+		{1, "none: one to begin with"},
+	} {
+		t.Run(fmt.Sprint(old.seed), func(t *testing.T) { live(t, old.seed) })
 	}
-	b.rt.life = func(string, uint32) life {
-		return life{runs: []time.Duration{0, time.Second, time.Minute}[roll(3)], exit: int32(roll(2)), ignores: time.Duration(roll(5)) * time.Second}
-	}
-	b.rt.fail = func(verb, _ string) error {
-		if faulty && roll(100) < 10 {
-			return cri.Errorf(codes.Unavailable, "%s: by accident", verb)
-		}
-		return nil
-	}
-	b.rt.slow = func(string, string) time.Duration {
-		if faulty && roll(100) < 20 {
-			return time.Duration(roll(5000)) * time.Millisecond
-		}
-		return 0
-	}
-	b.rt.mu.Unlock()
-	chance := func(percent int) bool { return roll(100) < percent }
-	wanted := map[string]bool{}
-	for range 40 {
-		name := fmt.Sprintf("p%d", roll(3))
-		switch {
-		case chance(50):
-			b.apply(randomPod(roll, name))
-			wanted[name] = true
-		case chance(50) && wanted[name]:
-			b.delete(name, nil)
-			delete(wanted, name)
-		case chance(30):
-			b.stop()
-			b.boot()
-		case chance(20):
-			for _, id := range b.rt.running("b") {
-				b.rt.kill(id, 9)
-			}
-		}
-		if short != nil {
-			b.host.set(eviction.MemoryAvailable, []int64{90, 150, 900, 900}[short.IntN(4)]*mib, 1000*mib)
-		}
-		b.after(time.Duration(roll(20000)) * time.Millisecond)
-	}
-	if short != nil {
-		b.host.set(eviction.MemoryAvailable, 900*mib, 1000*mib)
-	}
-	b.rt.mu.Lock()
-	faulty = false
-	b.rt.life = nil
-	b.rt.mu.Unlock()
-	b.after(20 * time.Minute)
-	pods := b.agent.board.list()
-	if len(pods) != len(wanted) {
-		b.Errorf("%d pods, want %v", len(pods), wanted)
-	}
-	for _, p := range pods {
-		evicted := short != nil && p.Status.Reason == "Evicted" && p.Status.Phase == corev1.PodFailed
-		if !wanted[p.Name] || !settled(p) && !evicted {
-			posted, _ := b.agent.board.get("default", p.Name)
-			b.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
-		}
-	}
-	for name := range wanted {
-		b.delete(name, nil)
-	}
-	b.after(10 * time.Minute)
-	b.gone()
 }
 
-// settled tells whether every container runs, or has ended for good.
-func settled(p *corev1.Pod) bool {
+// live lives through the world of a seed.
+func live(t *testing.T, seed uint64) {
+	t.Helper()
+	dir, err := os.MkdirTemp(memoryDir(t), "podstead-sim")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	synctest.Test(t, func(t *testing.T) {
+		s := &story{T: t, dir: dir, wanted: map[string]string{}, uids: map[string]string{}}
+		s.world = simtest.New(s, seed)
+		s.boot()
+		s.run()
+		s.halt(false)
+		if t.Failed() || *simSeed != 0 {
+			t.Logf("the story of seed %d:\n%s", seed, strings.Join(s.world.Trace(), "\n"))
+			t.Logf("again: go test ./agent -run TestSimulation$ -sim.seed %d", seed)
+		}
+	})
+}
+
+// memoryDir is where files cost least.
+func memoryDir(t *testing.T) string {
+	if st, err := os.Stat("/dev/shm"); err == nil && st.IsDir() {
+		return "/dev/shm"
+	}
+	return t.TempDir()
+}
+
+// story is one world with the agents that live in it one after another.
+type story struct {
+	*testing.T
+	world  *simtest.World
+	dir    string
+	agent  *Agent
+	host   fakeHost
+	stop   func()
+	cut    func()
+	wanted map[string]string // manifests by the names of their pods
+	uids   map[string]string
+}
+
+// noted is the agent's log as part of the story.
+type noted struct{ world *simtest.World }
+
+func (n noted) Write(line []byte) (int, error) {
+	if *simSeed != 0 {
+		_, line, _ = bytes.Cut(line, []byte("level="))
+		n.world.Note("    %s", bytes.TrimSpace(line))
+	}
+	return len(line), nil
+}
+
+func (s *story) boot() {
+	session := s.world.Connect()
+	a, err := New(Config{Runtime: session, StateDir: filepath.Join(s.dir, "state"), PodLogsDir: filepath.Join(s.dir, "logs"),
+		NodeName: "n1", Log: slog.New(slog.NewTextHandler(noted{s.world}, nil))})
+	if err != nil {
+		s.Fatal(err)
+	}
+	a.evictor.read, a.evictor.stalls = s.host.read, s.host.wait
+	ctx, cancel := context.WithCancel(context.Background())
+	_, changes, unwatch := a.board.watch()
+	go func() {
+		for {
+			select {
+			case c, ok := <-changes:
+				if !ok {
+					s.Error("the watcher was cut off")
+					return
+				}
+				if c.Event == nil {
+					s.world.Told(c.Pod, c.Type == client.Gone)
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	done := make(chan error, 1)
+	go func() { done <- a.Run(ctx) }()
+	s.agent, s.cut = a, session.Cut
+	s.stop = func() {
+		unwatch()
+		cancel()
+		if err := <-done; err != nil {
+			s.Errorf("agent: %v", err)
+		}
+	}
+	synctest.Wait()
+}
+
+// halt ends the agent; by a crash what it would still write is lost.
+func (s *story) halt(crash bool) {
+	if !crash {
+		s.stop()
+		s.cut()
+		synctest.Wait()
+		return
+	}
+	kept := map[string][]byte{}
+	files, _ := filepath.Glob(filepath.Join(s.dir, "state", "pods", "*", "record.json"))
+	for _, f := range files {
+		kept[f], _ = os.ReadFile(f)
+	}
+	s.cut()
+	s.stop()
+	synctest.Wait()
+	for f, data := range kept {
+		if _, err := os.Stat(filepath.Dir(f)); err == nil {
+			if err := os.WriteFile(f, data, 0o600); err != nil {
+				s.Error(err)
+			}
+		}
+	}
+}
+
+func (s *story) after(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
+
+func (s *story) apply(name, manifest string) {
+	objects, _, err := s.agent.decoder.Decode([]byte(manifest))
+	if err != nil {
+		s.Fatalf("decode: %v\n%s", err, manifest)
+	}
+	s.uids[name] = string(objects[0].Pod.UID)
+	s.world.Wanted(objects[0].Pod, hashes(objects[0].Pod))
+	if _, err := (backend{s.agent}).Apply(context.Background(), []byte(manifest)); err != nil {
+		s.Fatalf("apply: %v\n%s", err, manifest)
+	}
+	s.wanted[name] = manifest
+	synctest.Wait()
+}
+
+func (s *story) delete(name string, grace *time.Duration) {
+	s.world.Unwanted(s.uids[name], grace)
+	if err := (backend{s.agent}).DeletePod(context.Background(), "default", name, grace); err != nil {
+		s.Fatalf("delete %s: %v", name, err)
+	}
+	delete(s.wanted, name)
+	synctest.Wait()
+}
+
+const storyPods = 2
+
+// run is the story: things happen for a while, then the faults stop, then all
+// is deleted.
+func (s *story) run() {
+	w := s.world
+	s.memory(900)
+	for range 4 + w.Roll(12, "length") {
+		s.act(fmt.Sprintf("p%d", w.Roll(storyPods, "pod")))
+		s.after(time.Duration(w.Roll(60_000, "pause")) * time.Millisecond / time.Duration(1+w.Roll(30, "hurry")))
+	}
+	w.Calm()
+	s.memory(900)
+	s.after(16 * time.Minute)
+	s.settled()
+	s.restartChangesNothing()
+	for _, name := range slices.Sorted(maps.Keys(s.wanted)) {
+		s.delete(name, nil)
+	}
+	s.after(10 * time.Minute)
+	s.gone()
+}
+
+func (s *story) act(name string) {
+	w := s.world
+	switch n := w.Roll(100, "act"); {
+	case s.wanted[name] == "" && n < 80:
+		s.apply(name, manifest(w, name))
+	case n < 15 && s.wanted[name] != "":
+		s.apply(name, edit(w, s.wanted[name]))
+	case n < 30 && s.wanted[name] != "":
+		var grace *time.Duration
+		if w.Roll(3, "grace") == 0 {
+			d := time.Duration(w.Roll(10, "grace")) * time.Second
+			grace = &d
+		}
+		s.delete(name, grace)
+		if w.Roll(3, "back") == 0 {
+			s.apply(name, manifest(w, name))
+		}
+	case n < 45:
+		s.restart(w.Roll(2, "crash") == 0, time.Duration(w.Roll(30, "away"))*time.Second*time.Duration(w.Roll(2, "away at all")))
+	case n < 60:
+		w.Kill(name+"/"+[]string{"a", "b", "i", "s", "u"}[w.Roll(5, "kill")], []int32{0, 1, 9, 137, 255}[w.Roll(5, "code")])
+	case n < 68:
+		w.BreakSandbox(name, w.Roll(3, "alone") == 0)
+	case n < 76:
+		w.Restart(time.Duration(w.Roll(90, "runtime away")) * time.Second)
+	case n < 79:
+		s.halt(true)
+		w.Reboot()
+		s.boot()
+	case n < 84:
+		w.ForgetImages()
+	case n < 89:
+		w.Pressed(30 * time.Minute)
+		s.memory([]int64{90, 150}[w.Roll(2, "memory")])
+	default:
+		s.memory(900)
+	}
+}
+
+func (s *story) restart(crash bool, away time.Duration) {
+	s.world.Note("the agent ends (crash: %v) for %v", crash, away)
+	s.halt(crash)
+	time.Sleep(away)
+	s.boot()
+}
+
+func (s *story) memory(mb int64) {
+	s.world.Note("%d MiB of memory are left", mb)
+	s.host.set(eviction.MemoryAvailable, mb*mib, 1000*mib)
+}
+
+// settled checks that every pod is as it should be when nothing goes wrong.
+func (s *story) settled() {
+	pods := s.agent.board.list()
+	if len(pods) != len(s.wanted) {
+		s.Errorf("%d pods, want %v", len(pods), slices.Sorted(maps.Keys(s.wanted)))
+	}
+	for _, p := range pods {
+		over := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+		if s.wanted[p.Name] == "" || !over && !allReady(p) {
+			posted, _ := s.agent.board.get("default", p.Name)
+			s.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
+		}
+		if n := s.world.Sandboxes(p.Name); n > 1 {
+			s.Errorf("%d sandboxes of %s are left", n, p.Name)
+		}
+	}
+}
+
+func allReady(p *corev1.Pod) bool {
 	for _, c := range p.Status.ContainerStatuses {
 		ended := c.State.Terminated != nil && (p.Spec.RestartPolicy == corev1.RestartPolicyNever ||
 			p.Spec.RestartPolicy == corev1.RestartPolicyOnFailure && c.State.Terminated.ExitCode == 0)
@@ -126,19 +315,150 @@ func settled(p *corev1.Pod) bool {
 	return true
 }
 
-func randomPod(roll func(int) int, name string) string {
-	var s strings.Builder
-	fmt.Fprintf(&s, "apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n", name)
-	fmt.Fprintf(&s, "  restartPolicy: %s\n", []string{"Always", "Always", "OnFailure", "Never"}[roll(4)])
-	if roll(4) == 0 {
-		fmt.Fprintf(&s, "  hostname: h%d\n", roll(2))
+// restartChangesNothing restarts the agent where nothing else happens: nobody
+// may see it.
+func (s *story) restartChangesNothing() {
+	before, calls := s.agent.board.list(), s.world.Changes()
+	s.halt(s.world.Roll(2, "last crash") == 0)
+	s.boot()
+	s.after(500 * time.Millisecond)
+	after := s.agent.board.list()
+	if len(before) != len(after) {
+		s.Fatalf("%d pods before the restart, %d after it", len(before), len(after))
 	}
-	if roll(2) == 0 {
-		s.WriteString("  initContainers:\n  - {name: side, image: \"app:1\", restartPolicy: Always}\n")
+	for i := range before {
+		was, is := shown(before[i]), shown(after[i])
+		if was != is {
+			at := 0
+			for at < min(len(was), len(is)) && was[at] == is[at] {
+				at++
+			}
+			at = max(0, at-100)
+			s.Errorf("a restart changed %s from\n…%.300s to\n…%.300s", before[i].Name, was[at:], is[at:])
+		}
 	}
-	fmt.Fprintf(&s, "  containers:\n  - {name: a, image: \"app:%d\"}\n", 1+roll(2))
-	if roll(2) == 0 {
-		s.WriteString("  - {name: b, image: \"app:1\"}\n")
+	if n := s.world.Changes() - calls; n > probesOf(before) {
+		s.Errorf("a restart made %d calls", n)
 	}
-	return s.String()
+}
+
+// shown is a pod as the API shows it.
+func shown(p *corev1.Pod) string {
+	data, err := json.Marshal(p)
+	if err != nil {
+		return err.Error()
+	}
+	return string(data)
+}
+
+// probesOf is how many probes may be made at once.
+func probesOf(pods []*corev1.Pod) (n int) {
+	for _, p := range pods {
+		for _, c := range slices.Concat(p.Spec.InitContainers, p.Spec.Containers) {
+			for _, probe := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe} {
+				if probe != nil {
+					n++
+				}
+			}
+		}
+	}
+	return n
+}
+
+func (s *story) gone() {
+	if left := s.world.Left(); len(left) > 0 {
+		s.Errorf("left in the runtime: %v", left)
+	}
+	for _, p := range s.agent.board.list() {
+		posted, _ := s.agent.board.get("default", p.Name)
+		s.Errorf("still on the board: %s, why %+v", p.Name, posted.why)
+	}
+	for _, dir := range []string{filepath.Join(s.dir, "state", "pods"), filepath.Join(s.dir, "logs")} {
+		if left, _ := os.ReadDir(dir); len(left) > 0 {
+			s.Errorf("left in %s: %v", dir, left)
+		}
+	}
+}
+
+// manifest makes up a pod: a and b run, i and j initialize, s and u are sidecars.
+func manifest(w *simtest.World, name string) string {
+	var out strings.Builder
+	roll := func(n int, what string) int { return w.Roll(n, what, name) }
+	fmt.Fprintf(&out, "apiVersion: v1\nkind: Pod\nmetadata: {name: %s}\nspec:\n", name)
+	fmt.Fprintf(&out, "  restartPolicy: %s\n", []string{"Always", "Always", "OnFailure", "Never"}[roll(4, "policy")])
+	fmt.Fprintf(&out, "  terminationGracePeriodSeconds: %d\n", []int{0, 1, 3, 10, 30}[roll(5, "period")])
+	if roll(12, "deadline") == 0 {
+		fmt.Fprintf(&out, "  activeDeadlineSeconds: %d\n", 1+roll(120, "deadline"))
+	}
+	fmt.Fprintf(&out, "  hostname: h%d\n", roll(2, "hostname"))
+	var inits []string
+	for _, c := range []string{"i", "s", "j", "u"} {
+		if roll(4, c) != 0 {
+			continue
+		}
+		x := container(roll, c, true)
+		if c == "s" || c == "u" {
+			x = container(roll, c, false) + "    restartPolicy: Always\n"
+		}
+		inits = append(inits, x)
+	}
+	if len(inits) > 0 {
+		out.WriteString("  initContainers:\n" + strings.Join(inits, ""))
+	}
+	out.WriteString("  containers:\n" + container(roll, "a", false))
+	if roll(2, "b") == 0 {
+		out.WriteString(container(roll, "b", false))
+	}
+	return out.String()
+}
+
+func container(roll func(int, string) int, name string, init bool) string {
+	var out strings.Builder
+	fmt.Fprintf(&out, "  - name: %s\n    image: app:%d\n", name, 1+roll(2, "image"+name))
+	if roll(5, "pull") == 0 {
+		out.WriteString("    imagePullPolicy: Always\n")
+	}
+	if init {
+		return out.String()
+	}
+	probe := func(kind, field string, thresholds string) {
+		if roll(3, kind+name) == 0 {
+			fmt.Fprintf(&out, "    %s: {exec: {command: [%s]}, periodSeconds: %d, failureThreshold: %d%s}\n",
+				field, kind, 1+roll(10, kind), 1+roll(3, kind), thresholds)
+		}
+	}
+	success := fmt.Sprintf(", successThreshold: %d", 1+roll(2, "success"))
+	probe("live", "livenessProbe", "")
+	probe("ready", "readinessProbe", success)
+	probe("startup", "startupProbe", "")
+	var hooks []string
+	if roll(3, "prestop"+name) == 0 {
+		hooks = append(hooks, "preStop: {exec: {command: [prestop]}}")
+	}
+	if roll(5, "poststart"+name) == 0 {
+		hooks = append(hooks, "postStart: {exec: {command: [poststart]}}")
+	}
+	if len(hooks) > 0 {
+		fmt.Fprintf(&out, "    lifecycle: {%s}\n", strings.Join(hooks, ", "))
+	}
+	return out.String()
+}
+
+// edit changes one thing of a manifest.
+func edit(w *simtest.World, manifest string) string {
+	swap := func(a, b string) string {
+		return strings.NewReplacer(a, b, b, a).Replace(manifest)
+	}
+	switch w.Roll(4, "edit") {
+	case 0:
+		return swap("hostname: h0", "hostname: h1")
+	case 1:
+		return swap("image: app:1", "image: app:2")
+	case 2:
+		if head, _, two := strings.Cut(manifest, "  - name: b\n"); two {
+			return head
+		}
+		return manifest + "  - name: b\n    image: app:1\n"
+	}
+	return manifest
 }

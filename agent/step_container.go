@@ -243,7 +243,8 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	return id, nil
 }
 
-// postStart runs the hook; a container whose hook fails is killed.
+// postStart runs the hook; a container whose hook fails is killed as any other,
+// with its preStop hook.
 func (j job) postStart(ctx context.Context, id string) *stepError {
 	if j.spec.Lifecycle == nil || j.spec.Lifecycle.PostStart == nil {
 		return nil
@@ -253,7 +254,7 @@ func (j job) postStart(ctx context.Context, id string) *stepError {
 		return nil
 	}
 	j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "FailedPostStartHook", "PostStartHook failed: %v", err)
-	j.step.ID, j.step.Message = id, "FailedPostStartHook"
+	j.step.Kind, j.step.ID, j.step.Message = plan.Kill, id, "FailedPostStartHook"
 	j.step.Grace = time.Duration(*j.pod.Spec.TerminationGracePeriodSeconds) * time.Second
 	if failed := j.killContainer(ctx); failed != nil {
 		return failed
@@ -266,10 +267,10 @@ func (j job) postStart(ctx context.Context, id string) *stepError {
 func (j job) killContainer(ctx context.Context) *stepError {
 	grace := j.step.Grace
 	began := time.Now()
-	if j.spec != nil && j.step.Kind == plan.Kill {
+	if j.spec != nil {
 		j.event(j.pod, j.step.Container, corev1.EventTypeNormal, "Killing", "%s", j.step.Message)
 	}
-	if h := j.preStop(); h != nil && grace > 0 && j.step.Kind == plan.Kill {
+	if h := j.preStop(); h != nil && grace > 0 {
 		if err := j.target(j.step.ID).hook(ctx, h, grace); err != nil && ctx.Err() == nil {
 			j.event(j.pod, j.step.Container, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
 		}

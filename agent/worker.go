@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -66,6 +67,7 @@ type worker struct {
 	carried   map[string]carriedProbe // from the record, for the first look
 	last      plan.Plan
 	status    corev1.PodStatus
+	wasOver   bool          // as of the last look
 	written   []byte        // the record as on disk
 	evicted   chan struct{} // to be closed when the pod has ended for its eviction
 	stage     client.Why
@@ -194,12 +196,22 @@ func (w *worker) open() {
 	}
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
 	w.origin, w.debug = r.Origin, r.Debug
+	maps.Copy(w.ips, r.IPs)
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
 	}
 	w.seen.Containers = slices.Clone(r.Containers)
+	w.seen.Sort()
 	w.prepared = false
+	if r.Ending != nil && r.describes(w.uid) {
+		w.mu.Lock()
+		objs := w.box.objs
+		w.mu.Unlock()
+		w.redefine(box{pod: r.Pod, objs: objs, origin: r.Origin})
+		w.ending = &plan.End{At: r.Ending.At, Grace: r.Ending.Grace}
+		w.prepared = true
+	}
 }
 
 // unpack takes the news from the box.
@@ -257,6 +269,11 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 			w.blind = min(max(2*w.blind, 250*time.Millisecond), 10*time.Second)
 			w.node.log.Warn("runtime does not answer", "pod", w.name(), "error", err)
 			timer.Reset(w.blind)
+			if w.posted.pod != nil {
+				w.describe(time.Now()) // what is wanted may be another
+			} else {
+				w.save()
+			}
 			return false
 		}
 		w.dirty, w.blind = false, 0
@@ -354,6 +371,7 @@ func (w *worker) describe(now time.Time) {
 	in := status.Input{
 		Pod: w.pod, Seen: w.seen, Probes: w.probeStates(), Waits: w.last.Waits, Failures: w.failures,
 		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
+		Over: w.over(),
 	}
 	if w.failed != nil {
 		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted}
@@ -386,7 +404,22 @@ func (w *worker) describe(now time.Time) {
 	w.save()
 }
 
-// save writes the record, if it changed, once the pod has a directory.
+// over tells whether nothing of the pod runs nor will be started. While the
+// runtime does not answer that is as it was.
+func (w *worker) over() bool {
+	if w.dirty {
+		return w.wasOver
+	}
+	starting := false
+	for _, r := range w.busy {
+		starting = starting || r.step.Kind == plan.Start
+	}
+	w.wasOver = !starting && !w.seen.Running() && (w.last.Finished || w.ending != nil && !w.ending.Keep)
+	return w.wasOver
+}
+
+// save writes the record, if it changed. Of a pod that is to go no directory is
+// made for it.
 func (w *worker) save() {
 	if w.last.Gone {
 		return
@@ -395,6 +428,12 @@ func (w *worker) save() {
 		return // its directory is being removed
 	}
 	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug}
+	if w.ending != nil && !w.ending.Keep {
+		r.Ending = &endRecord{w.ending.At, w.ending.Grace}
+	}
+	if s := w.seen.Sandbox(); s != nil && len(s.IPs) > 0 {
+		r.IPs = map[string][]string{s.ID: s.IPs}
+	}
 	for _, name := range containerNames(w.pod) {
 		for _, c := range []*observe.Container{w.seen.Latest(name), w.seen.Previous(name)} {
 			if c != nil {
@@ -403,6 +442,7 @@ func (w *worker) save() {
 		}
 	}
 	slices.SortFunc(r.Containers, func(a, b observe.Container) int { return strings.Compare(a.ID, b.ID) })
+	maps.Copy(r.Probes, w.carried) // of containers that could not be looked at yet
 	for id, p := range w.probes {
 		s := p.State()
 		r.Probes[id] = carriedProbe{Started: s.Started, Ready: s.Ready}
@@ -413,7 +453,9 @@ func (w *worker) save() {
 	}
 	dir := w.node.podDir(w.uid)
 	if _, err := os.Stat(dir); err != nil {
-		return
+		if w.ending != nil && !w.ending.Keep || os.MkdirAll(dir, 0o750) != nil {
+			return
+		}
 	}
 	if err := sys.WriteFileAtomic(recordPath(dir), data, 0o600, false); err != nil {
 		w.node.log.Warn("pod record not written", "pod", w.name(), "error", err)

@@ -40,6 +40,7 @@ func (w *worker) redefine(b box) {
 	}
 	w.stale = true
 	if changed {
+		w.wasOver = false
 		w.prepared = false // there may be new volumes: nothing starts before them
 	}
 }

@@ -131,19 +131,19 @@ func (w *worker) container(ctx context.Context, c *runtimeapi.Container) (out ob
 
 // remember adds the instances that the runtime has forgotten, e.g. by a reboot,
 // so that counts and ends are not lost: of each container the newest, and below
-// a newer one the last before it.
+// a newer one the last before it. Who was never started leaves nothing behind.
 func (w *worker) remember(seen *observe.Pod, known map[string]observe.Container) {
 	forgotten := slices.Collect(maps.Values(w.known))
 	slices.SortFunc(forgotten, func(a, b observe.Container) int { return int(b.Restarts - a.Restarts) })
 	seen.Sort()
 	for _, old := range forgotten {
-		if _, still := known[old.ID]; still {
+		if _, still := known[old.ID]; still || old.State == observe.Created {
 			continue
 		}
-		if latest := seen.Latest(old.Name); latest != nil {
-			if latest.Remembered || latest.Restarts <= old.Restarts || seen.Previous(old.Name) != nil {
-				continue
-			}
+		latest := seen.Latest(old.Name)
+		if latest != nil && old.Restarts <= latest.Restarts &&
+			(latest.Remembered || old.Restarts == latest.Restarts || seen.Previous(old.Name) != nil) {
+			continue
 		}
 		if !old.Dead() {
 			old.State, old.ExitCode = observe.Unknown, 137

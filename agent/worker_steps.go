@@ -157,7 +157,10 @@ func (w *worker) succeeded(s plan.Step) {
 	case plan.Teardown, plan.Free:
 		w.prepared = false
 	case plan.RemoveContainer:
-		delete(w.known, s.ID)
+		// How the containers of an ending pod ended is to be seen to the last.
+		if c := w.known[s.ID]; !c.Dead() || w.ending == nil || w.ending.Keep {
+			delete(w.known, s.ID)
+		}
 	}
 }
 

@@ -5,8 +5,10 @@
 package observe
 
 import (
+	"cmp"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -80,14 +82,14 @@ type Sandbox struct {
 	Hash    string
 }
 
-// Pod is all of one pod: instances, newest first.
+// Pod is all of one pod, in the order of Sort.
 type Pod struct {
 	UID, Namespace, Name string
 	Sandboxes            []Sandbox
 	Containers           []Container
 }
 
-// Sandbox returns the newest sandbox, nil if there is none.
+// Sandbox returns the sandbox that counts, nil if there is none.
 func (p *Pod) Sandbox() *Sandbox {
 	if len(p.Sandboxes) == 0 {
 		return nil
@@ -121,14 +123,22 @@ func (p *Pod) Running() bool {
 	return slices.ContainsFunc(p.Containers, func(c Container) bool { return c.State == Running })
 }
 
-// Sort brings sandboxes and containers into order, newest first.
+// Sort brings sandboxes into order, newest first, and containers by name and each
+// one's instances newest first, by their numbers: a clock may be set. A sandbox in
+// which containers run is before all others: what a runtime went on making for
+// somebody who had left comes late and takes nobody's place.
 func (p *Pod) Sort() {
-	slices.SortStableFunc(p.Sandboxes, func(a, b Sandbox) int { return b.Created.Compare(a.Created) })
-	slices.SortStableFunc(p.Containers, func(a, b Container) int {
-		if a.Name == b.Name && a.Restarts != b.Restarts {
-			return int(b.Restarts - a.Restarts)
+	used := map[string]int{}
+	for _, c := range p.Containers {
+		if c.State == Running {
+			used[c.SandboxID] = 1
 		}
-		return b.Created.Compare(a.Created)
+	}
+	slices.SortStableFunc(p.Sandboxes, func(a, b Sandbox) int {
+		return cmp.Or(cmp.Compare(used[b.ID], used[a.ID]), cmp.Compare(b.Attempt, a.Attempt), b.Created.Compare(a.Created))
+	})
+	slices.SortStableFunc(p.Containers, func(a, b Container) int {
+		return cmp.Or(strings.Compare(a.Name, b.Name), cmp.Compare(b.Restarts, a.Restarts), b.Created.Compare(a.Created))
 	})
 }
 

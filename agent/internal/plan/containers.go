@@ -128,7 +128,11 @@ func (p *planner) initContainer(spec *corev1.Container, c *observe.Container) {
 		}
 	case p.here(c) && c.Dead():
 		p.restart(spec, c)
-	default: // never here: an instance in an earlier sandbox counts for nothing
+	case c != nil && c.State == observe.Created:
+		p.neverStarted(c)
+	case c != nil && c.Dead() && !p.edited(c):
+		p.start(spec, c, backoff(c)) // at once in a new sandbox, but the row of crashes goes on
+	default:
 		p.start(spec, c, 0)
 	}
 }
@@ -149,10 +153,9 @@ func (p *planner) container(spec *corev1.Container) (up bool) {
 	case c.State == observe.Running && p.here(c):
 		return p.running(spec, c)
 	case c.State == observe.Running: // of an earlier sandbox
-		p.kill(c, SandboxChanged, "Pod sandbox changed, it will be killed and re-created.", p.grace())
+		p.kill(c, SandboxChanged, sandboxChanged, p.grace())
 	case c.State == observe.Created:
-		// Made and never started: whoever made it died meanwhile.
-		p.step(Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID})
+		p.neverStarted(c)
 	case p.ended(spec, c):
 	case p.edited(c):
 		p.start(spec, c, 0)
@@ -160,6 +163,14 @@ func (p *planner) container(spec *corev1.Container) (up bool) {
 		p.restart(spec, c)
 	}
 	return false
+}
+
+// neverStarted removes an instance whose maker died meanwhile, or was told that
+// it did not start: somebody might start it yet, beside another.
+func (p *planner) neverStarted(c *observe.Container) {
+	if s := (Step{Kind: RemoveContainer, Container: c.Name, ID: c.ID}); !p.held(s.FailureKey()) {
+		p.step(s)
+	}
 }
 
 func (p *planner) running(spec *corev1.Container, c *observe.Container) (up bool) {
@@ -179,12 +190,17 @@ func (p *planner) running(spec *corev1.Container, c *observe.Container) (up bool
 	return false
 }
 
+// backoff is what has to pass after the end of an instance.
+func backoff(c *observe.Container) time.Duration {
+	if c.Finished.Sub(c.Created) > BackoffReset {
+		return 0
+	}
+	return c.Backoff
+}
+
 // restart starts a dead container again, after its back-off.
 func (p *planner) restart(spec *corev1.Container, c *observe.Container) {
-	delay := c.Backoff
-	if c.Finished.Sub(c.Created) > BackoffReset {
-		delay = 0
-	}
+	delay := backoff(c)
 	if until := c.Finished.Add(delay); delay > 0 && p.now.Before(until) {
 		p.plan.Waits[c.Name] = Wait{
 			Reason: "CrashLoopBackOff",

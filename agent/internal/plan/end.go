@@ -119,6 +119,8 @@ func (p *planner) isSidecar(name string) bool {
 // overtake is how much sooner a kill must end to take the place of another.
 const overtake = time.Second
 
+const sandboxChanged = "Pod sandbox changed, it will be killed and re-created."
+
 // stop kills a container by the deadline. A kill under way that would take
 // longer than is granted now is overtaken.
 func (p *planner) stop(c *observe.Container, why Reason, deadline time.Time) {
@@ -130,7 +132,11 @@ func (p *planner) stop(c *observe.Container, why Reason, deadline time.Time) {
 	if b, busy := p.in.Busy[c.Name]; busy && (b.Kind != Kill || !p.now.Add(grace+overtake).Before(b.Deadline)) {
 		return
 	}
-	p.kill(c, why, fmt.Sprintf("Stopping container %s", c.Name), grace)
+	message := fmt.Sprintf("Stopping container %s", c.Name)
+	if why == SandboxChanged {
+		message = sandboxChanged
+	}
+	p.kill(c, why, message, grace)
 }
 
 // finish is the way of a pod that has run to its end: what still runs is
@@ -155,7 +161,8 @@ func (p *planner) finish() {
 
 // collect removes what is not needed any more: of each container all dead
 // instances but the newest, and one before it for `logs -p` unless the disk is
-// full; old sandboxes.
+// full; old sandboxes, also one that a runtime went on making for an agent that
+// was gone by then.
 func (p *planner) collect() {
 	if p.held("remove") {
 		return
@@ -172,8 +179,12 @@ func (p *planner) collect() {
 		inUse[c.SandboxID] = true
 	}
 	for i, s := range p.in.Seen.Sandboxes {
-		if i > 0 && !s.Ready && !inUse[s.ID] && !p.busy("") {
+		switch {
+		case i == 0 || inUse[s.ID] || p.busy(""):
+		case !s.Ready:
 			p.step(Step{Kind: RemoveSandbox, ID: s.ID})
+		case p.sandbox != nil && !p.held(""):
+			p.step(Step{Kind: StopSandbox, ID: s.ID})
 		}
 	}
 }

@@ -259,6 +259,7 @@ func (p *planner) deadline() bool {
 func (p *planner) run() {
 	defer p.collect()
 	if p.in.Busy[""].Kind == StopSandbox {
+		p.plan.Finished = p.finished()
 		return // even if it is wanted by now: it is as good as gone
 	}
 	p.killUnwanted()
@@ -315,24 +316,13 @@ func (p *planner) kill(c *observe.Container, why Reason, message string, grace t
 	}
 }
 
-// makeSandbox ends what is left of an old sandbox and then makes a new one.
+// makeSandbox ends what is left of an old sandbox, in the order in which a pod
+// ends, and then makes a new one.
 func (p *planner) makeSandbox() {
-	quiet := true
 	for name := range p.in.Busy { // also of containers that are not seen yet
 		p.cancelStart(name)
-		quiet = false
 	}
-	for i := range p.in.Seen.Containers {
-		c := &p.in.Seen.Containers[i]
-		if c.State != observe.Running {
-			continue
-		}
-		quiet = false
-		if !p.busy(c.Name) {
-			p.kill(c, SandboxChanged, "Pod sandbox changed, it will be killed and re-created.", p.grace())
-		}
-	}
-	if !quiet {
+	if p.stopAll(SandboxChanged, p.now.Add(p.grace())) || len(p.in.Busy) > 0 {
 		return
 	}
 	attempt := uint32(0)

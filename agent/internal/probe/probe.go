@@ -8,7 +8,7 @@ package probe
 import (
 	"context"
 	"fmt"
-	"math/rand/v2"
+	"hash/fnv"
 	"strings"
 	"sync"
 	"time"
@@ -117,7 +117,7 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 	first := time.Until(c.cfg.StartedAt.Add(time.Duration(p.InitialDelaySeconds) * time.Second))
 	if c.cfg.Carry != nil {
 		// All containers of the node are taken up at once: spread them.
-		first = max(first, rand.N(period))
+		first = max(first, spread(c.cfg.ID+kind, period))
 	}
 	c.wg.Go(func() {
 		timer := time.NewTimer(max(first, 0))
@@ -136,6 +136,14 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 			timer.Reset(max(0, period-time.Since(began)))
 		}
 	})
+}
+
+// spread is a point of a period that depends on a name only.
+func spread(name string, period time.Duration) time.Duration {
+	h := fnv.New64a()
+	h.Write([]byte(name))
+	x := h.Sum64()
+	return time.Duration((x^x>>32)%uint64(period/time.Millisecond)) * time.Millisecond
 }
 
 // run counts equal results in a row.

@@ -6,6 +6,7 @@ package status
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -33,6 +34,9 @@ type Input struct {
 	Runtime   string // name of the container runtime, for container IDs
 	HostIPs   []string
 	StartTime time.Time
+	// Over: nothing runs and no container will be started any more. Before that no
+	// pod has failed or succeeded, whatever became of its containers.
+	Over bool
 	// Failed: the pod was failed as a whole, e.g. by its deadline.
 	Failed *Failed
 	Prev   *corev1.PodStatus // for transition times; may be nil
@@ -81,7 +85,7 @@ func Make(in Input) corev1.PodStatus {
 		s.EphemeralContainerStatuses = append(s.EphemeralContainerStatuses, cs)
 	}
 	s.Phase = m.phase(&s)
-	if in.Failed != nil {
+	if in.Failed != nil && in.Over {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message
 	}
 	s.Conditions = m.conditions(&s)
@@ -125,8 +129,11 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
 	case c.State == observe.Created:
 		cs.State.Waiting = m.waiting(spec)
-		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
-	case m.held(spec.Name):
+		if last := m.in.Seen.Previous(spec.Name); last != nil {
+			cs.RestartCount = last.Restarts // it may never run and be made once more
+			cs.LastTerminationState = m.terminated(last)
+		}
+	case m.held(spec, c):
 		cs.State.Waiting = m.waiting(spec)
 		cs.LastTerminationState = m.terminated(c)
 	default:
@@ -137,11 +144,16 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 	return cs
 }
 
-// held tells whether a container is kept from its next start.
-func (m maker) held(name string) bool {
-	_, wait := m.in.Waits[name]
-	_, failed := m.in.Failures[name]
-	return wait || failed
+// held tells whether a dead container is kept from its next start. A failure
+// from before its end is history: it ran after all, and so is any of one that is
+// not to run again.
+func (m maker) held(spec *corev1.Container, c *observe.Container) bool {
+	if m.in.Over {
+		return false // whatever failed is not tried again
+	}
+	_, wait := m.in.Waits[c.Name]
+	f, failed := m.in.Failures[c.Name]
+	return wait || failed && !f.At.Before(c.Finished) && plan.Restarts(m.in.Pod, spec, c.ExitCode, c.Failed())
 }
 
 func (m maker) waiting(spec *corev1.Container) *corev1.ContainerStateWaiting {
@@ -152,10 +164,26 @@ func (m maker) waiting(spec *corev1.Container) *corev1.ContainerStateWaiting {
 	if f, ok := m.in.Failures[spec.Name]; ok {
 		return &corev1.ContainerStateWaiting{Reason: f.Reason, Message: f.Message}
 	}
+	if w := m.waited(spec.Name); m.in.Over && w != nil {
+		return w // what it waited for when it all was over
+	}
 	if len(m.in.Pod.Spec.InitContainers) > 0 {
 		return &corev1.ContainerStateWaiting{Reason: PodInitializing}
 	}
 	return &corev1.ContainerStateWaiting{Reason: ContainerCreating}
+}
+
+// waited is what a container waited for when the last status was made.
+func (m maker) waited(name string) *corev1.ContainerStateWaiting {
+	if m.in.Prev == nil {
+		return nil
+	}
+	for _, c := range slices.Concat(m.in.Prev.InitContainerStatuses, m.in.Prev.ContainerStatuses) {
+		if c.Name == name {
+			return c.State.Waiting
+		}
+	}
+	return nil
 }
 
 func (m maker) id(c *observe.Container) string {
@@ -188,17 +216,17 @@ func (m maker) terminated(c *observe.Container) corev1.ContainerState {
 
 func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {
 	spec := &m.in.Pod.Spec
+	for i, cs := range s.InitContainerStatuses {
+		t, init := cs.State.Terminated, &spec.InitContainers[i]
+		if m.in.Over && t != nil && t.ExitCode != 0 && !plan.Sidecar(init) && !plan.Restarts(m.in.Pod, init, t.ExitCode, true) {
+			return corev1.PodFailed
+		}
+	}
 	started := false
 	for _, cs := range s.ContainerStatuses {
 		started = started || cs.State.Waiting == nil || cs.LastTerminationState.Terminated != nil
 	}
 	if !started {
-		for i, cs := range s.InitContainerStatuses {
-			t := cs.State.Terminated
-			if t != nil && t.ExitCode != 0 && !plan.Sidecar(&spec.InitContainers[i]) && !plan.Restarts(m.in.Pod, &spec.InitContainers[i], t.ExitCode, true) {
-				return corev1.PodFailed
-			}
-		}
 		return corev1.PodPending
 	}
 	var waiting, failed, going bool
@@ -220,7 +248,7 @@ func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {
 	switch {
 	case waiting:
 		return corev1.PodPending
-	case going:
+	case going || !m.in.Over || m.in.Seen.Running():
 		return corev1.PodRunning
 	case failed:
 		return corev1.PodFailed

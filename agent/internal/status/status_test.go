@@ -78,6 +78,7 @@ func short(s corev1.PodStatus) string {
 func TestMake(t *testing.T) {
 	always, never := corev1.RestartPolicyAlways, corev1.RestartPolicyNever
 	change := func(in Input, f func(*Input)) Input { f(&in); return in }
+	over := func(in Input) Input { in.Over = true; return in }
 	for _, c := range []struct {
 		what string
 		in   Input
@@ -89,7 +90,7 @@ func TestMake(t *testing.T) {
 			"Pending i:running s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
 		{"init done", input(always, end("i", 0)),
 			"Pending i:Completed(0)+ s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
-		{"init failed, Never", input(never, end("i", 2)),
+		{"init failed, Never", over(input(never, end("i", 2))),
 			"Failed i:Error(2) s:PodInitializing a:PodInitializing [ReadyToStartContainers]"},
 		{"sidecar up", input(always, end("i", 0), run("s")),
 			"Pending i:Completed(0)+ s:running+ a:PodInitializing [ReadyToStartContainers Initialized]"},
@@ -114,14 +115,20 @@ func TestMake(t *testing.T) {
 			own := corev1.ContainerRestartPolicyOnFailure
 			i.Pod.Spec.Containers[0].RestartPolicy = &own
 		}), "Running i:Completed(0)+ s:Completed(0) a:Error(1) [ReadyToStartContainers]"},
-		{"succeeded", input(never, end("i", 0), end("s", 0), end("a", 0)),
+		{"succeeded", over(input(never, end("i", 0), end("s", 0), end("a", 0))),
 			"Succeeded i:Completed(0)+ s:Completed(0) a:Completed(0) [ReadyToStartContainers Initialized]"},
-		{"failed", input(never, end("i", 0), end("s", 0), end("a", 1)),
+		{"failed", over(input(never, end("i", 0), end("s", 0), end("a", 1))),
 			"Failed i:Completed(0)+ s:Completed(0) a:Error(1) [ReadyToStartContainers]"},
-		{"lost", input(never, end("i", 0), end("s", 0), observe.Container{ID: "a1", Name: "a", State: observe.Unknown}),
+		{"lost", over(input(never, end("i", 0), end("s", 0), observe.Container{ID: "a1", Name: "a", State: observe.Unknown})),
 			"Failed i:Completed(0)+ s:Completed(0) a:ContainerStatusUnknown(137) [ReadyToStartContainers]"},
-		{"deadline", change(input(always, end("i", 0), run("s"), end("a", 143)), func(i *Input) { i.Failed = &Failed{Reason: "DeadlineExceeded"} }),
-			"Failed i:Completed(0)+ s:running+ a:Error(143) [ReadyToStartContainers Initialized]"},
+		{"failed, about to be replaced", input(never, end("i", 0), end("s", 0), end("a", 1)),
+			"Running i:Completed(0)+ s:Completed(0) a:Error(1) [ReadyToStartContainers]"},
+		{"finished, a sidecar ends", over(input(never, end("i", 0), run("s"), end("a", 0))),
+			"Running i:Completed(0)+ s:running+ a:Completed(0) [ReadyToStartContainers Initialized]"},
+		{"deadline, not ended", change(input(always, end("i", 0), run("s"), end("a", 143)), func(i *Input) { i.Failed = &Failed{Reason: "DeadlineExceeded"} }),
+			"Running i:Completed(0)+ s:running+ a:Error(143) [ReadyToStartContainers Initialized]"},
+		{"deadline", change(over(input(always, end("i", 0), end("s", 0), end("a", 143))), func(i *Input) { i.Failed = &Failed{Reason: "DeadlineExceeded"} }),
+			"Failed i:Completed(0)+ s:Completed(0) a:Error(143) [ReadyToStartContainers]"},
 	} {
 		got := short(Make(c.in))
 		if got != c.want {
