@@ -300,7 +300,11 @@ func (e *Engine) containerNamespaces(k *creation) (spec.Namespaces, error) {
 		if t.SandboxID != r.ID || t.Phase != containerRunning {
 			return ns, cri.Errorf(codes.FailedPrecondition, "target container %s is not running in pod sandbox %s", o.TargetId, r.ID)
 		}
-		ns.PID = pidNamespace(t.Pid)
+		pid := e.hostPid(&t)
+		if pid == 0 {
+			return ns, cri.Errorf(codes.InvalidArgument, "linux.security_context.namespace_options.pid: TARGET: the handler's processes are not the host's")
+		}
+		ns.PID = pidNamespace(pid)
 	}
 	return ns, nil
 }
@@ -359,7 +363,7 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 		if r.Phase == containerCreating {
 			r.Phase, r.PreparedAt = containerCreated, time.Now()
 		}
-		r.Resources.M = withOOMScore(r.Resources.M, p.Pid)
+		r.Resources.M = withOOMScore(r.Resources.M, e.hostPid(r))
 	})
 }
 

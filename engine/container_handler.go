@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"maps"
 	"os"
 	"slices"
 	"time"
@@ -22,7 +23,7 @@ func (e *Engine) handled(r *containerRecord) handler.Container {
 	return handler.Container{
 		ID: r.ID, Bundle: e.containerRecords.Path(r.ID), Terminal: config.Tty,
 		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Log: e.logFile(r.LogPath),
-		Stdin: config.Stdin, StdinOnce: config.StdinOnce,
+		Stdin: config.Stdin, StdinOnce: config.StdinOnce, PodDir: e.sandboxRecords.Path(r.SandboxID),
 	}
 }
 
@@ -30,6 +31,11 @@ func (e *Engine) handled(r *containerRecord) handler.Container {
 // container's count for more than the pod's.
 func annotationsFor(s *sandboxRecord, c *runtimeapi.ContainerConfig) map[string]string {
 	out := config.Select(s.config().Annotations, s.Runtime.PodAnnotations)
+	if s.Runtime.Kind() == config.Shim {
+		own := containerAnnotations(s, c)
+		maps.Copy(own, out)
+		out = own
+	}
 	for k, v := range config.Select(c.Annotations, s.Runtime.ContainerAnnotations) {
 		if out == nil {
 			out = map[string]string{}
@@ -44,7 +50,7 @@ func (e *Engine) signalContainer(r *containerRecord) error {
 	if err != nil {
 		return err
 	}
-	return h.Signal(e.life, r.ID, r.StopSignal)
+	return h.Signal(e.life, e.handled(r), r.ID, r.StopSignal)
 }
 
 // neverRan ends a container whose handler makes its process at the start, if

@@ -112,10 +112,11 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64) {
 	err := e.changeContainer(c, func(r *containerRecord) {
 		r.StartedAt, r.OOMKills = p.StartedAt, oomKills
-		if r.Pid == 0 { // made at the start
-			r.Resources.M = withOOMScore(r.Resources.M, p.Pid)
-		}
+		made := r.Pid == 0                        // at the start
 		r.Pid, r.StartTicks = p.Pid, p.StartTicks // those of a restored one are new
+		if made {
+			r.Resources.M = withOOMScore(r.Resources.M, e.hostPid(r))
+		}
 		if r.Phase == containerCreated {
 			r.Phase = containerRunning
 		}

@@ -114,7 +114,7 @@ func (e *Engine) containerInfo(c *container, r *containerRecord) (map[string]str
 		return nil, err
 	}
 	info := map[string]any{
-		"sandboxID": r.SandboxID, "pid": r.Pid, "cgroup": r.Cgroup, "handler": r.Runtime.Name,
+		"sandboxID": r.SandboxID, "pid": e.hostPid(r), "cgroup": r.Cgroup, "handler": r.Runtime.Name,
 		"phase": r.Phase, "config": json.RawMessage(config),
 	}
 	if s, err := e.specification(c); err == nil {

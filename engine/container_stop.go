@@ -150,6 +150,9 @@ func (e *Engine) killContainer(c *container) error {
 	if err := e.cfg.Cgroups.Group(rec.Cgroup).Kill(ctx); err != nil {
 		return fmt.Errorf("kill: %w", err)
 	}
+	if err := e.killByHandler(ctx, &rec); err != nil {
+		return err
+	}
 	select {
 	case <-c.exited:
 		return nil

@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -69,6 +70,10 @@ func (e *Engine) updateContainer(ctx context.Context, c *container, update *runt
 	if err != nil {
 		return err
 	}
+	if err := e.updateByHandler(ctx, &rec, limits); err != nil {
+		undo()
+		return err
+	}
 	old := rec.Resources.M
 	if err := e.changeContainer(c, func(r *containerRecord) { r.Resources.M = merged }); err != nil {
 		undo()
@@ -87,8 +92,12 @@ func (e *Engine) changeLimits(r *containerRecord, limits *specs.LinuxResources, 
 	if err != nil || adj == 0 || r.Pid == 0 {
 		return undoLimits, err
 	}
-	file := filepath.Join("/proc", strconv.Itoa(r.Pid), "oom_score_adj")
+	pid := e.hostPid(r)
+	file := filepath.Join("/proc", strconv.Itoa(pid), "oom_score_adj")
 	old, err := os.ReadFile(file)
+	if pid == 0 {
+		err = errors.New("the handler's processes are not the host's")
+	}
 	if err == nil {
 		err = os.WriteFile(file, strconv.AppendInt(nil, adj, 10), 0)
 	}

@@ -14,8 +14,9 @@ import (
 func (x *execution) kill(ctx context.Context) error {
 	err := family.Kill(ctx, x.e.cfg.Cgroups.Group(x.c.record().Cgroup), x.process.Pid)
 	// The first one is ours until it is forgotten: its pid cannot be another's.
-	if h, err := x.e.handlerOf(x.c.record().Runtime); err == nil {
-		h.Signal(ctx, x.id, int(unix.SIGKILL))
+	rec := x.c.record()
+	if h, err := x.e.handlerOf(rec.Runtime); err == nil {
+		h.Signal(ctx, x.e.handled(&rec), x.id, int(unix.SIGKILL))
 	}
 	return err
 }

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"podstead/engine/handler"
 	"podstead/supervisor"
 )
 
@@ -134,10 +135,10 @@ func (e *Engine) catchUp() error {
 			containers = append(containers, c)
 		}
 	}
-	var paused []*sandbox
+	var ready []*sandbox
 	for _, s := range e.allSandboxes() {
-		if rec := s.record(); rec.Phase == sandboxReady && rec.Pause {
-			paused = append(paused, s)
+		if s.record().Phase == sandboxReady {
+			ready = append(ready, s)
 		}
 	}
 	list, err := e.cfg.Supervisor.List(e.life)
@@ -161,9 +162,12 @@ func (e *Engine) catchUp() error {
 			e.worker.Go(func() { e.containerLost(c) })
 		}
 	}
-	for _, s := range paused {
-		if !known[s.id] {
-			e.worker.Go(func() { e.pauseExited(s) })
+	for _, s := range ready {
+		rec := s.record()
+		for id := range rec.podProcesses() {
+			if !known[id] {
+				e.worker.Go(func() { e.pauseExited(s, id) })
+			}
 		}
 	}
 	return nil
@@ -185,13 +189,14 @@ func (e *Engine) processExited(p supervisor.Process) {
 		return
 	}
 	e.mu.Lock()
-	c, s := e.containers[p.ID], e.sandboxes[p.ID]
+	pod, _ := handler.PodOfProcess(p.ID)
+	c, s := e.containers[p.ID], e.sandboxes[pod]
 	e.mu.Unlock()
 	switch {
 	case c != nil:
 		e.worker.Go(func() { e.containerExited(c, p) })
 	case s != nil:
-		e.worker.Go(func() { e.pauseExited(s) })
+		e.worker.Go(func() { e.pauseExited(s, p.ID) })
 	}
 }
 
@@ -223,6 +228,13 @@ func (e *Engine) containerExited(c *container, p supervisor.Process) {
 	killed := uint64(0)
 	if n, err := e.cfg.Cgroups.Group(rec.Cgroup).OOMKills(); err == nil && n > rec.OOMKills {
 		killed = n - rec.OOMKills
+	}
+	oom, err := e.endForHandler(&rec)
+	if err != nil {
+		e.log.Warn("the handler has not ended a container", "container", c.id, "error", err)
+	}
+	if oom {
+		killed = max(killed, 1)
 	}
 	switch {
 	case p.ExitCode < 0:
@@ -287,21 +299,22 @@ func (e *Engine) recordExit(c *container, x exit) {
 	e.tellOfExit(c)
 }
 
-// pauseExited makes a sandbox not ready whose pid namespace has gone.
-func (e *Engine) pauseExited(s *sandbox) {
-	changed, now := false, time.Now()
+// pauseExited makes a sandbox not ready that has lost one of its own processes:
+// that of its pid namespace, or its shim.
+func (e *Engine) pauseExited(s *sandbox, id string) {
+	changed, now, why := false, time.Now(), ""
 	err := e.changeSandbox(s, func(r *sandboxRecord) {
-		// Without a shared pid namespace it was there to make others, and done.
-		if changed = r.Phase == sandboxReady && r.Pause; changed {
-			r.Phase, r.StoppedAt = sandboxStopping, now
-			r.Message = "the pause process ended, and with it the pod's pid namespace"
+		// Some were there to make others, and are done.
+		why = r.podProcesses()[id]
+		if changed = r.Phase == sandboxReady && why != ""; changed {
+			r.Phase, r.StoppedAt, r.Message = sandboxStopping, now, why
 		}
 	})
 	if err != nil {
-		e.log.Error("the end of a pause process could not be recorded", "pod", s.id, "error", err)
+		e.log.Error("the end of a pod's own process could not be recorded", "pod", s.id, "error", err)
 	}
 	if changed {
-		e.log.Warn("the pause process ended", "pod", s.id)
+		e.log.Warn("a pod's own process ended", "pod", s.id, "why", why)
 		e.sandboxEvent(s, eventStopped, now)
 	}
 }

@@ -131,7 +131,7 @@ func (s *scrape) container(c *container, pod *runtimeapi.PodSandboxMetadata) []*
 			sample.Disk.Used, sample.Disk.UsedAt = &u.Bytes, u.At
 		}
 	}
-	sample.Processes = processes(g, rec.Pid)
+	sample.Processes = processes(g, s.e.hostPid(&rec))
 	if c.record().Phase != containerRunning {
 		return nil
 	}

@@ -36,7 +36,7 @@ func (e *Engine) askPlugins(ctx context.Context, k *creation, s *specs.Spec) err
 	}
 	k.told = true
 	rec := k.c.record()
-	object := containerObject(&rec, s)
+	object := e.containerObject(&rec, s)
 	if s.Linux.Seccomp != nil {
 		object.Linux.SeccompPolicy = api.FromOCILinuxSeccomp(s.Linux.Seccomp)
 	}
@@ -70,7 +70,7 @@ func (e *Engine) undoForPlugins(ctx context.Context, k *creation) {
 
 // containerEnded tells plugins that a container has ended.
 func (e *Engine) containerEnded(ctx context.Context, rec *containerRecord, s *specs.Spec) {
-	others, err := e.plugins.Stop(ctx, e.podOf(rec), containerObject(rec, s))
+	others, err := e.plugins.Stop(ctx, e.podOf(rec), e.containerObject(rec, s))
 	if err != nil {
 		e.log.Warn("an NRI plugin failed", "event", "StopContainer", "container", rec.ID, "error", err)
 	}
@@ -82,7 +82,7 @@ func (e *Engine) containerGone(ctx context.Context, rec *containerRecord) {
 	if e.plugins.Idle() {
 		return
 	}
-	if err := e.plugins.Remove(ctx, e.podOf(rec), containerObject(rec, nil)); err != nil {
+	if err := e.plugins.Remove(ctx, e.podOf(rec), e.containerObject(rec, nil)); err != nil {
 		e.log.Warn("an NRI plugin failed", "event", "RemoveContainer", "container", rec.ID, "error", err)
 	}
 }
@@ -147,7 +147,7 @@ func (e *Engine) asContainer(ctx context.Context, c *container, tell func(contex
 		return err
 	}
 	rec := c.record()
-	return tell(ctx, e.podOf(&rec), containerObject(&rec, s))
+	return tell(ctx, e.podOf(&rec), e.containerObject(&rec, s))
 }
 
 // askPluginsOfUpdate lets plugins change an update of a container's limits. The
@@ -166,7 +166,7 @@ func (e *Engine) askPluginsOfUpdate(ctx context.Context, c *container, update *r
 		return nil, err
 	}
 	rec := c.record()
-	own, others, err := e.plugins.Update(ctx, e.podOf(&rec), containerObject(&rec, s), api.FromOCILinuxResources(limits, nil))
+	own, others, err := e.plugins.Update(ctx, e.podOf(&rec), e.containerObject(&rec, s), api.FromOCILinuxResources(limits, nil))
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func (p pluginsRuntime) Objects() (pods []*api.PodSandbox, containers []*api.Con
 			p.e.log.Warn("a plugin is not told of a container without a specification", "container", c.id, "error", err)
 			continue
 		}
-		containers = append(containers, containerObject(&rec, s))
+		containers = append(containers, p.e.containerObject(&rec, s))
 	}
 	return pods, containers
 }

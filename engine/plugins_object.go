@@ -58,12 +58,12 @@ func (e *Engine) podNamespaces(r *sandboxRecord) []*api.LinuxNamespace {
 
 // containerObject describes a container to NRI plugins, with what its
 // specification says if there is one.
-func containerObject(r *containerRecord, s *specs.Spec) *api.Container {
+func (e *Engine) containerObject(r *containerRecord, s *specs.Spec) *api.Container {
 	c := r.config()
 	o := &api.Container{
 		Id: r.ID, PodSandboxId: r.SandboxID, Name: c.GetMetadata().GetName(), State: containerObjectState(r.Phase),
 		Labels: maps.Clone(c.GetLabels()), Annotations: maps.Clone(c.GetAnnotations()),
-		Pid: uint32(r.Pid), CreatedAt: r.CreatedAt.UnixNano(), StartedAt: nanoseconds(r.StartedAt), FinishedAt: nanoseconds(r.FinishedAt),
+		Pid: uint32(e.hostPid(r)), CreatedAt: r.CreatedAt.UnixNano(), StartedAt: nanoseconds(r.StartedAt), FinishedAt: nanoseconds(r.FinishedAt),
 		ExitCode: r.ExitCode, StatusReason: r.Reason, StatusMessage: r.Message,
 		User:  &api.User{Uid: r.User.UID, Gid: r.User.GID, AdditionalGids: slices.Clone(r.User.Groups)},
 		Image: &api.Image{Name: r.ImageName, ConfigDigest: r.ImageID},

@@ -127,8 +127,10 @@ func (e *Engine) whyNotReady(rec *sandboxRecord, processes map[string]supervisor
 			return "its " + kind + " namespace is gone"
 		}
 	}
-	if rec.Pause && processes[rec.ID].State != supervisor.Running {
-		return "its pause process is gone"
+	for id, why := range rec.podProcesses() {
+		if processes[id].State != supervisor.Running {
+			return why
+		}
 	}
 	return ""
 }
@@ -217,7 +219,7 @@ func (e *Engine) removeStrays(ctx context.Context, processes map[string]supervis
 		}
 	}
 	for id := range processes {
-		if !e.owned(id) {
+		if pod, _ := handler.PodOfProcess(id); !e.owned(pod) {
 			warn("process", id, e.endStray(ctx, id))
 		}
 	}

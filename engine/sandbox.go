@@ -175,6 +175,7 @@ func (e *Engine) releaseSandbox(ctx context.Context, r *sandboxRecord) error {
 			errs = append(errs, fmt.Errorf("%s: %w", what, err))
 		}
 	}
+	step("handler", e.removePodOfHandler(ctx, r))
 	if r.Pause || r.userNamespace() {
 		step("end pause process", e.endPause(ctx, r))
 	}

@@ -85,6 +85,7 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 		{"write files", func() error { return e.writeSandboxFiles(s) }},
 		{"set sysctls", func() error { return e.setSysctls(s) }},
 		{"start pause process", func() error { return e.startPause(ctx, s) }},
+		{"handler", func() error { return e.runPodOfHandler(ctx, s) }},
 	} {
 		if err := step.do(); err != nil {
 			return "", fmt.Errorf("%s: %w", step.what, err)

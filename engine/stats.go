@@ -194,6 +194,8 @@ func (e *Engine) podUsage(s *sandbox, rec *sandboxRecord) *runtimeapi.LinuxPodSa
 	}
 	l.Cpu, l.Memory = s.cpu.Usage(st, since), figure.Memory(st)
 	if pids, err := g.Procs(); err == nil {
+		own, _ := e.cfg.Cgroups.Group(pauseCgroup(rec)).Procs() // those that wait for nothing
+		pids = slices.DeleteFunc(pids, func(pid int) bool { return slices.Contains(own, pid) })
 		l.Process = &runtimeapi.ProcessUsage{Timestamp: st.Time.UnixNano(), ProcessCount: figure.Value(uint64(len(pids)))}
 	}
 	if l.Io, err = figure.AddPressures(g, l.Cpu, l.Memory); err != nil {

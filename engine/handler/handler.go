@@ -29,9 +29,10 @@ type Handler interface {
 	// Exec runs a process in a running container. With Process.Terminal and no
 	// Stdio it returns the pty's master.
 	Exec(context.Context, Exec) (supervisor.Process, *os.File, error)
-	// Signal sends a signal to a container's first process. One that has ended is
+	// Signal sends a signal to a process of a container: to the first one, whose
+	// id is the container's, or to an exec. One that has ended is
 	// os.ErrProcessDone or os.ErrNotExist.
-	Signal(ctx context.Context, id string, signal int) error
+	Signal(ctx context.Context, c Container, id string, signal int) error
 	// Delete takes away what the handler has of a container beside the process
 	// that the supervisor knows, which it may kill. It asks for nothing to be
 	// there, and can be repeated.
@@ -46,7 +47,7 @@ type Features struct {
 	UserNamespaces          bool
 }
 
-// Container is what a handler needs to know of one. Of it, Start and Delete get
+// Container is what a handler needs to know of one. Of it, all but Create get
 // what does not come from Create's request alone: neither Spec, Rootfs nor
 // Annotations.
 type Container struct {
@@ -60,6 +61,7 @@ type Container struct {
 	CgroupDir        string
 	Log              supervisor.LogFile
 	Stdin, StdinOnce bool
+	PodDir           string // see Pod.Dir
 	// OOMScoreAdj and Resources are what Start is told of what has changed since
 	// Create, if there is no process yet.
 	OOMScoreAdj *int
@@ -71,6 +73,7 @@ type Exec struct {
 	ID         string      // "CONTAINER/EXEC"
 	Spec       *specs.Spec // of the container
 	Bundle     string      // of the container
+	PodDir     string      // see Pod.Dir
 	Process    *specs.Process
 	Pid        int // of the container's first process
 	StartTicks uint64
@@ -155,7 +158,7 @@ func (b *Builtin) Start(ctx context.Context, c Container) (supervisor.Process, e
 }
 
 // Signal implements Handler.
-func (b *Builtin) Signal(ctx context.Context, id string, signal int) error {
+func (b *Builtin) Signal(ctx context.Context, _ Container, id string, signal int) error {
 	return b.Supervisor.Signal(ctx, id, signal)
 }
 

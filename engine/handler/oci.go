@@ -246,10 +246,16 @@ func (h *OCI) Exec(ctx context.Context, x Exec) (p supervisor.Process, console *
 
 // Signal implements Handler. A sandboxing runtime may not pass on what its
 // process gets, so the runtime itself is asked.
-func (h *OCI) Signal(ctx context.Context, id string, signal int) error {
+func (h *OCI) Signal(ctx context.Context, _ Container, id string, signal int) error {
 	if strings.Contains(id, "/") { // an exec
 		return h.Supervisor.Signal(ctx, id, signal)
 	}
+	return h.ifAlive(ctx, id, func() error { return h.call(ctx, "kill", id, strconv.Itoa(signal)) })
+}
+
+// ifAlive does something to a process that the supervisor knows to run. What
+// fails because it has ended meanwhile is os.ErrProcessDone.
+func (h *OCI) ifAlive(ctx context.Context, id string, do func() error) error {
 	p, err := h.Supervisor.Get(ctx, id)
 	if err != nil {
 		return err
@@ -257,7 +263,7 @@ func (h *OCI) Signal(ctx context.Context, id string, signal int) error {
 	if p.State == supervisor.Exited {
 		return os.ErrProcessDone
 	}
-	if err = h.call(ctx, "kill", id, strconv.Itoa(signal)); err == nil {
+	if err = do(); err == nil {
 		return nil
 	}
 	if p, gerr := h.Supervisor.Get(ctx, id); gerr == nil && p.State == supervisor.Exited {

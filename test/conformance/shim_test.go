@@ -2,10 +2,10 @@ package conformance
 
 import (
 	"context"
-	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -20,7 +20,8 @@ import (
 )
 
 // TestShim runs a pod by containerd's shim for runc: logs, exit codes, execs,
-// one that takes too long included, signals, and an end by force.
+// one that takes too long included, signals, and ends by force: of the container,
+// of its stand-in, of the pod's shim.
 func TestShim(t *testing.T) {
 	host.Require(t)
 	path, err := exec.LookPath("containerd-shim-runc-v2")
@@ -64,6 +65,13 @@ func TestShim(t *testing.T) {
 		t.Errorf("%v", st)
 	}
 	s.loseStandIn(s.start("lost", "sleep 1000"))
+	s.loseShim()
+	s.remove()
+	sockets, _ := filepath.Glob("/run/containerd/s/*")
+	if len(sockets) > 0 {
+		t.Errorf("sockets are left: %v", sockets)
+	}
+	s.run()
 	if id, err := s.try("missing", []string{"/no/such"}); err == nil || !strings.Contains(err.Error(), "/no/such") {
 		t.Errorf("a program that is not there: %s, %v", id, err)
 	}
@@ -73,32 +81,52 @@ func TestShim(t *testing.T) {
 // it goes its shim.
 func (s *shimPod) loseStandIn(id string) {
 	s.Helper()
-	r, err := s.e.ContainerStatus(s.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: true})
-	if err != nil {
-		s.Fatal(err)
-	}
-	var info struct{ Pid int }
-	if err := json.Unmarshal([]byte(r.Info["info"]), &info); err != nil || info.Pid <= 1 {
-		s.Fatalf("%v: %v", r.Info, err)
-	}
-	if err := syscall.Kill(info.Pid, syscall.SIGKILL); err != nil {
-		s.Fatal(err)
-	}
+	s.killOne("/oci/" + id + "/task.json")
 	if st := s.ended(id); st.ExitCode != 137 {
 		s.Errorf("%v", st)
 	}
 	if _, err := s.e.RemoveContainer(s.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil {
 		s.Error(err)
 	}
-	s.eventually("the shim has ended", func() bool {
-		files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-		for _, f := range files {
-			if b, _ := os.ReadFile(f); strings.Contains(string(b), "\x00"+id+"\x00") {
-				return false
-			}
+}
+
+// loseShim kills the one shim that the pod's containers have: they have ended,
+// and the pod is not ready.
+func (s *shimPod) loseShim() {
+	s.Helper()
+	a, b := s.start("a", "sleep 1000"), s.start("b", "sleep 1000")
+	s.killOne("-v2\x00-namespace\x00podstead\x00-id\x00")
+	for _, id := range []string{a, b} {
+		if st := s.ended(id); st.ExitCode != 137 || st.Reason != "Error" {
+			s.Errorf("%v", st)
 		}
-		return true
+	}
+	s.eventually("the pod is not ready", func() bool {
+		r, err := s.e.PodSandboxStatus(s.Context(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: s.id})
+		return err == nil && r.Status.State == runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 	})
+	if id, err := s.try("late", []string{"true"}); err == nil {
+		s.Errorf("a container without a shim: %s", id)
+	}
+}
+
+// killOne kills the process whose command line has text in it.
+func (s *shimPod) killOne(text string) {
+	s.Helper()
+	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	var found []int
+	for _, f := range files {
+		if b, _ := os.ReadFile(f); strings.Contains(string(b), text) && !strings.Contains(string(b), "\x00delete\x00") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(f)))
+			found = append(found, pid)
+		}
+	}
+	if len(found) != 1 {
+		s.Fatalf("processes %v have %q in their command lines", found, text)
+	}
+	if err := syscall.Kill(found[0], syscall.SIGKILL); err != nil {
+		s.Fatal(err)
+	}
 }
 
 // shimPod is a pod of the engine's default handler.

@@ -1,49 +1,51 @@
 // Package shim stands for a container that a containerd shim runs: a process of
 // its own, in the place of the container's under the supervisor, that lives as
-// long as the container does, passes signals on and ends as it ends. So logs,
+// long as the container does and ends as it ends. So logs,
 // exits and restarts are those of any other container, although the process that
-// counts may be in a virtual machine.
+// counts may be in a virtual machine. A pod has a stand-in, too, for its sandbox
+// container, which does nothing: that one starts and ends the shim, which is the
+// whole pod's, and takes the events that it sends.
 //
-//	supervisor ──▶ stand-in ──start──▶ shim ──▶ container
-//	     ▲            │ ◀──ttrpc: Create, Start, Wait, Kill, Exec, Delete──▶ │
-//	     └── pipes ───┴── /proc/STAND-IN/fd/1, which the shim writes to ─────┘
+//	supervisor ──▶ pod's stand-in ──start, delete──▶ shim ──▶ sandbox
+//	     │            ▲ events ◀───────ttrpc──────────┤
+//	     ├──────▶ container's stand-in ──ttrpc──▶     ├─────▶ container
+//	     │            │ Create, Start, Exec, Wait,    │
+//	     │            │ ResizePty, CloseIO, Delete    │
+//	     └─ pipes, pty ── /proc/STAND-IN/fd/1 ────────┘ which it writes to
 //
-// The stand-in moves no bytes: the shim is told the supervisor's pipes as if
+// The stand-in moves no output: the shim is told the supervisor's pipes as if
 // they were its fifos. It is run by "podstead shim FILE"; FILE is a Task. The
-// engine does not talk to shims. Nothing here survives the stand-in's death but
-// the shim, which "delete" ends (Delete).
+// engine talks to shims to send signals and to change limits. A stand-in's death is the end of what it stands for: End sees to that.
+//
+//	BUNDLE/shim    of a pod: how its shim is reached, as long as there is one
+//	BUNDLE/task    of a container: its shim knows it; the number of its process
+//	BUNDLE/oom     of a container: it ran out of memory
 package shim
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"strings"
+	"strconv"
 	"syscall"
-	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v2"
-	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
-	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
-	"google.golang.org/protobuf/proto"
-	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
 
 // Task is what a stand-in stands for.
 type Task struct {
 	Shim   string // the program
-	ID     string // of the container
+	ID     string // of the container, or the pod
 	Bundle string
+	// Pod is the bundle of the pod that a container is in, whose shim it gets;
+	// empty: this is the pod.
+	Pod string
 	// ConfigPath is the runtime's own configuration file, "" for none.
 	ConfigPath string
 	// ExecID and Process are those of an exec, in a container that runs; else the
@@ -51,13 +53,36 @@ type Task struct {
 	ExecID  string
 	Process json.RawMessage
 	Stdin   bool
+	// Console is a socket that gets the master of the process's terminal; empty:
+	// it has none.
+	Console string
 	// Log gets an entry that says why the process could not be started. Ready is
 	// a fifo: a byte on it says that it was.
 	Log, Ready string
+	// Events is the short path of a socket, for a pod: its shim sends events there.
+	Events string
 }
 
-// namespace is containerd's, under which shims keep what is ours.
-const namespace = "podstead"
+// The files in bundles.
+const (
+	addressFile = "shim"
+	taskFile    = "task"
+	oomFile     = "oom"
+)
+
+func (t *Task) isPod() bool             { return t.Pod == "" }
+func (t *Task) file(name string) string { return filepath.Join(t.Bundle, name) }
+
+// podBundle is where the shim's address is.
+func (t *Task) podBundle() string {
+	if t.isPod() {
+		return t.Bundle
+	}
+	return t.Pod
+}
+
+// failed is the exit code of a stand-in that could not do its work.
+const failed = 255
 
 // Run is the life of a stand-in. It returns the exit code.
 func Run(file string) int {
@@ -68,20 +93,23 @@ func Run(file string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
-		return 1
+		return failed
 	}
 	signals := make(chan os.Signal, 64)
 	signal.Notify(signals)
-	code, err := t.run(signals)
+	code, started, err := t.run(signals)
 	if err == nil {
 		return code
 	}
-	entry, _ := json.Marshal(map[string]string{"level": "error", "msg": err.Error()})
 	if t.Log != "" {
+		entry, _ := json.Marshal(map[string]string{"level": "error", "msg": err.Error()})
 		os.WriteFile(t.Log, append(entry, '\n'), 0o600)
 	}
+	if started {
+		return code
+	}
 	t.ready(false)
-	return 255
+	return failed
 }
 
 // ready tells who waits whether the process runs.
@@ -110,231 +138,151 @@ func Await(fifo string) error {
 	return nil
 }
 
-func (t *Task) run(signals <-chan os.Signal) (code int, err error) {
+func (t *Task) run(signals <-chan os.Signal) (code int, started bool, err error) {
 	ctx := context.Background()
-	c, err := t.connect(ctx)
+	io, err := t.openStdio()
 	if err != nil {
-		return 0, err
+		return 0, false, err
+	}
+	c, err := t.reach(ctx)
+	if err != nil {
+		return 0, false, err
 	}
 	defer c.Close()
-	if t.ExecID == "" {
-		defer func() { err = errors.Join(err, c.end(ctx, t)) }()
-		err = c.create(ctx, t)
-	} else {
-		err = c.exec(ctx, t)
+	if t.isPod() {
+		defer func() { err = errors.Join(err, c.shutdown(ctx, t)) }()
 	}
-	if err != nil {
-		return 0, err
-	}
-	if err := c.call(ctx, "Start", &task.StartRequest{ID: t.ID, ExecID: t.ExecID}, &task.StartResponse{}); err != nil {
-		return 0, err
+	if err := c.begin(ctx, t, io); err != nil {
+		return 0, false, err
 	}
 	if err := t.ready(true); err != nil {
-		return 0, err
+		return 0, false, errors.Join(err, c.undo(ctx, t))
 	}
-	return c.wait(ctx, t, signals)
+	go io.feedStdin(ctx, c, t)
+	code, err = c.wait(ctx, t, signals, io)
+	return code, true, err
 }
 
-// client talks to a shim.
-type client struct {
-	*ttrpc.Client
-	service string
-}
-
-// bootstrap is what newer shims answer "start" with, instead of the address.
-type bootstrap struct {
-	Version  int    `json:"version"`
-	Address  string `json:"address"`
-	Protocol string `json:"protocol"`
-}
-
-// addressFile is where the shim's answer is kept in the bundle, for execs.
-const addressFile = "shim"
-
-// connect starts the container's shim, or finds that of a container which runs.
-func (t *Task) connect(ctx context.Context) (*client, error) {
-	path := filepath.Join(t.Bundle, addressFile)
-	answer, err := os.ReadFile(path)
-	if t.ExecID == "" {
-		if err := t.drainLog(); err != nil {
-			return nil, err
-		}
-		if answer, err = t.command(ctx, "start"); err == nil {
-			err = os.WriteFile(path, answer, 0o600)
-		}
-	}
-	if err != nil {
-		return nil, err
-	}
-	return t.dial(answer)
-}
-
-// dial reaches a shim by what it has answered to "start".
-func (t *Task) dial(answer []byte) (*client, error) {
-	b := bootstrap{Version: 2, Protocol: "ttrpc", Address: strings.TrimSpace(string(answer))}
-	if strings.HasPrefix(b.Address, "{") {
-		if err := json.Unmarshal(answer, &b); err != nil {
-			return nil, fmt.Errorf("%s start: %w: %q", t.Shim, err, answer)
-		}
-	}
-	address, ok := strings.CutPrefix(b.Address, "unix://")
-	if !ok || b.Protocol != "ttrpc" {
-		return nil, fmt.Errorf("%s start: %q by %s: want unix:// by ttrpc", t.Shim, b.Address, b.Protocol)
-	}
-	conn, err := net.Dial("unix", address)
-	if err != nil {
-		return nil, err
-	}
-	return &client{ttrpc.NewClient(conn), fmt.Sprintf("containerd.task.v%d.Task", min(b.Version, 3))}, nil
-}
-
-// drainLog makes the fifo that a shim logs to, and reads it as long as the
-// stand-in lives.
-func (t *Task) drainLog() error {
-	path := filepath.Join(t.Bundle, "log")
-	os.Remove(path)
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return &os.PathError{Op: "mkfifo", Path: path, Err: err}
-	}
-	f, err := os.OpenFile(path, os.O_RDWR|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return err
-	}
-	go io.Copy(io.Discard, f)
-	return nil
-}
-
-// killSignal asks a stand-in to kill its process, which SIGKILL would not.
-const killSignal = 64
-
-// Signal is what a stand-in is sent for a signal to its process.
-func Signal(n int) int {
-	if n == int(unix.SIGKILL) {
-		return killSignal
-	}
-	return n
-}
-
-// commandTimeout bounds a call of the shim's command line.
-const commandTimeout = 30 * time.Second
-
-func (t *Task) command(ctx context.Context, verb string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	// It tells of events by a program if it has no other way; nobody listens.
-	cmd := exec.CommandContext(ctx, t.Shim, "-namespace", namespace, "-publish-binary", "/bin/true",
-		"-id", t.ID, "-bundle", t.Bundle, verb)
-	cmd.Dir = t.Bundle
-	cmd.WaitDelay = time.Second
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("%s %s: %w: %.1000s", t.Shim, verb, err, stderr.String())
-	}
-	return out, nil
-}
-
-// Delete ends the shim of a container whose stand-in was killed, and what the
-// container has left; of one that ended as it should there is nothing.
-func Delete(ctx context.Context, t Task) error {
-	path := filepath.Join(t.Bundle, addressFile)
-	answer, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	if c, err := t.dial(answer); err == nil { // else the shim is dead, too
-		ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-		c.call(ctx, "Kill", &task.KillRequest{ID: t.ID, Signal: uint32(unix.SIGKILL), All: true}, &emptypb.Empty{})
-		c.call(ctx, "Wait", &task.WaitRequest{ID: t.ID}, &task.WaitResponse{})
-		c.call(ctx, "Delete", &task.DeleteRequest{ID: t.ID}, &task.DeleteResponse{})
-		c.call(ctx, "Shutdown", &task.ShutdownRequest{ID: t.ID, Now: true}, &emptypb.Empty{})
-		cancel()
-		c.Close()
-	}
-	if _, err := t.command(ctx, "delete"); err != nil {
-		return err
-	}
-	return os.Remove(path)
-}
-
-func (c *client) call(ctx context.Context, method string, req, resp proto.Message) error {
-	ctx = ttrpc.WithMetadata(ctx, ttrpc.MD{"containerd-namespace-ttrpc": []string{namespace}})
-	if err := c.Call(ctx, c.service, method, req, resp); err != nil {
-		return fmt.Errorf("%s: %w", method, err)
-	}
-	return nil
-}
-
-// stdio are the stand-in's own descriptors, by names under which the shim can
-// open them.
-func (t *Task) stdio() (in, out, errOut string) {
-	name := func(fd int) string { return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), fd) }
-	if t.Stdin {
-		in = name(0)
-	}
-	return in, name(1), name(2)
-}
-
-func (c *client) create(ctx context.Context, t *Task) error {
-	req := &task.CreateTaskRequest{ID: t.ID, Bundle: t.Bundle}
-	req.Stdin, req.Stdout, req.Stderr = t.stdio()
-	if t.ConfigPath != "" {
-		value, err := proto.Marshal(&runtimeoptions.Options{ConfigPath: t.ConfigPath})
+// reach starts the pod's shim, or finds it.
+func (t *Task) reach(ctx context.Context) (*client, error) {
+	if !t.isPod() {
+		a, err := readAddress(t.Pod)
 		if err != nil {
+			return nil, fmt.Errorf("the pod's shim: %w", err)
+		}
+		return a.dial()
+	}
+	if err := serveEvents(t.Events); err != nil {
+		return nil, err
+	}
+	a, err := t.start(ctx)
+	if err != nil {
+		os.Remove(t.Events)
+		return nil, err
+	}
+	return a.dial()
+}
+
+// begin makes the process and starts it; if that fails nothing is left of it.
+func (c *client) begin(ctx context.Context, t *Task, io *stdio) (err error) {
+	if t.ExecID == "" && !t.isPod() {
+		if err := os.WriteFile(t.file(taskFile), nil, 0o600); err != nil {
 			return err
 		}
-		req.Options = &anypb.Any{TypeUrl: "runtimeoptions.v1.Options", Value: value}
 	}
-	return c.call(ctx, "Create", req, &task.CreateTaskResponse{})
+	if t.ExecID != "" {
+		err = c.exec(ctx, t, io)
+	} else {
+		err = c.create(ctx, t, io)
+	}
+	if err != nil {
+		if t.ExecID == "" {
+			err = errors.Join(err, removeFile(t.file(taskFile)))
+		}
+		return err
+	}
+	var started task.StartResponse
+	err = c.call(ctx, "Start", &task.StartRequest{ID: t.ID, ExecID: t.ExecID}, &started)
+	if err == nil && t.ExecID == "" && !t.isPod() {
+		err = os.WriteFile(t.file(taskFile), strconv.AppendUint(nil, uint64(started.Pid), 10), 0o600)
+	}
+	if err != nil {
+		return errors.Join(err, c.undo(ctx, t))
+	}
+	return nil
 }
 
-// processType is how shims know a process of the OCI specification.
-const processType = "types.containerd.io/opencontainers/runtime-spec/1/Process"
-
-func (c *client) exec(ctx context.Context, t *Task) error {
-	req := &task.ExecProcessRequest{ID: t.ID, ExecID: t.ExecID, Spec: &anypb.Any{TypeUrl: processType, Value: t.Process}}
-	req.Stdin, req.Stdout, req.Stderr = t.stdio()
-	return c.call(ctx, "Exec", req, &emptypb.Empty{})
+// undo kills and deletes a process whose start has failed.
+func (c *client) undo(ctx context.Context, t *Task) error {
+	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
+	defer cancel()
+	c.call(ctx, "Kill", &task.KillRequest{ID: t.ID, ExecID: t.ExecID, Signal: uint32(unix.SIGKILL)}, &emptypb.Empty{})
+	err := c.call(ctx, "Delete", &task.DeleteRequest{ID: t.ID, ExecID: t.ExecID}, &task.DeleteResponse{})
+	if err == nil && t.ExecID == "" {
+		err = removeFile(t.file(taskFile))
+	}
+	return err
 }
 
-// wait passes signals on until the process ends.
-func (c *client) wait(ctx context.Context, t *Task, signals <-chan os.Signal) (code int, err error) {
+// wait passes sizes of the terminal, and signals that come to the stand-in, on
+// until the process ends.
+func (c *client) wait(ctx context.Context, t *Task, signals <-chan os.Signal, io *stdio) (code int, err error) {
 	var ended task.WaitResponse
 	done := make(chan error, 1)
 	go func() { done <- c.call(ctx, "Wait", &task.WaitRequest{ID: t.ID, ExecID: t.ExecID}, &ended) }()
+	io.resize(ctx, c, t)
 	for {
 		select {
 		case s := <-signals:
-			n := s.(syscall.Signal)
-			if n == killSignal {
-				n = unix.SIGKILL
-			}
-			if n != unix.SIGCHLD && n != unix.SIGURG && n != unix.SIGPIPE {
-				c.call(ctx, "Kill", &task.KillRequest{ID: t.ID, ExecID: t.ExecID, Signal: uint32(n)}, &emptypb.Empty{})
-			}
+			c.pass(ctx, t, s.(syscall.Signal), io)
 			continue
 		case err = <-done:
 		}
-		if err != nil {
-			return 0, err
+		if err != nil { // the shim is gone
+			return t.bury(ctx)
 		}
 		// All of its output has been copied when this returns.
 		err = c.call(ctx, "Delete", &task.DeleteRequest{ID: t.ID, ExecID: t.ExecID}, &task.DeleteResponse{})
+		if err == nil && t.ExecID == "" && !t.isPod() {
+			t.noteMemory(ctx)
+			err = removeFile(t.file(taskFile))
+		}
 		return int(ended.ExitStatus), err
 	}
 }
 
-// end ends the shim.
-func (c *client) end(ctx context.Context, t *Task) error {
-	ctx, cancel := context.WithTimeout(ctx, commandTimeout)
-	defer cancel()
-	err := c.call(ctx, "Shutdown", &task.ShutdownRequest{ID: t.ID, Now: true}, &emptypb.Empty{})
-	if err != nil && !errors.Is(err, ttrpc.ErrClosed) {
+// pass gives a signal of the stand-in's to its process.
+func (c *client) pass(ctx context.Context, t *Task, n syscall.Signal, io *stdio) {
+	switch n {
+	case unix.SIGCHLD, unix.SIGURG, unix.SIGPIPE:
+		return
+	case unix.SIGWINCH:
+		if io.tty != nil {
+			io.resize(ctx, c, t)
+			return
+		}
+	}
+	c.call(ctx, "Kill", &task.KillRequest{ID: t.ID, ExecID: t.ExecID, Signal: uint32(n)}, &emptypb.Empty{})
+}
+
+// bury takes away what a process whose shim has died has left, and returns the
+// exit code that the shim's program says.
+func (t *Task) bury(ctx context.Context) (code int, err error) {
+	if t.ExecID != "" {
+		return exitKilled, nil // it ends with its container
+	}
+	if code, err = t.deleteByCommand(ctx); err == nil {
+		err = removeFile(t.file(taskFile))
+	}
+	return code, err
+}
+
+// exitKilled is the exit code of what was killed.
+const exitKilled = 128 + int(unix.SIGKILL)
+
+func removeFile(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
 	}
-	return os.Remove(filepath.Join(t.Bundle, addressFile)) // nothing is left of it
+	return nil
 }
