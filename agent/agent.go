@@ -62,6 +62,9 @@ type Config struct {
 	// docker login writes them. CredentialProviders are asked for more.
 	DockerConfigs       []string
 	CredentialProviders []*CredentialProvider
+	// RootDir is where plugins look for a kubelet (/var/lib/kubelet): device plugins
+	// in device-plugins, PodResources in pod-resources. "": none are served.
+	RootDir string
 	// Kubelet is how the kubelet's HTTP API is served; nil: it is not.
 	Kubelet *KubeletAPI
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
@@ -134,6 +137,7 @@ type Agent struct {
 	node    *node
 	board   *board
 	kubelet *kubeletapi.Server // may be nil
+	devices chan struct{}      // there are others than before
 	evictor *evictor
 
 	requests chan func(context.Context) // run by the loop
@@ -206,6 +210,9 @@ func New(cfg Config) (*Agent, error) {
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
 	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
+	if err := a.newDevices(); err != nil {
+		return nil, err
+	}
 	if a.kubelet, err = a.newKubelet(); err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/device"
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/flight"
@@ -45,6 +46,7 @@ type node struct {
 	maxBackoff     time.Duration
 	cgroups        *cgroups
 	puller         *image.Puller
+	devices        *device.Manager // may be nil
 	events         *event.Log
 	metrics        *metric.Metrics
 	board          *board

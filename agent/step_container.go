@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/device"
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/observe"
@@ -38,7 +39,7 @@ func (j job) startContainer(ctx context.Context) *stepError {
 	if failed != nil {
 		return failed
 	}
-	config, failed := j.config(img, volumes)
+	config, failed := j.config(ctx, img, volumes)
 	if failed != nil {
 		if ctx.Err() == nil {
 			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", failed.message)
@@ -138,7 +139,7 @@ func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (
 
 // config makes the container's configuration and the files it mounts; images
 // are those of its image volumes.
-func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeapi.ContainerConfig, *stepError) {
+func (j job) config(ctx context.Context, img *runtimeapi.Image, images map[string]string) (*runtimeapi.ContainerConfig, *stepError) {
 	vars, err := env.Make(j.pod, j.spec, j.objs, j.podFacts())
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
@@ -167,6 +168,11 @@ func (j job) config(img *runtimeapi.Image, images map[string]string) (*runtimeap
 		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
 		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile, Target: j.processes,
 	})
+	if err == nil {
+		var grants map[string]device.Grant
+		grants, err = j.devices.Container(ctx, j.pod, j.spec.Name)
+		device.Apply(config, grants)
+	}
 	if err == nil {
 		err = j.mapUsers(config.GetLinux().GetSecurityContext().GetNamespaceOptions(), config.GetMounts())
 	}

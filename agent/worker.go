@@ -289,6 +289,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 		w.launch(ctx, s)
 	}
 	w.fallen()
+	w.yield()
 	w.refreshVolumes(ctx)
 	w.describe(now)
 	if w.last.Gone {

@@ -46,8 +46,15 @@ func (w *worker) fall(e order) {
 // nodePressure is the reason for which a pod waits that is held.
 const nodePressure = "NodePressure"
 
+// insufficientDevices is the reason for which a pod waits that asks for devices
+// which are not free. A kubelet would reject it.
+const insufficientDevices = "InsufficientDevices"
+
 // hold is why a pod that has not started has to wait, nil if it has not.
 func (w *worker) hold() *plan.Wait {
+	if lack := w.node.devices.Lacks(w.pod); lack != "" {
+		return &plan.Wait{Reason: insufficientDevices, Since: w.start, Message: lack}
+	}
 	conditions, since := w.node.pressure.get()
 	if eviction.Admits(w.pod, request.QoS(w.pod) == corev1.PodQOSBestEffort, conditions) {
 		return nil

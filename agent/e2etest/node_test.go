@@ -63,6 +63,7 @@ type node struct {
 	policy    *agent.Policy
 	providers []*agent.CredentialProvider
 	kubelet   *agent.KubeletAPI
+	rootDir   string
 	stop      func()
 }
 
@@ -182,7 +183,7 @@ func (n *node) start() {
 	}
 	a, err := agent.New(agent.Config{
 		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), PodLogsDir: filepath.Join(n.dir, "logs"),
-		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
+		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, RootDir: n.rootDir, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})
 	if err != nil {

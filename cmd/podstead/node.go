@@ -39,6 +39,7 @@ type nodeOptions struct {
 	nodeName        string
 	runtimeEndpoint string
 	config          string
+	rootDir         string
 	kubeletConfig   string
 	kubeletDropIns  string
 	kubeletAPI      *agent.KubeletAPI
@@ -70,6 +71,7 @@ func nodeCommand(opt *options) *cobra.Command {
 	f.StringVar(&n.manifests, "manifests", "", "`DIR` of Pod, ConfigMap and Secret manifests to keep running")
 	f.StringVar(&n.nodeName, "node-name", host, "`NAME` of this node in pod status and the downward API")
 	f.StringVar(&n.runtimeEndpoint, "runtime-endpoint", "", "run pods on the CRI runtime at this `unix:///…` instead of the built-in engine")
+	f.StringVar(&n.rootDir, "root-dir", "", "`DIR` where plugins look for a kubelet (/var/lib/kubelet): serve device plugins and PodResources there")
 	f.StringVar(&n.kubeletConfig, "config", "", "a KubeletConfiguration `FILE`; fields without effect are warned about")
 	f.StringVar(&n.kubeletDropIns, "config-dir", "", "`DIR` of *.conf files that are merged over it, in the order of their names")
 	f.StringVar(&n.providerConfig, "image-credential-provider-config", "", "a CredentialProviderConfig `FILE`, or a directory of them")
@@ -282,7 +284,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 	return agent.Config{
 		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
-		DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
+		RootDir: n.rootDir, DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
 		Policy: &n.policy, Kubelet: n.kubeletAPI, Listener: socket, Log: log,
 	}

@@ -12,6 +12,8 @@ import (
 	"k8s.io/apimachinery/pkg/util/intstr"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"podstead/agent/internal/device"
 )
 
 func (c *podCheck) containers(spec *field.Path) {
@@ -185,8 +187,10 @@ func (c *podCheck) resources(r *corev1.ResourceRequirements, p *field.Path) {
 	check := func(list corev1.ResourceList, at *field.Path) {
 		for name, q := range list {
 			k := at.Key(string(name))
-			switch name {
-			case corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage:
+			switch {
+			case name == corev1.ResourceCPU, name == corev1.ResourceMemory, name == corev1.ResourceEphemeralStorage:
+			case device.IsExtended(name):
+				c.extended(r, name, q, at)
 			default:
 				c.add(field.Forbidden(k, "resource "+string(name)+" is not supported"))
 			}
@@ -201,6 +205,21 @@ func (c *podCheck) resources(r *corev1.ResourceRequirements, p *field.Path) {
 		if limit, ok := r.Limits[name]; ok && req.Cmp(limit) > 0 {
 			c.add(field.Invalid(p.Child("requests").Key(string(name)), req.String(), "must be at most the limit of "+limit.String()))
 		}
+	}
+}
+
+// extended checks a resource that device plugins offer: whole numbers, and no
+// request other than the limit.
+func (c *podCheck) extended(r *corev1.ResourceRequirements, name corev1.ResourceName, q resource.Quantity, p *field.Path) {
+	k := p.Key(string(name))
+	for _, text := range validation.IsQualifiedName(string(name)) {
+		c.add(field.Invalid(k, string(name), text))
+	}
+	if q.MilliValue()%1000 != 0 {
+		c.add(field.Invalid(k, q.String(), "must be an integer"))
+	}
+	if limit, ok := r.Limits[name]; !ok || limit.Cmp(q) != 0 {
+		c.add(field.Invalid(k, q.String(), "must be equal to the limit of "+limit.String()))
 	}
 }
 
