@@ -15,6 +15,7 @@ import (
 	"podstead/engine/config"
 	"podstead/engine/handler"
 	"podstead/image"
+	"podstead/network"
 	"podstead/supervisor"
 )
 
@@ -55,8 +56,33 @@ func (e *Engine) Reload(c config.Config) error {
 	if c.DefaultHandler != "" {
 		s.handlers[""] = s.handlers[c.DefaultHandler]
 	}
-	e.settings.Store(s)
+	old := e.settings.Swap(s)
+	if old == nil {
+		return nil // the boxes have been made with it
+	}
+	e.reloadBoxes(old.Config, c)
 	return nil
+}
+
+// reloadBoxes hands other boxes what concerns them, if it has changed.
+func (e *Engine) reloadBoxes(old, c config.Config) {
+	if i, was := c.Images, old.Images; i.CertsDir != was.CertsDir || i.ParallelLayers != was.ParallelLayers || i.StallTimeout != was.StallTimeout {
+		e.cfg.Images.SetFetching(image.Fetching{CertsDir: i.CertsDir, ParallelLayers: i.ParallelLayers, StallTimeout: i.StallTimeout.Duration})
+	}
+	cni := func(n config.Network) network.CNI {
+		return network.CNI{ConfDir: n.CNIConfDir, BinDirs: n.CNIBinDirs, Networks: n.CNINetworks}
+	}
+	if now := cni(c.Network); !reflect.DeepEqual(now, cni(old.Network)) {
+		e.cfg.Network.SetCNI(now)
+	}
+	e.devices.SetDirs(c.CDI.Dirs)
+	e.streams.SetTimeouts(timeouts(c.Streams))
+	if c.Network.ReadySlots == old.Network.ReadySlots {
+		return
+	}
+	if err := e.cfg.Network.SetSlots(c.Network.ReadySlots); err != nil {
+		e.log.Warn("networks that were ready for pods are left", "error", err)
+	}
 }
 
 // NoteConfig sets what Status --verbose tells about the configuration file.

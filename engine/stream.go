@@ -11,6 +11,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/config"
 	"podstead/engine/internal/stream"
 	"podstead/oci/launch"
 	"podstead/supervisor"
@@ -24,9 +25,11 @@ func (e *Engine) serveStreams(ctx context.Context) (*stream.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams on %s: %w", wanted.Address, err)
 	}
-	return stream.Serve(l, stream.Config{
-		IdleTimeout: wanted.IdleTimeout.Duration, CreationTimeout: wanted.CreationTimeout.Duration, Log: e.log,
-	}, (*streamRuntime)(e)), nil
+	return stream.Serve(l, timeouts(wanted), (*streamRuntime)(e), e.log), nil
+}
+
+func timeouts(c config.Streams) stream.Timeouts {
+	return stream.Timeouts{Idle: c.IdleTimeout.Duration, Creation: c.CreationTimeout.Duration}
 }
 
 // Exec returns a URL at which a command runs with the client's streams.

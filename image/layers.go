@@ -141,9 +141,10 @@ func blobKey(layerKey string, w *layerWork) string {
 func (s *Store) runLayer(ctx context.Context, w *layerWork, a *assembly) error {
 	ready := sync.OnceFunc(func() { close(w.blobReady) })
 	defer ready()
+	slots := s.fetching.Load().slots
 	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -97,7 +97,8 @@ func (s *Store) leavePull(p *pull) {
 }
 
 func (s *Store) pullImage(ctx context.Context, name reference.Named, auth Auth, p *pull) (Image, error) {
-	repo, err := registry.Open(ctx, registry.Config{CertsDir: s.cfg.CertsDir, Stall: s.cfg.StallTimeout, Log: s.log},
+	how := s.fetching.Load()
+	repo, err := registry.Open(ctx, registry.Config{CertsDir: how.CertsDir, Stall: how.StallTimeout, Log: s.log},
 		name, registry.Auth(auth))
 	if err != nil {
 		return Image{}, err

@@ -244,6 +244,17 @@ func TestMirrors(t *testing.T) {
 	}
 }
 
+// TestFetchingChanges gives a store another directory while it is open.
+func TestFetchingChanges(t *testing.T) {
+	img := smallImage(t, "a")
+	addr := serve(t, imagetest.Handler(t, map[string]imagetest.Image{"app:1": img}, nil))
+	s := withCerts(t, t.TempDir())
+	s.SetFetching(image.Fetching{CertsDir: hostsFile(t, "any.example", fmt.Sprintf("server = \"http://%s\"\n", addr)), ParallelLayers: 1})
+	if got, err := s.Pull(testContext(t), "any.example/app:1", image.Auth{}); err != nil || got.ID != img.ID() {
+		t.Error(got.ID, err)
+	}
+}
+
 func TestMirrorThatMayNotResolve(t *testing.T) {
 	img := smallImage(t, "a")
 	stale := smallImage(t, "stale")

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -28,10 +29,10 @@ type Store struct {
 	unpacker *layer.Unpacker
 	lock     *os.File
 
-	ctx    context.Context // ends with Close: all work under way hangs on it
-	cancel context.CancelFunc
-	work   sync.WaitGroup
-	slots  chan struct{} // one per layer being fetched and unpacked
+	ctx      context.Context // ends with Close: all work under way hangs on it
+	cancel   context.CancelFunc
+	work     sync.WaitGroup
+	fetching atomic.Pointer[fetching]
 
 	// commit serialises what changes images/, layers/ and blobs/ for good.
 	// It is taken before mu and, unlike it, held across I/O.
@@ -63,20 +64,14 @@ func Open(cfg Config) (*Store, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	if cfg.ParallelLayers <= 0 {
-		cfg.ParallelLayers = 3
-	}
-	if cfg.StallTimeout <= 0 {
-		cfg.StallTimeout = time.Minute
-	}
 	s := &Store{
 		cfg: cfg, log: cfg.Log,
 		unpacker: layer.NewUnpacker(layer.Limits{Entries: cfg.MaxEntries, Bytes: cfg.MaxBytes}),
-		slots:    make(chan struct{}, cfg.ParallelLayers),
 		images:   map[string]*entry{}, names: map[string]string{}, holds: map[string]*hold{},
 		pins: map[string]int{}, blobs: map[string]*blob{}, layers: map[string]*layerWork{}, pulls: map[string]*pull{},
 		lost: map[string]bool{},
 	}
+	s.SetFetching(Fetching{CertsDir: cfg.CertsDir, ParallelLayers: cfg.ParallelLayers, StallTimeout: cfg.StallTimeout})
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	if err := s.open(); err != nil {
 		s.cancel()
@@ -86,6 +81,36 @@ func Open(cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("open image store %s: %w", cfg.Dir, err)
 	}
 	return s, nil
+}
+
+// Fetching is how images are fetched; see the fields of Config.
+type Fetching struct {
+	CertsDir       string
+	ParallelLayers int
+	StallTimeout   time.Duration
+}
+
+type fetching struct {
+	Fetching
+	slots chan struct{} // one per layer being fetched and unpacked
+}
+
+// SetFetching changes how pulls that begin from now on fetch images, and how many
+// layers at a time those that begin later may.
+func (s *Store) SetFetching(f Fetching) {
+	if f.ParallelLayers <= 0 {
+		f.ParallelLayers = 3
+	}
+	if f.StallTimeout <= 0 {
+		f.StallTimeout = time.Minute
+	}
+	next := &fetching{Fetching: f}
+	if old := s.fetching.Load(); old != nil && cap(old.slots) == f.ParallelLayers {
+		next.slots = old.slots
+	} else {
+		next.slots = make(chan struct{}, f.ParallelLayers)
+	}
+	s.fetching.Store(next)
 }
 
 func (s *Store) path(rel string) string { return filepath.Join(s.cfg.Dir, rel) }

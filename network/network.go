@@ -67,6 +67,13 @@ type Config struct {
 	Log     *slog.Logger
 }
 
+// CNI is where configuration of CNI is, and its plugins; see the fields of Config.
+type CNI struct {
+	ConfDir  string
+	BinDirs  []string
+	Networks []string
+}
+
 // PortMapping is a port of the host that leads to one of the pod.
 type PortMapping struct {
 	Protocol      string     `json:"protocol"`         // "TCP", "UDP", "SCTP"; empty is TCP
@@ -120,6 +127,13 @@ var (
 	validName = regexp.MustCompile(`^[a-zA-Z][a-zA-Z0-9_-]{0,10}$`)
 	validID   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
 )
+
+// SetCNI changes where new pods' configuration is looked for, and plugins for all
+// pods.
+func (n *Network) SetCNI(c CNI) { n.plugins.set(c) }
+
+// SetSlots changes how many namespaces are kept connected ahead of time.
+func (n *Network) SetSlots(want int) error { return n.slots.setWant(want) }
 
 // New reads the leases and changes nothing in the kernel: the bridge is made
 // with the first pod. A lease that cannot be read is set aside and logged.

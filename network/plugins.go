@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"podstead/network/internal/bridge"
@@ -25,7 +26,7 @@ type plugins struct {
 	log    *slog.Logger
 	leases *leases
 	bootID string
-	run    *cni.Plugins
+	found  atomic.Pointer[found]
 	host   *shared.Host
 	enroll func() error // makes this instance known to others on the host
 	later  func(func(context.Context)) bool
@@ -51,9 +52,20 @@ type attachment struct {
 
 func newPlugins(cfg Config, all *leases, b *builtin, later func(func(context.Context)) bool) *plugins {
 	p := &plugins{cfg: cfg, log: cfg.Log, leases: all, bootID: b.bootID, host: b.host, enroll: b.enroll, later: later}
-	p.run = cni.New(cfg.CNIBinDirs, cacheDir(cfg.StateDir))
+	p.set(CNI{cfg.CNIConfDir, cfg.CNIBinDirs, cfg.CNINetworks})
 	return p
 }
+
+// found is where configuration and plugins are.
+type found struct {
+	CNI
+	run *cni.Plugins
+}
+
+func (p *plugins) set(c CNI) { p.found.Store(&found{c, cni.New(c.BinDirs, cacheDir(p.cfg.StateDir))}) }
+
+// run runs plugins.
+func (p *plugins) run() *cni.Plugins { return p.found.Load().run }
 
 // cacheDir is where an instance's libcni keeps results.
 func cacheDir(stateDir string) string { return filepath.Join(stateDir, "cni") }
@@ -64,7 +76,8 @@ func cacheDir(stateDir string) string { return filepath.Join(stateDir, "cni") }
 // is read each time: that is little beside running a plugin, is never out of
 // date, and needs no watch that could miss something.
 func (p *plugins) current() ([]*cni.List, error) {
-	list, bad := cni.Load(p.cfg.CNIConfDir)
+	at := p.found.Load()
+	list, bad := cni.Load(at.ConfDir)
 	errs := make([]error, len(bad))
 	for i, err := range bad {
 		errs[i] = err
@@ -75,11 +88,11 @@ func (p *plugins) current() ([]*cni.List, error) {
 	}
 	p.sayOnce(list, err)
 	lists := []*cni.List{list}
-	for _, name := range p.cfg.CNINetworks {
+	for _, name := range at.Networks {
 		if name == list.Name() {
 			continue
 		}
-		more, err := cni.Find(p.cfg.CNIConfDir, name)
+		more, err := cni.Find(at.ConfDir, name)
 		if err != nil {
 			return nil, err
 		}
@@ -178,7 +191,7 @@ func (p *plugins) attach(ctx context.Context, lists []*cni.List, l *lease) (_ *l
 	undo.Add("disconnect", func(ctx context.Context) error { return p.teardown(ctx, l) })
 	done := *l
 	for i, a := range l.attachments() {
-		ips, err := p.run.Add(ctx, lists[i], a.Attachment)
+		ips, err := p.run().Add(ctx, lists[i], a.Attachment)
 		if err != nil {
 			return nil, err
 		}
@@ -218,7 +231,7 @@ func (p *plugins) teardown(ctx context.Context, l *lease) error {
 		if gone {
 			at.Netns = ""
 		}
-		errs = append(errs, p.run.Del(ctx, list, at))
+		errs = append(errs, p.run().Del(ctx, list, at))
 	}
 	if err := errors.Join(errs...); err != nil {
 		p.mu.Lock()

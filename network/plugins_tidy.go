@@ -15,7 +15,7 @@ import (
 // the log is done while the node is at work already.
 func (p *plugins) reconcile(ctx context.Context) error {
 	known := func(id string) bool { return p.leases.get(id) != nil }
-	err := p.run.DelUnknown(ctx, known)
+	err := p.run().DelUnknown(ctx, known)
 	p.later(func(ctx context.Context) {
 		p.collect(ctx)
 		p.checkAll(ctx)
@@ -57,7 +57,7 @@ func (p *plugins) collect(ctx context.Context) {
 				valid = append(valid, a.Attachment)
 			}
 		}
-		if err := p.run.GC(ctx, list, valid); err != nil && ctx.Err() == nil {
+		if err := p.run().GC(ctx, list, valid); err != nil && ctx.Err() == nil {
 			p.log.Warn("CNI plugins did not collect garbage", "network", list.Name(), "file", list.File, "error", err)
 		}
 	}
@@ -90,7 +90,7 @@ func (p *plugins) check(ctx context.Context, l *lease) error {
 		if err != nil {
 			return fmt.Errorf("CNI configuration in the lease: %w", err)
 		}
-		errs = append(errs, p.run.Check(ctx, list, a.Attachment))
+		errs = append(errs, p.run().Check(ctx, list, a.Attachment))
 	}
 	return errors.Join(errs...)
 }
@@ -112,7 +112,7 @@ func (p *plugins) checkAll(ctx context.Context) {
 func (p *plugins) status(ctx context.Context, lists []*cni.List) error {
 	group, ctx := errgroup.WithContext(ctx)
 	for _, list := range lists {
-		group.Go(func() error { return p.run.Status(ctx, list) })
+		group.Go(func() error { return p.run().Status(ctx, list) })
 	}
 	return group.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,13 +24,13 @@ import (
 //	          │         └── given back by Teardown
 //	          └── dropped: by Destroy, Close, with the bridge or its subnets
 type slots struct {
-	want int
-	b    *builtin
+	b *builtin
 	// usable tells whether new pods are connected by the built-in network.
 	usable func() bool
 	later  func(func(context.Context)) bool
 
 	mu      sync.Mutex
+	want    int
 	ready   []*slot
 	claimed map[string]*slot // by pod ID
 	filling bool             // somebody makes slots
@@ -51,10 +52,31 @@ func newSlots(want int, b *builtin, usable func() bool, later func(func(context.
 	return s
 }
 
+func (s *slots) wanted() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.want
+}
+
+// setWant changes how many slots there are to be.
+func (s *slots) setWant(want int) error {
+	s.mu.Lock()
+	s.want = want
+	surplus := slices.Clone(s.ready[min(want, len(s.ready)):])
+	s.ready = s.ready[:min(want, len(s.ready))]
+	s.mu.Unlock()
+	var errs []error
+	for _, c := range surplus {
+		errs = append(errs, s.end(c))
+	}
+	s.fill()
+	return errors.Join(errs...)
+}
+
 // claim binds the namespace of a slot to path for a pod, and reports whether
 // there was one.
 func (s *slots) claim(podID, path string) (bool, error) {
-	if s.want == 0 {
+	if s.wanted() == 0 {
 		return false, nil
 	}
 	if !s.usable() {
@@ -163,9 +185,18 @@ func (s *slots) makeOne() bool {
 		return false
 	}
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.ready = append(s.ready, made)
-	return true
+	surplus := len(s.ready) >= s.want // there are to be fewer since
+	if !surplus {
+		s.ready = append(s.ready, made)
+	}
+	s.mu.Unlock()
+	if !surplus {
+		return true
+	}
+	if err := s.end(made); err != nil {
+		s.b.log.Warn("a network that is not wanted any more is left", "error", err)
+	}
+	return false
 }
 
 // lacks waits for a quiet moment and tells whether another slot is to be made.

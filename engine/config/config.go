@@ -83,37 +83,37 @@ type Handler struct {
 
 // Network says how pods are connected.
 type Network struct {
-	CNIConfDir string   `json:"cniConfDir,omitempty" reload:"restart"`
-	CNIBinDirs []string `json:"cniBinDirs,omitempty" reload:"restart"`
+	CNIConfDir string   `json:"cniConfDir,omitempty"`
+	CNIBinDirs []string `json:"cniBinDirs,omitempty"`
 	// CNINetworks are further networks of CNIConfDir, by name, for each pod.
-	CNINetworks []string `json:"cniNetworks,omitempty" reload:"restart"`
+	CNINetworks []string `json:"cniNetworks,omitempty"`
 	// PodCIDR is that of the built-in network: one of IPv4, one of IPv6, or both
 	// separated by a comma. Empty: free ones.
 	PodCIDR string `json:"podCIDR,omitempty" reload:"restart"`
 	// ReadySlots is how many pod networks the built-in network keeps made ahead
 	// of time, once it has had a pod; 0: none.
-	ReadySlots int `json:"readySlots" reload:"restart"`
+	ReadySlots int `json:"readySlots"`
 }
 
 // Images says where images come from.
 type Images struct {
 	// CertsDir has HOST/hosts.toml: mirrors, certificates.
-	CertsDir string `json:"certsDir,omitempty" reload:"restart"`
+	CertsDir string `json:"certsDir,omitempty"`
 	// Pinned are images that must not be collected: names with tag or digest, or
 	// beginnings of such with a * at the end.
 	Pinned []string `json:"pinned,omitempty"`
 	// ParallelLayers is how many layers are fetched at a time, by all pulls.
-	ParallelLayers int `json:"parallelLayers,omitempty" reload:"restart"`
+	ParallelLayers int `json:"parallelLayers,omitempty"`
 	// StallTimeout ends a connection that brings no byte for so long; it is
 	// tried again.
-	StallTimeout Duration `json:"stallTimeout,omitempty" reload:"restart"`
+	StallTimeout Duration `json:"stallTimeout,omitempty"`
 }
 
 // Streams is about exec, attach and port-forward.
 type Streams struct {
 	Address         string   `json:"address,omitempty" reload:"restart"`
-	IdleTimeout     Duration `json:"idleTimeout,omitempty" reload:"restart"`
-	CreationTimeout Duration `json:"creationTimeout,omitempty" reload:"restart"`
+	IdleTimeout     Duration `json:"idleTimeout,omitempty"`
+	CreationTimeout Duration `json:"creationTimeout,omitempty"`
 }
 
 // Logs bounds the log of a container.
@@ -125,7 +125,7 @@ type Logs struct {
 // CDI is about devices that containers get by name.
 type CDI struct {
 	// Dirs have the files that describe them; the later ones win.
-	Dirs []string `json:"dirs,omitempty" reload:"restart"`
+	Dirs []string `json:"dirs,omitempty"`
 }
 
 // NRI is about plugins: programs beside the engine that are told of pods and

@@ -133,11 +133,11 @@ func TestDiff(t *testing.T) {
 	b.DefaultHandler = ""
 	b.Network.CNIBinDirs = nil
 	b.Images.Pinned = append(b.Images.Pinned, "z")
-	b.Images.StallTimeout = Duration{Duration: time.Second}
+	b.Streams.Address = "127.0.0.1:1"
 	b.Logs.MaxBytes = Bytes{}
 	want := []Change{
-		{"handlers", true}, {"defaultHandler", true}, {"network.cniBinDirs", false},
-		{"images.pinned", true}, {"images.stallTimeout", false}, {"logs.maxBytes", true},
+		{"handlers", true}, {"defaultHandler", true}, {"network.cniBinDirs", true},
+		{"images.pinned", true}, {"streams.address", false}, {"logs.maxBytes", true},
 	}
 	if d := a.Diff(b); !reflect.DeepEqual(d, want) {
 		t.Errorf("got %v, want %v", d, want)

@@ -27,9 +27,8 @@ func (r *Runtime) serveStreams() (*stream.Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listen for streams on %s: %w", r.cfg.StreamAddress, err)
 	}
-	return stream.Serve(l, stream.Config{
-		IdleTimeout: streamIdleTimeout, CreationTimeout: streamCreationTimeout, Log: r.log,
-	}, (*streamRuntime)(r)), nil
+	timeouts := stream.Timeouts{Idle: streamIdleTimeout, Creation: streamCreationTimeout}
+	return stream.Serve(l, timeouts, (*streamRuntime)(r), r.log), nil
 }
 
 // Exec returns a URL at which a command runs with the client's streams.

@@ -62,10 +62,10 @@ func TestReload(t *testing.T) {
 
 	// It is noticed; what the command line says still counts; what cannot change
 	// is named.
-	write("handlers: [{name: own, type: builtin}]\nlogs: {maxFiles: 4, maxBytes: 5Mi}\nnetwork: {cniConfDir: /nowhere}")
+	write("handlers: [{name: own, type: builtin}]\nlogs: {maxFiles: 4, maxBytes: 5Mi}\nnetwork: {cniConfDir: /nowhere}\nnri: {disabled: true}")
 	w.until("the change is in force", func() bool { return w.config().Settings.Logs.MaxFiles == 4 })
 	c := w.config()
-	if c.Settings.Logs.MaxBytes != 1000000 || !slices.Equal(c.File.NeedsRestart, []string{"network.cniConfDir"}) ||
+	if c.Settings.Logs.MaxBytes != 1000000 || !slices.Equal(c.File.NeedsRestart, []string{"nri.disabled"}) ||
 		!slices.Equal(c.handlers, []string{"", "own"}) {
 		t.Errorf("after the change: %+v", c)
 	}
@@ -91,7 +91,7 @@ func TestReload(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.until("the missing file is noticed", func() bool { return strings.Contains(w.config().File.Error, "no such file") })
-	if err := os.WriteFile(elsewhere, []byte("logs: {maxFiles: 7}\nnetwork: {cniConfDir: /nowhere}"), 0o600); err != nil {
+	if err := os.WriteFile(elsewhere, []byte("logs: {maxFiles: 7}\nnetwork: {cniConfDir: /nowhere}\nnri: {disabled: true}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	engine := w.find("podstead", "cri")

@@ -21,9 +21,8 @@ import (
 // Registry knows the devices that the files of some directories describe. It
 // may be shared.
 type Registry struct {
-	dirs []string // the later ones win
-
 	mu    sync.Mutex
+	dirs  []string          // the later ones win
 	seen  map[string]string // path of each file and directory → what tells a change
 	cache *cdi.Cache        // nil until the directories have been read
 	bad   []string          // directories that cannot be read, and why
@@ -31,6 +30,15 @@ type Registry struct {
 
 // New returns a registry of the devices described in dirs. They need not exist.
 func New(dirs []string) *Registry { return &Registry{dirs: dirs} }
+
+// SetDirs changes where the files are.
+func (r *Registry) SetDirs(dirs []string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !slices.Equal(r.dirs, dirs) {
+		r.dirs, r.seen, r.cache, r.bad = dirs, nil, nil, nil
+	}
+}
 
 // State is what a person may want to know of a registry.
 type State struct {

@@ -67,13 +67,13 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request, o options, run 
 	}
 	c, err := open(w, r, o)
 	if err != nil {
-		s.Log.Debug("a stream's client failed", "error", err)
+		s.log.Debug("a stream's client failed", "error", err)
 		return
 	}
 	defer c.close()
 	code, err := run(c.Streams)
 	if err != nil {
-		s.Log.Warn("a stream failed", "verb", r.URL.Path[:len(r.URL.Path)-len(r.PathValue("token"))], "error", err)
+		s.log.Warn("a stream failed", "verb", r.URL.Path[:len(r.URL.Path)-len(r.PathValue("token"))], "error", err)
 	}
 	c.tell(code, err)
 }

@@ -37,6 +37,7 @@ func (l *listener) Accept() (net.Conn, error) {
 type conn struct {
 	net.Conn
 	s        *Server
+	idle     time.Duration
 	upgraded atomic.Bool // it belongs to a stream, not to the HTTP server
 	broken   atomic.Bool // a write has failed
 	// present ends when the client has gone or the connection was closed.
@@ -49,7 +50,7 @@ type connKey struct{}
 
 // newConn is nil if the server is closed.
 func (s *Server) newConn(n net.Conn) *conn {
-	c := &conn{Conn: n, s: s}
+	c := &conn{Conn: n, s: s, idle: s.timeouts.Load().Idle}
 	c.present, c.leave = context.WithCancel(context.Background())
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -77,7 +78,7 @@ func (c *conn) Read(b []byte) (int, error) {
 }
 
 func (c *conn) Write(b []byte) (int, error) {
-	c.Conn.SetWriteDeadline(time.Now().Add(c.s.IdleTimeout))
+	c.Conn.SetWriteDeadline(time.Now().Add(c.idle))
 	n, err := c.Conn.Write(b)
 	if err != nil {
 		c.broken.Store(true)

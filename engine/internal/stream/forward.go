@@ -26,7 +26,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, req *runtimeapi
 		serve = s.forwardWebSocket
 	}
 	if err := serve(ctx, w, r, req); err != nil {
-		s.Log.Debug("a port-forward's client failed", "error", err)
+		s.log.Debug("a port-forward's client failed", "error", err)
 	}
 }
 
@@ -35,7 +35,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, req *runtimeapi
 func (s *Server) connect(ctx context.Context, sandbox string, port int32, data io.ReadWriteCloser, failure io.Writer) error {
 	err := s.runtime.PortForward(ctx, sandbox, port, data)
 	if err != nil && ctx.Err() == nil {
-		s.Log.Warn("a port-forward failed", "sandbox", sandbox, "port", port, "error", err)
+		s.log.Warn("a port-forward failed", "sandbox", sandbox, "port", port, "error", err)
 		fmt.Fprintf(failure, "error forwarding port %d to pod %s: %v", port, sandbox, err)
 	}
 	return err
@@ -79,7 +79,7 @@ func (s *Server) forwardSPDY(ctx context.Context, w http.ResponseWriter, r *http
 		return errors.New("no upgrade to SPDY")
 	}
 	close(f.ready)
-	f.h.SetIdleTimeout(s.IdleTimeout)
+	f.h.SetIdleTimeout(s.timeouts.Load().Idle)
 	select {
 	case <-f.h.CloseChan():
 	case <-ctx.Done():
@@ -110,7 +110,7 @@ func (f *forwards) take(st httpstream.Stream, told <-chan struct{}) error {
 			return fmt.Errorf("there are %d connections already", maxForwards)
 		}
 		p = &pair{port: int32(port)}
-		p.timer = time.AfterFunc(f.s.CreationTimeout, func() { f.expire(id, p) })
+		p.timer = time.AfterFunc(f.s.timeouts.Load().Creation, func() { f.expire(id, p) })
 		f.open++
 		f.waiting[id] = p
 	}
@@ -207,7 +207,7 @@ func (s *Server) forwardWebSocket(ctx context.Context, w http.ResponseWriter, r 
 		channels = append(channels, wsstream.ReadWriteChannel, wsstream.WriteChannel)
 	}
 	ws := wsstream.NewConn(webSocketProtocols(channels))
-	ws.SetIdleTimeout(s.IdleTimeout)
+	ws.SetIdleTimeout(s.timeouts.Load().Idle)
 	_, streams, err := ws.Open(w, r)
 	if err != nil {
 		return err

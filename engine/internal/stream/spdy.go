@@ -35,8 +35,8 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, o options) (*c
 	if h == nil {
 		return nil, errors.New("no upgrade to SPDY")
 	}
-	h.SetIdleTimeout(s.IdleTimeout)
-	if err := m.wait(h, s.CreationTimeout); err != nil {
+	h.SetIdleTimeout(s.timeouts.Load().Idle)
+	if err := m.wait(h, s.timeouts.Load().Creation); err != nil {
 		h.Close()
 		return nil, err
 	}

@@ -5,7 +5,7 @@
 //
 // A URL is good once and for a minute. A connection has the streams that were
 // asked for and no others: a client that makes more is cut off. When a client
-// has gone, or does not read for IdleTimeout, its connection ends, and so do
+// has gone, or does not read for Timeouts.Idle, its connection ends, and so do
 // attach and port-forward; an exec'd command goes on, as with other runtimes.
 // When a stream's work has ended the connection is closed for writing, and for
 // good when the client has closed it, too, or after linger.
@@ -23,6 +23,7 @@ import (
 	"net/http"
 	"net/url"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -48,12 +49,10 @@ type Streams struct {
 	sizes    io.Reader // JSON, one Size after the other
 }
 
-// Config of a server. All is needed.
-type Config struct {
-	IdleTimeout time.Duration // of a connection on which nothing happens
-	// CreationTimeout is how long a client may take to make its streams.
-	CreationTimeout time.Duration
-	Log             *slog.Logger
+// Timeouts of a server.
+type Timeouts struct {
+	Idle     time.Duration // of a connection on which nothing happens
+	Creation time.Duration // how long a client may take to make its streams
 }
 
 // linger is how long a client may take to close a connection that is over.
@@ -61,7 +60,8 @@ const linger = 10 * time.Second
 
 // Server serves until it is closed. It is safe for concurrent use.
 type Server struct {
-	Config
+	log      *slog.Logger
+	timeouts atomic.Pointer[Timeouts]
 	runtime  Runtime
 	tokens   tokens
 	life     context.Context
@@ -76,13 +76,14 @@ type Server struct {
 }
 
 // Serve begins to serve on l, which it closes in the end.
-func Serve(l net.Listener, config Config, runtime Runtime) *Server {
-	s := &Server{Config: config, runtime: runtime, listener: l, conns: map[*conn]bool{}}
+func Serve(l net.Listener, timeouts Timeouts, runtime Runtime, log *slog.Logger) *Server {
+	s := &Server{runtime: runtime, listener: l, log: log, conns: map[*conn]bool{}}
+	s.SetTimeouts(timeouts)
 	s.life, s.end = context.WithCancel(context.Background())
 	s.http = &http.Server{
 		Handler:           s.handler(),
 		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       config.CreationTimeout,
+		IdleTimeout:       timeouts.Creation,
 		BaseContext:       func(net.Listener) context.Context { return s.life },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
 			return context.WithValue(ctx, connKey{}, c)
@@ -92,15 +93,18 @@ func Serve(l net.Listener, config Config, runtime Runtime) *Server {
 				c.(*conn).upgraded.Store(true)
 			}
 		},
-		ErrorLog: slog.NewLogLogger(config.Log.Handler(), slog.LevelDebug), // what clients do wrong
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug), // what clients do wrong
 	}
 	s.work.Go(func() {
 		if err := s.http.Serve(&listener{l, s}); err != nil && !errors.Is(err, http.ErrServerClosed) {
-			s.Log.Error("streams are not served any more", "error", err)
+			s.log.Error("streams are not served any more", "error", err)
 		}
 	})
 	return s
 }
+
+// SetTimeouts changes those of connections that are made from now on.
+func (s *Server) SetTimeouts(t Timeouts) { s.timeouts.Store(&t) }
 
 // Addr is where the server listens.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }

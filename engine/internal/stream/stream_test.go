@@ -55,7 +55,7 @@ func serve(t *testing.T, r fake) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := Serve(l, Config{IdleTimeout: time.Hour, CreationTimeout: time.Minute, Log: slog.New(slog.DiscardHandler)}, r)
+	s := Serve(l, Timeouts{Idle: time.Hour, Creation: time.Minute}, r, slog.New(slog.DiscardHandler))
 	t.Cleanup(func() {
 		if err := s.Close(); err != nil {
 			t.Error(err)
@@ -327,7 +327,7 @@ func TestClientsThatLeave(t *testing.T) {
 // be made.
 func TestClientThatMakesNoStreams(t *testing.T) {
 	s := serve(t, fake{})
-	s.CreationTimeout = time.Millisecond
+	s.SetTimeouts(Timeouts{Idle: time.Hour, Creation: time.Millisecond})
 	for _, in := range []bool{false, true} {
 		conn := upgrade(t, s.execURL(t, options{in: in, out: true}).String(), "v4.channel.k8s.io")
 		if _, err := io.Copy(io.Discard, conn); err != nil { // ends when the server closes the connection

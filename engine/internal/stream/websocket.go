@@ -34,7 +34,7 @@ func (s *Server) openWebSocket(w http.ResponseWriter, r *http.Request, o options
 	protocols["base64.channel.k8s.io"] = protocols["v4.base64.channel.k8s.io"]
 	protocols["v5.channel.k8s.io"] = protocols[""] // can close standard input
 	ws := wsstream.NewConn(protocols)
-	ws.SetIdleTimeout(s.IdleTimeout)
+	ws.SetIdleTimeout(s.timeouts.Load().Idle)
 	protocol, streams, err := ws.Open(w, r)
 	if err != nil {
 		return nil, err
