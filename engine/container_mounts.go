@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 
@@ -15,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/tree"
 	"podstead/image"
 )
 
@@ -32,7 +32,7 @@ func (e *Engine) prepareMounts(ctx context.Context, k *creation) (*runtimeapi.Co
 		if m.Image.GetImage() != "" {
 			source, err = e.mountImage(ctx, k, i, m)
 		} else {
-			source, err = hostPath(m.HostPath)
+			source, err = tree.HostPath(m.HostPath)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("mounts[%d] (%s): %w", i, m.ContainerPath, err)
@@ -45,25 +45,6 @@ func (e *Engine) prepareMounts(ctx context.Context, k *creation) (*runtimeapi.Co
 		})
 	}
 	return c, nil
-}
-
-// hostPath resolves a path of the host, and makes it a directory if it is
-// missing.
-func hostPath(path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", cri.Errorf(codes.InvalidArgument, "host_path %q is not absolute", path)
-	}
-	real, err := filepath.EvalSymlinks(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return "", fmt.Errorf("make host_path %s: %w", path, err)
-		}
-		real, err = filepath.EvalSymlinks(path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("host_path %s: %w", path, err)
-	}
-	return real, nil
 }
 
 // mountImage mounts an image read-only below the container's directory, and
@@ -92,46 +73,21 @@ func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimea
 	if err != nil {
 		return fail(err)
 	}
-	tree, err := openImageTree(lower)
+	mounted, err := tree.OpenImage(lower)
 	if err != nil {
 		return fail(err)
 	}
-	defer tree.Close()
+	defer mounted.Close()
 	target := e.containerFile(k.c.id, name)
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return fail(err)
 	}
-	if err := unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	if err := unix.MoveMount(int(mounted.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fail(os.NewSyscallError("move_mount", err))
 	}
-	source, err := pathInTree(target, m.ImageSubPath)
+	source, err := tree.Within(target, m.ImageSubPath)
 	if err != nil {
 		return fail(fmt.Errorf("image_sub_path %q: %w", m.ImageSubPath, err))
 	}
 	return source, nil
-}
-
-// pathInTree resolves a path inside an image that nobody can change any more,
-// with the image's own links kept inside it.
-func pathInTree(root, sub string) (string, error) {
-	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
-	if err != nil {
-		return "", err
-	}
-	defer dir.Close()
-	if sub == "" {
-		return root, nil
-	}
-	if !filepath.IsLocal(sub) {
-		return "", cri.Errorf(codes.InvalidArgument, "leads out of the image")
-	}
-	fd, err := unix.Openat2(int(dir.Fd()), sub, &unix.OpenHow{
-		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
-	})
-	if err != nil {
-		return "", os.NewSyscallError("openat2", err)
-	}
-	f := os.NewFile(uintptr(fd), sub)
-	defer f.Close()
-	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }

@@ -12,6 +12,7 @@ import (
 
 	"podstead/cgroup"
 	"podstead/engine/internal/spec"
+	"podstead/engine/internal/tree"
 )
 
 // host is what the machine offers, found once at start.
@@ -35,7 +36,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 	return host{name: name, userNamespaces: hasUserNamespaces(), spec: spec.Host{
 		SystemdCgroups:    h.Driven(),
 		Capabilities:      caps,
-		RecursiveReadOnly: hasMountSetattr(),
+		RecursiveReadOnly: tree.HasMountSetattr(),
 		SELinux:           exists("/sys/fs/selinux/enforce"),
 		AppArmor:          readsYes("/sys/module/apparmor/parameters/enabled"),
 		CgroupUnified:     h.Unified(),
@@ -62,12 +63,6 @@ func boundingSet() ([]string, error) {
 		}
 	}
 	return nil, errors.New("/proc/self/status: no CapBnd")
-}
-
-// hasMountSetattr asks with arguments that a kernel which has the call refuses.
-func hasMountSetattr() bool {
-	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
-	return !errors.Is(err, unix.ENOSYS)
 }
 
 // hasUserNamespaces asks for the kernel's version, since idmapped layers of an

@@ -36,7 +36,7 @@ func (d *dockerOptions) flags(f *pflag.FlagSet) {
 }
 
 // notForDocker are the flags that say how our own engine works.
-var notForDocker = []string{"config", "certs-dir", "cdi-dir", "log-max-bytes", "log-max-files"}
+var notForDocker = []string{"config", "certs-dir", "log-max-bytes", "log-max-files"}
 
 // check refuses flags that would have no effect.
 func (d *dockerOptions) check(f *pflag.FlagSet) error {
@@ -101,7 +101,7 @@ func (n *nodeOptions) serveDocker(ctx context.Context, d dockerOptions) (err err
 	}
 	defer socket.Close()
 	rt, err := docker.New(ctx, docker.Config{
-		Endpoint: d.endpoint, StateDir: filepath.Join(n.stateDir, "docker"),
+		Endpoint: d.endpoint, StateDir: filepath.Join(n.stateDir, "docker"), CDIDirs: settings.CDI.Dirs,
 		Connect: docker.Connect(d.network), Network: pods, Cgroups: cgroups, Log: log,
 	})
 	if err != nil {

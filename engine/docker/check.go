@@ -7,6 +7,7 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/internal/spec"
+	"podstead/engine/internal/tree"
 )
 
 // checkSandbox refuses what Docker cannot do for a sandbox, by name. The request
@@ -17,8 +18,6 @@ func (r *Runtime) checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 	switch {
 	case c.Hostname != "" && len(c.Hostname) > 64:
 		return invalid("config.hostname: %q is longer than the 64 bytes that Linux takes", c.Hostname)
-	case sc.GetSelinuxOptions() != nil && r.hasSecurity("selinux"):
-		return invalid("linux.security_context.selinux_options: not supported on Docker")
 	case o.GetPid() == runtimeapi.NamespaceMode_TARGET:
 		return invalid("linux.security_context.namespace_options.pid: TARGET is for containers only")
 	}
@@ -53,10 +52,6 @@ func checkNamespaces(o *runtimeapi.NamespaceOption) error {
 func (r *Runtime) checkContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
 	sc := c.GetLinux().GetSecurityContext()
 	switch {
-	case len(c.CDIDevices) > 0:
-		return invalid("config.CDI_devices: not supported on Docker (%s)", c.CDIDevices[0].Name)
-	case sc.GetSelinuxOptions() != nil && r.hasSecurity("selinux"):
-		return invalid("linux.security_context.selinux_options: not supported on Docker")
 	case len(sc.GetCapabilities().GetAddAmbientCapabilities()) > 0:
 		return invalid("linux.security_context.capabilities.add_ambient_capabilities: not supported on Docker")
 	case sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged():
@@ -89,14 +84,19 @@ func (r *Runtime) checkResources(res *runtimeapi.LinuxContainerResources) error 
 
 func checkMount(m *runtimeapi.Mount) error {
 	switch {
-	case m.Image.GetImage() != "":
-		return cri.WithReason(cri.ImageVolumeMountFailed, invalid("image volumes are not supported on Docker"))
-	case m.RecursiveReadOnly:
-		return cri.WithReason(cri.RROUnsupported, invalid("recursive_read_only is not supported on Docker"))
+	case m.RecursiveReadOnly && !tree.HasMountSetattr():
+		return cri.WithReason(cri.RROUnsupported, invalid("recursive_read_only: the kernel has no mount_setattr (Linux 5.12)"))
+	case m.RecursiveReadOnly && !m.Readonly:
+		return invalid("recursive_read_only without readonly")
+	case m.RecursiveReadOnly && m.Propagation != runtimeapi.MountPropagation_PROPAGATION_PRIVATE:
+		return invalid("recursive_read_only with propagation %v", m.Propagation)
 	case len(m.UidMappings) > 0 || len(m.GidMappings) > 0:
-		return invalid("uidMappings: idmapped mounts are not supported on Docker")
-	case len(m.MountOptions) > 0:
-		return invalid("mount_options: not supported on Docker")
+		return invalid("uidMappings: Docker has no user namespace for a single pod")
+	}
+	for _, o := range m.MountOptions {
+		if mountOptions[o] == 0 {
+			return invalid("mount_options: %q is not one of noexec, nodev, nosuid", o)
+		}
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package docker
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -9,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/api/types/image"
+	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/proto"
@@ -25,6 +27,13 @@ type creation struct {
 	rec    containerRecord
 	image  image.InspectResponse
 	target string // whose process namespace it joins
+	mounts []mount.Mount
+	binds  []string // mounts in Docker's older form
+	// What the files of CDI devices add.
+	devices  []container.DeviceMapping
+	requests []container.DeviceRequest
+	env      []string
+	groups   []string
 }
 
 // CreateContainer makes a container in a sandbox that is ready. The same request
@@ -48,7 +57,7 @@ func (r *Runtime) CreateContainer(ctx context.Context, req *runtimeapi.CreateCon
 	return &runtimeapi.CreateContainerResponse{ContainerId: id}, nil
 }
 
-func (r *Runtime) createContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest, of string) (string, error) {
+func (r *Runtime) createContainer(ctx context.Context, req *runtimeapi.CreateContainerRequest, of string) (id string, err error) {
 	p, err := r.mustPod(ctx, req.PodSandboxId)
 	if err != nil {
 		return "", err
@@ -62,7 +71,18 @@ func (r *Runtime) createContainer(ctx context.Context, req *runtimeapi.CreateCon
 	k := &creation{pod: p, config: req.Config}
 	k.rec = containerRecord{SandboxID: p.id, CreatedAt: time.Now().UnixNano(), Fingerprint: of}
 	k.rec.Config.M = withoutProcess(req.Config)
-	for _, step := range []func(context.Context, *creation) error{r.findImage, r.resolveUser, r.findTarget} {
+	if res := k.rec.config().GetLinux().GetResources(); res != nil {
+		res.OomScoreAdj = int64(r.oomScore(int(res.OomScoreAdj))) // as it will be
+	}
+	made := false
+	defer func() {
+		if !made {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
+			defer cancel()
+			err = errors.Join(err, r.discardMounts(ctx, k.rec.Mounts))
+		}
+	}()
+	for _, step := range []func(context.Context, *creation) error{r.findImage, r.resolveUser, r.findTarget, r.findMounts, r.findDevices} {
 		if err := step(ctx, k); err != nil {
 			return "", fmt.Errorf("create container %s: %w", req.Config.Metadata.Name, err)
 		}
@@ -74,29 +94,30 @@ func (r *Runtime) createContainer(ctx context.Context, req *runtimeapi.CreateCon
 	if err != nil {
 		return "", fmt.Errorf("create container %s: %w", req.Config.Metadata.Name, err)
 	}
-	return r.createDocker(ctx, k, options)
+	id, made, err = r.createDocker(ctx, k, options)
+	return id, err
 }
 
 // createDocker makes the container, or finds the one that an equal request made.
-func (r *Runtime) createDocker(ctx context.Context, k *creation, options client.ContainerCreateOptions) (string, error) {
+func (r *Runtime) createDocker(ctx context.Context, k *creation, options client.ContainerCreateOptions) (id string, made bool, err error) {
 	res, err := r.api().ContainerCreate(ctx, options)
 	if err == nil {
 		r.warn(res)
 		r.log.Info("container is created", "container", res.ID, "pod", k.pod.id, "name", k.config.Metadata.Name, "image", k.rec.ImageID)
-		return res.ID, nil
+		return res.ID, true, nil
 	}
 	if !errdefs.IsConflict(err) {
-		return "", failed(err, "create container %s", options.Name)
+		return "", false, failed(err, "create container %s", options.Name)
 	}
 	found, ferr := r.api().ContainerInspect(ctx, options.Name, client.ContainerInspectOptions{})
 	if ferr != nil {
-		return "", failed(err, "create container %s", options.Name)
+		return "", false, failed(err, "create container %s", options.Name)
 	}
 	c, ferr := r.ctr(ctx, found.Container.ID)
 	if ferr == nil && c != nil && c.rec.Fingerprint == k.rec.Fingerprint && c.state.Status == container.StateCreated {
-		return c.id, nil
+		return c.id, false, nil
 	}
-	return "", cri.Errorf(codes.AlreadyExists, "container %s exists already as %s", options.Name, found.Container.ID)
+	return "", false, cri.Errorf(codes.AlreadyExists, "container %s exists already as %s", options.Name, found.Container.ID)
 }
 
 func (r *Runtime) findImage(ctx context.Context, k *creation) error {
@@ -109,10 +130,7 @@ func (r *Runtime) findImage(ctx context.Context, k *creation) error {
 		return failed(err, "image %s", name)
 	}
 	k.image = res.InspectResponse
-	k.rec.ImageID, k.rec.ImageRef = k.image.ID, k.image.ID
-	if len(k.image.RepoDigests) > 0 {
-		k.rec.ImageRef = fullName(k.image.RepoDigests[0])
-	}
+	k.rec.ImageID, k.rec.ImageRef = k.image.ID, imageRef(&k.image)
 	k.rec.ImageName = name
 	if name == k.image.ID && len(k.image.RepoTags) > 0 {
 		k.rec.ImageName = fullName(k.image.RepoTags[0])

@@ -3,15 +3,12 @@ package docker
 import (
 	"bytes"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
 	"github.com/moby/moby/api/types/container"
-	"github.com/moby/moby/api/types/mount"
 	"github.com/moby/moby/client"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -41,16 +38,16 @@ func (r *Runtime) containerOptions(k *creation) (client.ContainerCreateOptions, 
 	for _, e := range c.Envs {
 		config.Env = append(config.Env, e.Key+"="+string(e.Value))
 	}
-	host := &container.HostConfig{Runtime: k.pod.rec.Handler, LogConfig: logConfig}
+	config.Env = append(config.Env, k.env...)
+	host := &container.HostConfig{Runtime: k.pod.rec.Handler, LogConfig: logConfig, GroupAdd: k.groups}
+	host.Devices, host.DeviceRequests = k.devices, k.requests
 	if err := r.namespaces(host, k); err != nil {
 		return none, err
 	}
 	if err := r.security(host, k); err != nil {
 		return none, err
 	}
-	if err := r.mounts(host, c.Mounts); err != nil {
-		return none, err
-	}
+	host.Mounts, host.Binds = k.mounts, k.binds
 	for _, d := range c.Devices {
 		permissions := d.Permissions
 		if permissions == "" {
@@ -66,8 +63,8 @@ func (r *Runtime) containerOptions(k *creation) (client.ContainerCreateOptions, 
 	}
 	setResources(&host.Resources, c.GetLinux().GetResources())
 	host.CgroupParent = parent
-	if res := c.GetLinux().GetResources(); res != nil {
-		host.OomScoreAdj = r.oomScore(int(res.OomScoreAdj))
+	if res := k.rec.config().GetLinux().GetResources(); res != nil {
+		host.OomScoreAdj = int(res.OomScoreAdj)
 	}
 	return client.ContainerCreateOptions{
 		Name: containerName(c.Metadata, k.pod.rec.config().Metadata), Config: config, HostConfig: host,
@@ -112,6 +109,10 @@ func (r *Runtime) security(host *container.HostConfig, k *creation) error {
 	if sc.GetNoNewPrivs() {
 		host.SecurityOpt = append(host.SecurityOpt, "no-new-privileges")
 	}
+	host.SecurityOpt = append(host.SecurityOpt, r.seLinux(sc.GetSelinuxOptions())...)
+	if r.hasSecurity("userns") {
+		host.UsernsMode = "host" // which the pod's namespaces belong to
+	}
 	filter, err := r.seccomp(sc)
 	if err != nil {
 		return err
@@ -153,6 +154,20 @@ func (r *Runtime) seccomp(sc *runtimeapi.LinuxContainerSecurityContext) (string,
 	return compact.String(), nil
 }
 
+// seLinux is what Docker is to be told of a label; where there is no SELinux it
+// has no meaning, and passes on every runtime.
+func (r *Runtime) seLinux(o *runtimeapi.SELinuxOption) (options []string) {
+	if o == nil || !r.hasSecurity("selinux") {
+		return nil
+	}
+	for _, part := range [][2]string{{"user", o.User}, {"role", o.Role}, {"type", o.Type}, {"level", o.Level}} {
+		if part[1] != "" {
+			options = append(options, "label="+part[0]+":"+part[1])
+		}
+	}
+	return options
+}
+
 // appArmor is the profile's name, "" for Docker's own default.
 func (r *Runtime) appArmor(sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
 	name := sc.GetApparmorProfile()
@@ -179,62 +194,6 @@ func (r *Runtime) appArmor(sc *runtimeapi.LinuxContainerSecurityContext) (string
 		return "", invalid("apparmor: %q is none of runtime/default, unconfined and localhost/PROFILE", name)
 	}
 	return profile, nil
-}
-
-// mounts translates bind mounts. A host path that is missing becomes a
-// directory, as on every runtime.
-func (r *Runtime) mounts(host *container.HostConfig, mounts []*runtimeapi.Mount) error {
-	for i, m := range mounts {
-		source, err := hostPath(m.HostPath)
-		if err != nil {
-			return fmt.Errorf("mounts[%d] (%s): %w", i, m.ContainerPath, err)
-		}
-		propagation, ok := propagations[m.Propagation]
-		if !ok {
-			return invalid("mounts[%d] (%s): propagation %v is unknown", i, m.ContainerPath, m.Propagation)
-		}
-		target := filepath.Clean("/" + m.ContainerPath)
-		if m.SelinuxRelabel && r.hasSecurity("selinux") {
-			// The newer form has no word for it.
-			if strings.ContainsRune(source+target, ':') {
-				return invalid("mounts[%d] (%s): selinux_relabel of a path with a colon is not possible on Docker", i, m.ContainerPath)
-			}
-			mode := "rw"
-			if m.Readonly {
-				mode = "ro"
-			}
-			host.Binds = append(host.Binds, source+":"+target+":"+mode+",Z,"+string(propagation))
-			continue
-		}
-		host.Mounts = append(host.Mounts, mount.Mount{
-			Type: mount.TypeBind, Source: source, Target: target, ReadOnly: m.Readonly,
-			BindOptions: &mount.BindOptions{Propagation: propagation},
-		})
-	}
-	return nil
-}
-
-var propagations = map[runtimeapi.MountPropagation]mount.Propagation{
-	runtimeapi.MountPropagation_PROPAGATION_PRIVATE:           mount.PropagationRPrivate,
-	runtimeapi.MountPropagation_PROPAGATION_HOST_TO_CONTAINER: mount.PropagationRSlave,
-	runtimeapi.MountPropagation_PROPAGATION_BIDIRECTIONAL:     mount.PropagationRShared,
-}
-
-func hostPath(path string) (string, error) {
-	if !filepath.IsAbs(path) {
-		return "", invalid("host_path %q is not absolute", path)
-	}
-	real, err := filepath.EvalSymlinks(path)
-	if errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(path, 0o755); err != nil {
-			return "", fmt.Errorf("make host_path %s: %w", path, err)
-		}
-		real, err = filepath.EvalSymlinks(path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("host_path %s: %w", path, err)
-	}
-	return real, nil
 }
 
 // setResources translates limits. Memory without a word about swap means no

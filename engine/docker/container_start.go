@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -110,6 +114,13 @@ func (r *Runtime) setExtraLimits(c *ctr) error {
 	limits := &specs.LinuxResources{Unified: res.GetUnified()}
 	for _, h := range res.GetHugepageLimits() {
 		limits.HugepageLimits = append(limits.HugepageLimits, specs.LinuxHugepageLimit{Pagesize: h.PageSize, Limit: h.Limit})
+	}
+	if score := int(res.GetOomScoreAdj()); score != c.seen.HostConfig.OomScoreAdj { // it was updated
+		file := filepath.Join("/proc", strconv.Itoa(c.state.Pid), "oom_score_adj")
+		err := os.WriteFile(file, strconv.AppendInt(nil, int64(score), 10), 0)
+		if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("linux.oom_score_adj: %w", err)
+		}
 	}
 	if len(limits.Unified) == 0 && len(limits.HugepageLimits) == 0 {
 		return nil

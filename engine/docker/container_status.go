@@ -70,12 +70,12 @@ func (r *Runtime) ctrStatus(ctx context.Context, c *ctr) *runtimeapi.ContainerSt
 
 // oomDelay is by how much Docker may hear of the exit before it hears that it
 // was for want of memory: they are two messages.
-const oomDelay = 500 * time.Millisecond
+const oomDelay = 2 * time.Second
 
 // awaitOOM looks again at a container that may have been killed for memory a
-// moment ago.
+// moment ago, since it was not by us.
 func (r *Runtime) awaitOOM(ctx context.Context, c *ctr) *ctr {
-	limited := c.seen.HostConfig.Memory > 0 && c.state.ExitCode == 128+int(unix.SIGKILL)
+	limited := c.seen.HostConfig.Memory > 0 && !r.stops.killed(c.id) && c.state.ExitCode == 128+int(unix.SIGKILL)
 	for limited && !c.state.OOMKilled && time.Since(time.Unix(0, nanoseconds(c.state.FinishedAt))) < oomDelay {
 		seen, err := r.ctr(ctx, c.id)
 		if err != nil || seen == nil || !pause(ctx, 20*time.Millisecond) {

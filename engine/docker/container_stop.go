@@ -23,6 +23,7 @@ const killTimeout = 30 * time.Second
 type stops struct {
 	mu    sync.Mutex
 	asked map[string]bool
+	byUs  map[string]bool // killed
 }
 
 // first tells whether nobody has asked the container yet.
@@ -43,6 +44,30 @@ func (s *stops) forget(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.asked, id)
+}
+
+// kill notes that a container is about to be killed by us.
+func (s *stops) kill(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.byUs == nil {
+		s.byUs = map[string]bool{}
+	}
+	s.byUs[id] = true
+}
+
+func (s *stops) killed(id string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.byUs[id]
+}
+
+// gone forgets a container that was removed.
+func (s *stops) gone(id string) {
+	s.forget(id)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.byUs, id)
 }
 
 // StopContainer asks a container to end and kills it if it has not ended after
@@ -125,8 +150,13 @@ func (r *Runtime) removeContainer(ctx context.Context, id string) error {
 		if err := r.removeDocker(ctx, id); err != nil {
 			return "", err
 		}
+		if c != nil {
+			if err := r.discardMounts(ctx, c.rec.Mounts); err != nil {
+				return "", err
+			}
+		}
 		r.logs.forget(id)
-		r.stops.forget(id)
+		r.stops.gone(id)
 		r.starts.forget(id)
 		r.gauges.forget(id)
 		return "", r.containerState.delete(id)

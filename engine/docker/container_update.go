@@ -39,11 +39,8 @@ func (r *Runtime) UpdateContainerResources(ctx context.Context, req *runtimeapi.
 }
 
 func (r *Runtime) updateContainer(ctx context.Context, c *ctr, update *runtimeapi.LinuxContainerResources) error {
-	old := r.resources(c)
-	if update.GetOomScoreAdj() != 0 && update.GetOomScoreAdj() != old.GetOomScoreAdj() {
-		return invalid("linux.oom_score_adj: cannot be updated on Docker")
-	}
-	merged := spec.MergeResources(old, update)
+	merged := spec.MergeResources(r.resources(c), update)
+	merged.OomScoreAdj = int64(r.oomScore(int(merged.OomScoreAdj)))
 	var res container.Resources
 	setResources(&res, merged)
 	if _, err := r.api().ContainerUpdate(ctx, c.id, client.ContainerUpdateOptions{Resources: &res}); err != nil {

@@ -35,6 +35,7 @@ import (
 
 	"podstead/cgroup"
 	"podstead/cri"
+	"podstead/engine/internal/cdi"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/event"
 	"podstead/engine/internal/metric"
@@ -47,6 +48,9 @@ type Config struct {
 	// Endpoint of the Docker Engine, "unix:///var/run/docker.sock" if empty.
 	Endpoint string
 	StateDir string // survives a reboot, as Docker's containers do
+	// CDIDirs have the files that describe devices, for a Docker Engine that does
+	// not read them itself.
+	CDIDirs []string
 	// Connect says who connects pods; ConnectAuto if empty. Network is ours, with
 	// its plugins; it may be nil where there is no need for it.
 	Connect Connect
@@ -79,6 +83,7 @@ type Runtime struct {
 	disk           diskUsage
 	gauges         gauges
 	surveyor       *disk.Surveyor
+	cdi            *cdi.Registry
 	metrics        *metric.Set
 	stops          stops
 	starts         starts
@@ -121,7 +126,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	if !strings.HasPrefix(cfg.Endpoint, "unix://") {
 		return nil, fmt.Errorf("docker endpoint %q: only unix:// is possible, since the engine must be on this machine", cfg.Endpoint)
 	}
-	r := &Runtime{cfg: cfg, log: cfg.Log}
+	r := &Runtime{cfg: cfg, log: cfg.Log, cdi: cdi.New(cfg.CDIDirs)}
 	r.life, r.end = context.WithCancel(context.WithoutCancel(ctx))
 	r.surveyor, r.metrics = disk.NewSurveyor(r.life, r.worker.Go, r.log), metric.NewSet()
 	if err := r.open(ctx); err != nil {

@@ -53,12 +53,10 @@ func TestFullName(t *testing.T) {
 func TestRefused(t *testing.T) {
 	r := &Runtime{presence: presence{info: system.Info{SecurityOptions: []string{"name=selinux"}}}}
 	for field, config := range map[string]*runtimeapi.ContainerConfig{
-		"CDI_devices":              {CDIDevices: []*runtimeapi.CDIDevice{{Name: "a.b/c=d"}}},
-		"selinux_options":          {Linux: security(&runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}})},
 		"add_ambient_capabilities": {Linux: security(&runtimeapi.LinuxContainerSecurityContext{Capabilities: &runtimeapi.Capability{AddAmbientCapabilities: []string{"CHOWN"}}})},
 		"privileged":               {Linux: security(&runtimeapi.LinuxContainerSecurityContext{Privileged: true})},
-		"RROUnsupported":           {Mounts: []*runtimeapi.Mount{{RecursiveReadOnly: true}}},
-		"ImageVolumeMountFailed":   {Mounts: []*runtimeapi.Mount{{Image: &runtimeapi.ImageSpec{Image: "a"}}}},
+		"recursive_read_only":      {Mounts: []*runtimeapi.Mount{{RecursiveReadOnly: true}}},
+		"mount_options":            {Mounts: []*runtimeapi.Mount{{MountOptions: []string{"suid"}}}},
 		"uidMappings":              {Mounts: []*runtimeapi.Mount{{UidMappings: []*runtimeapi.IDMapping{{}}}}},
 		"userns_options": {Linux: security(&runtimeapi.LinuxContainerSecurityContext{
 			NamespaceOptions: &runtimeapi.NamespaceOption{UsernsOptions: &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD}},

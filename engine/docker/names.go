@@ -64,6 +64,7 @@ type containerRecord struct {
 	Groups      []uint32
 	StopSignal  runtimeapi.Signal
 	StopNumber  int
+	Mounts      string `json:",omitempty"` // the key of those that we made for it
 }
 
 func (r *containerRecord) config() *runtimeapi.ContainerConfig { return r.Config.M }

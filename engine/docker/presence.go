@@ -10,6 +10,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/system"
 	"github.com/moby/moby/client"
+	"github.com/moby/moby/client/pkg/versions"
 	"google.golang.org/grpc/codes"
 
 	"podstead/cri"
@@ -50,6 +51,11 @@ func (r *Runtime) info() *system.Info {
 	defer r.presence.mu.Unlock()
 	info := r.presence.info
 	return &info
+}
+
+// speaks tells whether the agreed API is of that version or later.
+func (r *Runtime) speaks(version string) bool {
+	return versions.GreaterThanOrEqualTo(r.api().ClientVersion(), version)
 }
 
 // meet agrees on an API version with the Docker Engine, asks what it is, and the

@@ -32,7 +32,7 @@ func (r *Runtime) recover(ctx context.Context) error {
 	if err := errors.Join(dropGone(r.sandboxState, live), dropGone(r.containerState, live)); err != nil {
 		return err
 	}
-	if err := r.removeLooks(ctx); err != nil {
+	if err := errors.Join(r.removeLooks(ctx), r.discardLostMounts(ctx, ctrs)); err != nil {
 		return err
 	}
 	if r.cfg.Network != nil {

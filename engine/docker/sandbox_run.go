@@ -171,6 +171,7 @@ func (r *Runtime) discardSandbox(ctx context.Context, p *pod) error {
 		return err
 	}
 	r.gauges.forget(p.id)
+	r.stops.gone(p.id)
 	return r.sandboxState.delete(p.id)
 }
 
@@ -215,6 +216,10 @@ func (r *Runtime) sandboxOptions(rec *sandboxRecord) (client.ContainerCreateOpti
 		LogConfig:   container.LogConfig{Type: "none"},
 		OomScoreAdj: r.oomScore(sandboxOOMScore),
 		Resources:   container.Resources{CgroupParent: parent},
+	}
+	host.SecurityOpt = append(host.SecurityOpt, r.seLinux(c.GetLinux().GetSecurityContext().GetSelinuxOptions())...)
+	if r.hasSecurity("userns") {
+		host.UsernsMode = "host"
 	}
 	o := rec.namespaces()
 	if o.GetPid() == runtimeapi.NamespaceMode_NODE {

@@ -95,6 +95,7 @@ func each[T any](all []T, f func(T) error) error {
 // kill ends a container's processes and waits until Docker knows. One that does
 // not run, or is gone, is no error.
 func (r *Runtime) kill(ctx context.Context, id string) error {
+	r.stops.kill(id)
 	_, err := r.api().ContainerKill(ctx, id, client.ContainerKillOptions{Signal: "SIGKILL"})
 	switch {
 	case errdefs.IsNotFound(err):

@@ -31,14 +31,14 @@ func TestDockerNetworks(t *testing.T) {
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	d := startDocker(t, map[string]any{"ipv6": true, "fixed-cidr-v6": "fd00:90::/64", "ip6tables": true, "experimental": true})
 	t.Run("docker", func(t *testing.T) {
-		look(t, newDocker(t, d, docker.ConnectDocker, nil), "10.90.0.0/16", "fd00:90::/64")
+		look(t, newDocker(t, d, docker.Config{Connect: docker.ConnectDocker}), "10.90.0.0/16", "fd00:90::/64")
 	})
 	t.Run("podstead", func(t *testing.T) {
-		look(t, newDocker(t, d, docker.ConnectPodstead, openNetwork(t, "")), "10.88.0.0/16", "fd00:88::/64")
+		look(t, newDocker(t, d, docker.Config{Connect: docker.ConnectPodstead, Network: openNetwork(t, "")}), "10.88.0.0/16", "fd00:88::/64")
 	})
 	t.Run("cni", func(t *testing.T) {
 		conf := t.TempDir()
-		r := newDocker(t, d, docker.ConnectCNI, openNetwork(t, conf))
+		r := newDocker(t, d, docker.Config{Connect: docker.ConnectCNI, Network: openNetwork(t, conf)})
 		wantNetwork(t, r, "there is no CNI configuration")
 		if _, err := r.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: web()}); err == nil {
 			t.Error("a pod is run without a CNI configuration")

@@ -12,7 +12,6 @@ import (
 	"podstead/cgroup"
 	"podstead/cri/conformance"
 	"podstead/engine/docker"
-	"podstead/network"
 	"podstead/test/host"
 	"podstead/test/leak"
 	"podstead/test/peer"
@@ -21,13 +20,10 @@ import (
 // dockerDeviates tells what Docker 20.10 cannot do.
 func dockerDeviates(t *testing.T) map[string]string {
 	known := map[string]string{
-		"sandbox/shared ipc and hostname":    "each container has a uts namespace of its own, in which the hostname is the pod's",
-		"sandbox/verbose status is JSON":     "Docker does not tell the OCI specification",
-		"security/ambient capabilities":      "refused by name",
-		"mount/options":                      "refused by name",
-		"mount/recursively read-only mounts": "refused by name",
-		"mount/image volumes":                "refused by name",
-		"log/binary data":                    "Docker's own log replaces what is not UTF-8",
+		"sandbox/shared ipc and hostname": "each container has a uts namespace of its own, in which the hostname is the pod's",
+		"sandbox/verbose status is JSON":  "Docker does not tell the OCI specification",
+		"security/ambient capabilities":   "refused by name",
+		"log/binary data":                 "Docker's own log replaces what is not UTF-8",
 	}
 	bound, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, unix.CAP_SYS_RESOURCE, 0, 0, 0)
 	if err != nil {
@@ -36,7 +32,6 @@ func dockerDeviates(t *testing.T) map[string]string {
 	if bound == 0 {
 		const why = "Docker gives all capabilities, and this machine does not have them all"
 		known["security/privileged"], known["mount/propagation"] = why, why
-		known["resources/status has the oom score of the process"] = "Docker keeps what was asked for, and this machine cannot lower it"
 	}
 	return known
 }
@@ -46,9 +41,9 @@ func dockerDeviates(t *testing.T) map[string]string {
 func TestDocker(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	d := startDocker(t, nil)
+	d, cdi := startDocker(t, nil), t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newDocker(t, d, "", nil)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), Known: dockerDeviates(t),
+		Runtime: serve(t, newDocker(t, d, docker.Config{CDIDirs: []string{cdi}})), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Known: dockerDeviates(t),
 	})
 }
 
@@ -79,16 +74,15 @@ func startDocker(t *testing.T, settings map[string]any) *peer.Docker {
 }
 
 // newDocker makes our runtime on a Docker Engine, for the time of the test.
-func newDocker(t *testing.T, d *peer.Docker, connect docker.Connect, pods *network.Network) *docker.Runtime {
+func newDocker(t *testing.T, d *peer.Docker, config docker.Config) *docker.Runtime {
 	t.Helper()
 	groups, err := cgroup.Detect()
 	if err != nil {
 		t.Fatal(err)
 	}
-	r, err := docker.New(t.Context(), docker.Config{
-		Endpoint: d.Endpoint, StateDir: t.TempDir(), Cgroups: groups, Connect: connect, Network: pods,
-		Log: slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn})),
-	})
+	config.Endpoint, config.StateDir, config.Cgroups = d.Endpoint, t.TempDir(), groups
+	config.Log = slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelWarn}))
+	r, err := docker.New(t.Context(), config)
 	if err != nil {
 		t.Fatal(err)
 	}

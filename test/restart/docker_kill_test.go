@@ -89,6 +89,9 @@ func TestKilledOnDocker(t *testing.T) {
 		w.lifeInterrupted(i, time.Duration(i+1)*1500*time.Millisecond/time.Duration(*kills+1))
 	}
 
+	if left, _ := filepath.Glob(w.node.State + "/state/docker/mounts/*"); len(left) > 0 {
+		t.Errorf("mounts for containers are left: %v", left)
+	}
 	w.exec(mortal, "sh", "-c", "(sleep 0.2; touch /go) > /dev/null 2>&1 &")
 	w.again(func() {
 		w.until("the container's process has ended", func() bool { return len(processesRunning("/go; ")) == 0 })
@@ -140,7 +143,12 @@ func (w *world) lifeInterrupted(attempt int, delay time.Duration) {
 			return err
 		},
 		func(ctx context.Context, r *remote.Runtime) error {
-			resp, err := r.CreateContainer(ctx, w.container(pod, name, "echo begun; cat; echo ended"))
+			req := w.container(pod, name, "echo begun; cat; echo ended")
+			req.Config.Mounts = []*runtimeapi.Mount{
+				{HostPath: w.sandbox.LogDirectory, ContainerPath: "/rro", Readonly: true, RecursiveReadOnly: true},
+				{Image: &runtimeapi.ImageSpec{Image: w.image}, ContainerPath: "/image", Readonly: true},
+			}
+			resp, err := r.CreateContainer(ctx, req)
 			ctr = resp.GetContainerId()
 			return err
 		},

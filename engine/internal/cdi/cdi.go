@@ -82,6 +82,15 @@ func (r *Registry) Inject(s *specs.Spec, names []string) error {
 	return nil
 }
 
+// Edits is what the devices' files say, for one who has no OCI specification.
+func (r *Registry) Edits(names []string) (*cdispecs.ContainerEdits, error) {
+	edits, err := r.edits(names)
+	if err != nil {
+		return nil, err
+	}
+	return edits.ContainerEdits, nil
+}
+
 // edits collects what the devices' files say: what is common to a file once,
 // and then what is the device's own. The device nodes are copies, because
 // applying them fills in what the host says of them.

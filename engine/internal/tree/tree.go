@@ -1,20 +1,26 @@
-package engine
+// Package tree turns directories of the host and layers of images into what is
+// mounted into containers. It is called by the engine and by engine/docker, keeps
+// nothing, and what it opens is mounted at no place until the caller moves it
+// there. Images are hostile: links in them lead nowhere else.
+package tree
 
 import (
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"sync"
+	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 
-	"podstead/engine/internal/spec"
+	"podstead/cri"
 )
 
-// openImageTree mounts layers (top first) read-only at no place in the file
+// OpenImage mounts layers (top first) read-only at no place in the file
 // system: the mount ends with the file.
-func openImageTree(lower []string) (*os.File, error) {
+func OpenImage(lower []string) (*os.File, error) {
 	switch len(lower) {
 	case 0:
 		return nil, errors.New("the image has no layers")
@@ -55,10 +61,10 @@ func cloneTree(dir string) (*os.File, error) {
 	return f, nil
 }
 
-// readInTree reads a regular file of an image, at most limit bytes, nil if it
+// Read reads a regular file of an image, at most limit bytes, nil if it
 // is not there. Links lead nowhere but inside the image, and what is no regular
 // file (a FIFO would block the reader) is refused.
-func readInTree(tree *os.File, path string, limit int64) ([]byte, error) {
+func Read(tree *os.File, path string, limit int64) ([]byte, error) {
 	fd, err := unix.Openat2(int(tree.Fd()), path, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
@@ -88,54 +94,53 @@ func readInTree(tree *os.File, path string, limit int64) ([]byte, error) {
 	return b, nil
 }
 
-// The bounds of the cache: images in use are few, and their files small. Large
-// ones are read each time: a megabyte of commas is a million members of a group.
-const (
-	maxCachedAccounts     = 128
-	maxCachedAccountBytes = 64 << 10
-)
-
-// accountCache keeps the users and groups of images, which never change. The
-// zero value is ready.
-type accountCache struct {
-	mu      sync.Mutex
-	byImage map[string]spec.Accounts
+// HostPath resolves a path of the host, and makes it a directory if it is
+// missing.
+func HostPath(path string) (string, error) {
+	if !filepath.IsAbs(path) {
+		return "", cri.Errorf(codes.InvalidArgument, "host_path %q is not absolute", path)
+	}
+	real, err := filepath.EvalSymlinks(path)
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(path, 0o755); err != nil {
+			return "", fmt.Errorf("make host_path %s: %w", path, err)
+		}
+		real, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("host_path %s: %w", path, err)
+	}
+	return real, nil
 }
 
-func (a *accountCache) get(imageID string, lower []string) (spec.Accounts, error) {
-	a.mu.Lock()
-	got, ok := a.byImage[imageID]
-	a.mu.Unlock()
-	if ok {
-		return got, nil
+// Within resolves a path inside an image that nobody can change any more,
+// with the image's own links kept inside it.
+func Within(root, sub string) (string, error) {
+	dir, err := os.OpenFile(root, unix.O_PATH|unix.O_DIRECTORY, 0)
+	if err != nil {
+		return "", err
 	}
-	got, size, err := readAccounts(lower)
-	if err != nil || size > maxCachedAccountBytes {
-		return got, err
+	defer dir.Close()
+	if sub == "" {
+		return root, nil
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.byImage == nil || len(a.byImage) >= maxCachedAccounts {
-		a.byImage = map[string]spec.Accounts{}
+	if !filepath.IsLocal(sub) {
+		return "", cri.Errorf(codes.InvalidArgument, "leads out of the image")
 	}
-	a.byImage[imageID] = got
-	return got, nil
+	fd, err := unix.Openat2(int(dir.Fd()), sub, &unix.OpenHow{
+		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
+	})
+	if err != nil {
+		return "", os.NewSyscallError("openat2", err)
+	}
+	f := os.NewFile(uintptr(fd), sub)
+	defer f.Close()
+	return os.Readlink("/proc/self/fd/" + strconv.Itoa(fd))
 }
 
-// readAccounts reads an image's account files and tells how large they are.
-func readAccounts(lower []string) (a spec.Accounts, size int, err error) {
-	tree, err := openImageTree(lower)
-	if err != nil {
-		return a, 0, err
-	}
-	defer tree.Close()
-	passwd, err := readInTree(tree, "etc/passwd", spec.MaxAccountFile)
-	if err != nil {
-		return a, 0, err
-	}
-	group, err := readInTree(tree, "etc/group", spec.MaxAccountFile)
-	if err != nil {
-		return a, 0, err
-	}
-	return spec.ParseAccounts(passwd, group), len(passwd) + len(group), nil
+// HasMountSetattr asks with arguments that a kernel which has the call (5.12)
+// refuses.
+func HasMountSetattr() bool {
+	err := unix.MountSetattr(-1, "", unix.AT_EMPTY_PATH, &unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY})
+	return !errors.Is(err, unix.ENOSYS)
 }

@@ -1,0 +1,96 @@
+package docker
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/moby/moby/api/types/container"
+	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	cdispecs "tags.cncf.io/container-device-interface/specs-go"
+
+	"podstead/engine/internal/cdi"
+)
+
+// findDevices translates devices that are asked for by name. A Docker Engine that
+// knows CDI is told the names; for others what the devices' files say is put into
+// the request, as far as Docker has words for it.
+func (r *Runtime) findDevices(ctx context.Context, k *creation) error {
+	names, err := cdi.Asked(k.config)
+	if err != nil || len(names) == 0 {
+		return err
+	}
+	if len(r.info().CDISpecDirs) > 0 {
+		k.requests = append(k.requests, container.DeviceRequest{Driver: "cdi", DeviceIDs: names})
+		return nil
+	}
+	edits, err := r.cdi.Edits(names)
+	if err != nil {
+		return err
+	}
+	if err := r.edit(ctx, k, edits); err != nil {
+		return fmt.Errorf("CDI devices %s: %w", strings.Join(names, ", "), err)
+	}
+	return nil
+}
+
+func (r *Runtime) edit(ctx context.Context, k *creation, e *cdispecs.ContainerEdits) error {
+	const newer = "is possible with Docker 25 and newer, with its feature cdi"
+	switch {
+	case len(e.Hooks) > 0:
+		return invalid("the hook %s %s", e.Hooks[0].Path, newer)
+	case len(e.NetDevices) > 0:
+		return invalid("the network device %s %s", e.NetDevices[0].HostInterfaceName, newer)
+	case e.IntelRdt != nil:
+		return invalid("intelRdt %s", newer)
+	}
+	k.env = append(k.env, e.Env...)
+	for _, g := range e.AdditionalGIDs {
+		k.groups = append(k.groups, strconv.FormatUint(uint64(g), 10))
+	}
+	for _, n := range e.DeviceNodes {
+		if n.UID != nil || n.GID != nil || n.FileMode != nil {
+			return invalid("an owner or mode of %s %s", n.Path, newer)
+		}
+		d := container.DeviceMapping{PathOnHost: n.HostPath, PathInContainer: n.Path, CgroupPermissions: n.Permissions}
+		if d.PathOnHost == "" {
+			d.PathOnHost = n.Path
+		}
+		if d.CgroupPermissions == "" {
+			d.CgroupPermissions = "rwm"
+		}
+		k.devices = append(k.devices, d)
+	}
+	for i, m := range e.Mounts {
+		bind, err := bindOf(m)
+		if err == nil {
+			err = r.findMount(ctx, k, len(k.config.Mounts)+i, bind)
+		}
+		if err != nil {
+			return fmt.Errorf("mount %s: %w", m.ContainerPath, err)
+		}
+	}
+	return nil
+}
+
+// bindOf translates a mount of a CDI file.
+func bindOf(m *cdispecs.Mount) (*runtimeapi.Mount, error) {
+	if m.Type != "" && m.Type != "bind" && m.Type != "none" {
+		return nil, invalid("the type %q is not possible on Docker", m.Type)
+	}
+	out := &runtimeapi.Mount{HostPath: m.HostPath, ContainerPath: m.ContainerPath}
+	for _, o := range m.Options {
+		switch {
+		case o == "ro":
+			out.Readonly = true
+		case mountOptions[o] != 0:
+			out.MountOptions = append(out.MountOptions, o)
+		case !slices.Contains([]string{"bind", "rbind", "rw", "private", "rprivate"}, o):
+			return nil, invalid("the option %q is not possible on Docker", o)
+		}
+	}
+	return out, nil
+}
