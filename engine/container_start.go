@@ -88,14 +88,21 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	c.mu.Lock()
 	c.startUnderWay = true
 	c.mu.Unlock()
-	prepared, unknown := e.cfg.Cgroups.Group(c.record().Cgroup).CPUNanoseconds()
+	g := e.cfg.Cgroups.Group(c.record().Cgroup)
+	unmade := c.record().Pid == 0 // what makes it is in its cgroup, too
+	prepared, unknown := g.CPUNanoseconds()
 	p, err := e.startProcess(ctx, c, h)
 	if err == nil {
 		if serr := e.settle(c.record().Cgroup); serr != nil {
 			e.log.Warn("a process stays in a container's scope", "container", c.id, "error", serr)
 		}
+		began := p.StartedAt
+		if unmade {
+			began = time.Now()
+			prepared, unknown = g.CPUNanoseconds()
+		}
 		if unknown == nil {
-			c.cpu.Begin(p.StartedAt, prepared)
+			c.cpu.Begin(began, prepared)
 		}
 		e.recordStart(c, p, oomKills)
 	}

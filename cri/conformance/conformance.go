@@ -68,7 +68,7 @@ type Private struct{ Image, Username, Password string }
 
 // patience bounds every wait for something that should come soon. It is long
 // because the machine may be busy, and costs nothing when all is well.
-const patience = 60 * time.Second
+const patience = 5 * time.Minute
 
 // suite is one run of the tests on a target.
 type suite struct {
