@@ -564,6 +564,7 @@ func TestSpecAndFeatures(t *testing.T) {
 		t.Error(err)
 	}
 	b.fails([]string{"config.json", "exists"}, "spec", "--bundle", dir)
+	b.fails([]string{"--rootless"}, "spec", "--rootless", "--bundle", t.TempDir())
 	var f struct {
 		OciVersionMax string
 		MountOptions  []string

@@ -250,6 +250,9 @@ func TestRefused(t *testing.T) {
 		},
 		"linux.intelRdt":          func(s *specs.Spec) { s.Linux.IntelRdt = &specs.LinuxIntelRdt{} },
 		"linux.netDevices: not":   func(s *specs.Spec) { s.Linux.NetDevices = map[string]specs.LinuxNetDevice{"a": {}} },
+		"linux.personality.flags": func(s *specs.Spec) {
+			s.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux, Flags: []specs.LinuxPersonalityFlag{"X"}}
+		},
 		"linux.rootfsPropagation": func(s *specs.Spec) { s.Linux.RootfsPropagation = "x" },
 		"linux.seccomp.listenerPath": func(s *specs.Spec) {
 			s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: specs.ActAllow, ListenerPath: "/x"}
@@ -460,6 +463,7 @@ func TestScheduling(t *testing.T) {
 	spec.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolBind, Nodes: "0"}
 	spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
 	spec.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"boottime": {Secs: 1000000}}
+	spec.Linux.Personality = &specs.LinuxPersonality{Domain: specs.PerLinux32}
 	pid := start(t, mustCompile(t, spec))
 	attr, err := unix.SchedGetAttr(pid, 0)
 	if err != nil || attr.Policy != unix.SCHED_BATCH || attr.Nice != 3 {
@@ -470,7 +474,7 @@ func TestScheduling(t *testing.T) {
 		t.Errorf("I/O priority %#x", prio)
 	}
 	proc := *spec.Process
-	proc.Args = []string{"sh", "-c", "cut -d. -f1 /proc/uptime; grep Cpus_allowed_list /proc/self/status; grep bind /proc/1/numa_maps | head -n 1 | wc -l"}
+	proc.Args = []string{"sh", "-c", "cut -d. -f1 /proc/uptime; grep Cpus_allowed_list /proc/self/status; grep bind /proc/1/numa_maps | head -n 1 | wc -l; cat /proc/1/personality"}
 	proc.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0-1", Final: "0"}
 	x, err := CompileExec(spec, &proc, ExecOptions{ID: "box/1", Pid: pid})
 	if err != nil {
@@ -483,7 +487,7 @@ func TestScheduling(t *testing.T) {
 	var uptime int
 	var rest string
 	fmt.Sscan(out, &uptime, &rest)
-	if uptime < 1000000 || !strings.Contains(out, "Cpus_allowed_list:\t0\n") {
+	if uptime < 1000000 || !strings.Contains(out, "Cpus_allowed_list:\t0\n") || !strings.HasSuffix(out, "\n00000008\n") {
 		t.Errorf("output %q", out)
 	}
 }
