@@ -22,6 +22,7 @@ func (e *Engine) newPlugins() *nri.Plugins {
 	return nri.New(nri.Options{
 		Socket: c.Socket, PluginDir: c.PluginDir, ConfigDir: c.ConfigDir,
 		Required: c.RequiredPlugins, RequiredUnless: c.RequiredUnless,
+		RegistrationTimeout: c.RegistrationTimeout.Duration, RequestTimeout: c.RequestTimeout.Duration,
 		Version: e.cfg.Version, Runtime: pluginsRuntime{e}, Log: e.log,
 	})
 }

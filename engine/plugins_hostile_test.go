@@ -4,12 +4,14 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
@@ -71,6 +73,45 @@ func TestPluginThatHangs(t *testing.T) {
 		t.Errorf("the plugin after it was told %s", told)
 	}
 	n.exited(n.begin(pod, n.script("true")))
+}
+
+// TestPluginTimeouts: the patience with plugins is as configured.
+func TestPluginTimeouts(t *testing.T) {
+	n := newNode(t)
+	slow := func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		time.Sleep(2500 * time.Millisecond) // longer than the default, whatever the machine does
+		return nil, nil, nil
+	}
+	n.cfg.Settings.NRI.RequestTimeout.Duration = patience
+	n.withPlugins()
+	p := n.connect("10-slow", &plugin{create: slow})
+	pod := n.run(n.pod())
+	n.exited(n.begin(pod, n.script("true")))
+	if told := strings.Join(p.told(), ","); !strings.Contains(told, "RemoveContainer") && !strings.Contains(told, "StartContainer") {
+		t.Errorf("the slow plugin was told %s", told)
+	}
+	n.cfg.Settings.NRI.RequestTimeout.Duration, n.cfg.Settings.NRI.RegistrationTimeout.Duration = 50*time.Millisecond, 50*time.Millisecond
+	n.restart()
+	<-p.lost
+	hang := make(chan struct{})
+	defer close(hang)
+	n.connect("10-hangs", &plugin{create: func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+		<-hang
+		return nil, nil, nil
+	}})
+	began := time.Now()
+	n.exited(n.begin(pod, n.script("true")))
+	n.gone("10-hangs")
+	t.Logf("a plugin that hangs was dropped after %v at most", time.Since(began))
+	conn, err := net.Dial("unix", n.cfg.Settings.NRI.Socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(patience))
+	if _, err := io.Copy(io.Discard, conn); err != nil {
+		t.Errorf("who does not register is not let go: %v", err)
+	}
 }
 
 // TestPluginThatDies closes its connection in the middle of a request.
@@ -210,8 +251,14 @@ func runInstalledPlugin() {
 	p.create = func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
 		a := &api.ContainerAdjustment{}
 		a.AddEnv("CONFIGURED", p.config)
+		a.AddMount(&api.Mount{Destination: "/by-plugin", Type: "bind", Source: filepath.Dir(p.config), Options: []string{"rbind", "ro"}})
+		a.AddHooks(&api.Hooks{
+			StartContainer: []*api.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo start > /started"}}},
+			Poststop:       []*api.Hook{{Path: "/bin/sh", Args: []string{"sh", "-c", "echo end >> " + p.config}}},
+		})
 		return a, nil, nil
 	}
+	p.refuse = func(string) error { return os.WriteFile(p.config+".told", []byte(strings.Join(p.told(), "\n")), 0o644) }
 	s, err := stub.New(p, stub.WithOnClose(func() {}))
 	if err == nil {
 		err = s.Run(context.Background())
@@ -232,20 +279,52 @@ func (n *node) installPlugin() {
 	if err := os.Symlink(self, filepath.Join(programs, "05-installed")); err != nil {
 		n.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(config, "installed.conf"), []byte("as wanted"), 0o644); err != nil {
+	if err := os.WriteFile(filepath.Join(config, "installed.conf"), []byte(filepath.Join(config, "noted")), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
 	n.cfg.Settings.NRI.PluginDir, n.cfg.Settings.NRI.ConfigDir = programs, config
 }
 
+// TestInstalledPlugin runs a plugin that is a program of its own, as they are
+// installed: it hears of all that happens, and what it says of a container is done.
 func TestInstalledPlugin(t *testing.T) {
 	n := newNode(t)
+	ctx := context.Background()
 	n.installPlugin()
 	n.withPlugins()
+	noted := filepath.Join(n.cfg.Settings.NRI.ConfigDir, "noted")
 	for range 2 { // it is started anew with the engine
-		id := n.begin(n.run(n.pod()), n.script("sleep 1000"))
-		if got := string(n.sh(id, "echo $CONFIGURED").Stdout); got != "as wanted\n" {
-			t.Errorf("the plugin's adjustment is %q", got)
+		os.Remove(noted)
+		pod, script := n.run(n.pod()), n.script(forever)
+		rec := n.allSandboxes()[0].record()
+		name := rec.config().Metadata.Name
+		id := n.ready(n.begin(pod, script))
+		if got := string(n.sh(id, "echo $CONFIGURED; ls /by-plugin; cat /started").Stdout); got != noted+"\ninstalled.conf\nnoted.told\nstart\n" {
+			t.Errorf("the plugin's adjustments give %q", got)
+		}
+		if _, err := n.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: id, Linux: &runtimeapi.LinuxContainerResources{CpuShares: 512}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{PodSandboxId: pod, Resources: &runtimeapi.LinuxContainerResources{CpuShares: 77}}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: id, Timeout: 60}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := n.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+			t.Fatal(err)
+		}
+		if b, err := os.ReadFile(noted); err != nil || string(b) != "end\n" {
+			t.Errorf("its hook of the end wrote %q, %v", b, err)
+		}
+		c := script.Metadata.Name
+		want := strings.Join([]string{
+			"RunPodSandbox " + name, "CreateContainer " + c, "PostCreateContainer " + c, "StartContainer " + c, "PostStartContainer " + c + " CONTAINER_RUNNING",
+			"UpdateContainer " + c, "PostUpdateContainer " + c, "UpdatePodSandbox " + name + " 77", "PostUpdatePodSandbox " + name,
+			"StopContainer " + c + " 0", "StopPodSandbox " + name, "RemoveContainer " + c, "RemovePodSandbox " + name,
+		}, "\n")
+		if got, err := os.ReadFile(noted + ".told"); err != nil || string(got) != want {
+			t.Errorf("the plugin was told\n%s\nwant\n%s (%v)", got, want, err)
 		}
 		n.restart()
 	}

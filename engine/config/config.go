@@ -46,6 +46,7 @@ type Config struct {
 	Logs         Logs    `json:"logs"`
 	CDI          CDI     `json:"cdi"`
 	NRI          NRI     `json:"nri"`
+	SELinux      SELinux `json:"selinux"`
 }
 
 // Drivers of control groups.
@@ -128,6 +129,13 @@ type CDI struct {
 	Dirs []string `json:"dirs,omitempty"`
 }
 
+// SELinux is about the labels of pods, on hosts that have it.
+type SELinux struct {
+	// Disabled leaves out labels, for hosts whose policy has nothing for
+	// containers but lxc_contexts, or the wrong things.
+	Disabled bool `json:"disabled,omitempty"`
+}
+
 // NRI is about plugins: programs beside the engine that are told of pods and
 // containers and may adjust them.
 type NRI struct {
@@ -144,6 +152,10 @@ type NRI struct {
 	// bears the annotation RequiredUnless with the value "true".
 	RequiredPlugins []string `json:"requiredPlugins,omitempty" reload:"restart"`
 	RequiredUnless  string   `json:"requiredUnless,omitempty" reload:"restart"`
+	// RegistrationTimeout is the patience with a plugin that has connected or was
+	// started, RequestTimeout that with each of its answers.
+	RegistrationTimeout Duration `json:"registrationTimeout,omitempty" reload:"restart"`
+	RequestTimeout      Duration `json:"requestTimeout,omitempty" reload:"restart"`
 }
 
 // Default is what holds without a file.
@@ -158,5 +170,8 @@ func Default() Config {
 		},
 		Logs: Logs{MaxBytes: Bytes{N: 10 << 20}, MaxFiles: 5},
 		CDI:  CDI{Dirs: []string{"/etc/cdi", "/var/run/cdi"}},
+		NRI: NRI{
+			RegistrationTimeout: Duration{Duration: 5 * time.Second}, RequestTimeout: Duration{Duration: 2 * time.Second},
+		},
 	}
 }

@@ -26,7 +26,8 @@ images: {certsDir: "", pinned: ["x/y:*"], parallelLayers: 9, stallTimeout: 5s}
 streams: {address: "[::1]:0", idleTimeout: 1h, creationTimeout: 2m}
 logs: {maxBytes: 1Mi, maxFiles: 3}
 cdi: {dirs: [/cdi]}
-nri: {disabled: true, socket: /s, pluginDir: /p, configDir: /c, requiredPlugins: [a], requiredUnless: b/c}
+nri: {disabled: true, socket: /s, pluginDir: /p, configDir: /c, requiredPlugins: [a], requiredUnless: b/c, registrationTimeout: 9s, requestTimeout: 3s}
+selinux: {disabled: true}
 `
 
 func TestParse(t *testing.T) {
@@ -46,7 +47,9 @@ func TestParse(t *testing.T) {
 		Streams:        Streams{Address: "[::1]:0", IdleTimeout: Duration{Duration: time.Hour}, CreationTimeout: Duration{Duration: 2 * time.Minute}},
 		Logs:           Logs{MaxBytes: Bytes{N: 1 << 20}, MaxFiles: 3},
 		CDI:            CDI{Dirs: []string{"/cdi"}},
-		NRI:            NRI{Disabled: true, Socket: "/s", PluginDir: "/p", ConfigDir: "/c", RequiredPlugins: []string{"a"}, RequiredUnless: "b/c"},
+		NRI: NRI{Disabled: true, Socket: "/s", PluginDir: "/p", ConfigDir: "/c", RequiredPlugins: []string{"a"}, RequiredUnless: "b/c",
+			RegistrationTimeout: Duration{Duration: 9 * time.Second}, RequestTimeout: Duration{Duration: 3 * time.Second}},
+		SELinux: SELinux{Disabled: true},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

@@ -55,6 +55,8 @@ func (c Config) Validate() error {
 	absolute("nri.socket", c.NRI.Socket, &f)
 	absolute("nri.pluginDir", c.NRI.PluginDir, &f)
 	absolute("nri.configDir", c.NRI.ConfigDir, &f)
+	c.NRI.RegistrationTimeout.validate("nri.registrationTimeout", &f)
+	c.NRI.RequestTimeout.validate("nri.requestTimeout", &f)
 	return errors.Join(f...)
 }
 

@@ -6,8 +6,8 @@
 //
 // Plugins are the administrator's: who may connect to the socket, or put a
 // program into the plugin directory, is root of the node. What this package
-// guards against is their mistakes. A plugin that hangs is dropped after the
-// protocol's timeout (2 s for an answer), one that says nonsense fails the
+// guards against is their mistakes. A plugin that hangs is dropped after a
+// timeout (2 s for an answer, by default), one that says nonsense fails the
 // container that it says it of, with its name, and one that calls too often is
 // refused.
 //
@@ -43,9 +43,12 @@ type Options struct {
 	// unless it bears the annotation RequiredUnless with the value "true".
 	Required       []string
 	RequiredUnless string
-	Version        string // of the runtime
-	Runtime        Runtime
-	Log            *slog.Logger
+	// How long plugins may take to register, and to answer; 0: the protocol's
+	// defaults. The adaptation package has one such setting for a program.
+	RegistrationTimeout, RequestTimeout time.Duration
+	Version                             string // of the runtime
+	Runtime                             Runtime
+	Log                                 *slog.Logger
 }
 
 // Runtime is what plugins want of the engine.
@@ -134,6 +137,8 @@ func (p *Plugins) start(pluginDir string) error {
 	} else {
 		options = append(options, adaptation.WithSocketPath(p.opt.Socket))
 	}
+	adaptation.SetPluginRegistrationTimeout(cmp.Or(p.opt.RegistrationTimeout, adaptation.DefaultPluginRegistrationTimeout))
+	adaptation.SetPluginRequestTimeout(cmp.Or(p.opt.RequestTimeout, adaptation.DefaultPluginRequestTimeout))
 	a, err := adaptation.New("podstead", p.opt.Version, p.synchronize, p.updateContainers, options...)
 	if err != nil {
 		return fmt.Errorf("NRI: %w", err)
