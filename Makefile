@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-gvisor bench fuzz test-deps clean
+.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -51,6 +51,11 @@ critest-docker: test-deps
 # that touch cgroups or the kernel.
 test-vm:
 	test/vm/run
+
+# SELinux on such a kernel, with a small policy of ours, enforcing.
+test-selinux:
+	VM_SECURITY=selinux TESTFLAGS='-test.v -test.run=SELinux' test/vm/run ./engine
+	VM_SECURITY=selinux TESTFLAGS='-test.v -test.run=Serial -focus=SELinux' test/vm/run ./test/critest
 
 # The validation programs of opencontainers/runtime-tools on our OCI runtime, runc
 # and crun. "make test" has some of them, on ours.

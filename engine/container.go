@@ -17,6 +17,7 @@ import (
 	"podstead/engine/handler"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/figure"
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/supervisor"
@@ -73,6 +74,13 @@ type containerRecord struct {
 	Stdio []string
 	// FromCheckpoint tells that the process is restored instead of executed.
 	FromCheckpoint bool
+	// Labels are SELinux's, zero where they have no effect.
+	Labels selinux.Labels
+	// LateHooks says that the specification has hooks of the start or the end
+	// which the handler leaves to the engine; StartHooks that those of the start
+	// run, or were running when the engine ended; PoststopDue that those of the
+	// end have not run.
+	LateHooks, StartHooks, PoststopDue bool
 	// ImageMounts are mount points of images below the container's directory.
 	ImageMounts []string
 
@@ -123,7 +131,9 @@ type container struct {
 	// startTold says that a caller knows of the start. Until then asking again
 	// is a retry and no mistake.
 	startTold bool
-	evicted   string // why, if an NRI plugin wants it to end
+	// endStart ends the start's hooks, if they are what it waits for.
+	endStart context.CancelFunc
+	evicted  string // why, if an NRI plugin wants it to end
 }
 
 func newContainer(rec containerRecord) *container {

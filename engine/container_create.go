@@ -17,6 +17,7 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/handler"
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/image"
 	"podstead/oci/criu"
@@ -46,7 +47,7 @@ func (e *Engine) CreateContainer(ctx context.Context, req *runtimeapi.CreateCont
 // to restore it from, if that is not what the image names.
 func (e *Engine) create(ctx context.Context, s *sandbox, config *runtimeapi.ContainerConfig, from string) (string, error) {
 	rec := s.record()
-	if err := spec.CheckContainer(config, rec.config(), e.host.spec); err != nil {
+	if err := spec.CheckContainer(config, rec.config()); err != nil {
 		return "", err
 	}
 	if rec.Phase != sandboxReady {
@@ -102,6 +103,7 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 		{"record", e.recordIntent},
 		{"restore files", e.restoreFiles},
 		{"user", e.resolveUser},
+		{"label", e.labelContainer},
 		{"specification", e.buildSpec},
 		{"cgroup", e.makeContainerCgroup},
 		{"log", e.prepareLog},
@@ -148,6 +150,7 @@ func (e *Engine) discardContainer(ctx context.Context, c *container, cause error
 	rec := c.record()
 	err := e.releaseContainer(ctx, &rec)
 	if err == nil {
+		e.poststop(ctx, c)
 		err = e.forgetContainer(c)
 	}
 	if err != nil {
@@ -237,6 +240,7 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 		return err
 	}
 	host := e.host.spec
+	host.SELinux = e.usesSELinux()
 	host.RecursiveReadOnly = h.Features().RecursiveReadOnlyMounts
 	s, warnings, err := spec.Build(spec.Input{
 		Config: config, Image: k.image.Config.Config, User: k.user,
@@ -248,6 +252,7 @@ func (e *Engine) buildSpec(ctx context.Context, k *creation) error {
 			Shm:        e.shmPath(&k.sandbox),
 		},
 		Host: host, Devices: devices, DeviceAccess: access,
+		ProcessLabel: k.c.rec.Labels.Process, MountLabel: k.c.rec.Labels.Mount,
 	})
 	if err != nil {
 		return err
@@ -336,7 +341,11 @@ func (e *Engine) launchContainer(ctx context.Context, k *creation) error {
 	c.Rootfs = &launch.Overlay{
 		Lower: k.lower,
 		Upper: e.containerFile(k.c.id, "upper"), Work: e.containerFile(k.c.id, "work"),
+		Options:  selinux.MountOption(rec.Labels.Mount),
 		IDMapped: k.sandbox.userNamespace(),
+	}
+	if err := e.expectHooks(k, h); err != nil {
+		return err
 	}
 	var p supervisor.Process
 	if k.source != nil {

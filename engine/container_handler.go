@@ -95,6 +95,9 @@ func (e *Engine) startProcess(ctx context.Context, c *container, h handler.Handl
 			return p, err
 		}
 	}
+	if rec.LateHooks {
+		return e.startWithHooks(ctx, c, h, handled)
+	}
 	return h.Start(ctx, handled)
 }
 

@@ -14,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/tree"
 	"podstead/image"
 )
@@ -33,6 +34,9 @@ func (e *Engine) prepareMounts(ctx context.Context, k *creation) (*runtimeapi.Co
 			source, err = e.mountImage(ctx, k, i, m)
 		} else {
 			source, err = tree.HostPath(m.HostPath)
+		}
+		if err == nil && m.SelinuxRelabel && m.Image.GetImage() == "" {
+			err = selinux.Relabel(source, k.c.rec.Labels.Mount)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("mounts[%d] (%s): %w", i, m.ContainerPath, err)
@@ -73,15 +77,19 @@ func (e *Engine) mountImage(ctx context.Context, k *creation, i int, m *runtimea
 	if err != nil {
 		return fail(err)
 	}
-	mounted, err := tree.OpenImage(lower)
-	if err != nil {
-		return fail(err)
-	}
-	defer mounted.Close()
 	target := e.containerFile(k.c.id, name)
 	if err := os.Mkdir(target, 0o700); err != nil {
 		return fail(err)
 	}
+	options := selinux.MountOption(k.c.rec.Labels.Mount)
+	if len(options) > 0 && len(lower) == 1 {
+		lower = append(slices.Clip(lower), target) // empty: one layer alone is no overlay
+	}
+	mounted, err := tree.OpenImage(lower, options...)
+	if err != nil {
+		return fail(err)
+	}
+	defer mounted.Close()
 	if err := unix.MoveMount(int(mounted.Fd()), "", unix.AT_FDCWD, target, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return fail(os.NewSyscallError("move_mount", err))
 	}

@@ -44,6 +44,7 @@ func (e *Engine) removeContainerNow(ctx context.Context, c *container) error {
 	if err := e.releaseContainer(ctx, &rec); err != nil {
 		return err
 	}
+	e.poststop(ctx, c)
 	if err := e.forgetContainer(c); err != nil {
 		return err
 	}

@@ -92,7 +92,7 @@ func (e *Engine) release(ctx context.Context, c *container, h handler.Handler, o
 	unmade := c.record().Pid == 0 // what makes it is in its cgroup, too
 	prepared, unknown := g.CPUNanoseconds()
 	p, err := e.startProcess(ctx, c, h)
-	if err == nil {
+	if err == nil || p.Pid != 0 {
 		if serr := e.settle(c.record().Cgroup); serr != nil {
 			e.log.Warn("a process stays in a container's scope", "container", c.id, "error", serr)
 		}
@@ -121,6 +121,7 @@ func (e *Engine) recordStart(c *container, p supervisor.Process, oomKills uint64
 		r.StartedAt, r.OOMKills = p.StartedAt, oomKills
 		made := r.Pid == 0                        // at the start
 		r.Pid, r.StartTicks = p.Pid, p.StartTicks // those of a restored one are new
+		r.StartHooks = false
 		if made {
 			r.Resources.M = withOOMScore(r.Resources.M, e.hostPid(r))
 		}

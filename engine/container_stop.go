@@ -143,6 +143,7 @@ func (e *Engine) killContainer(c *container) error {
 	}
 	ctx, cancel := context.WithTimeout(e.life, killTimeout)
 	defer cancel()
+	c.giveUpStart()
 	if done, err := e.neverRan(ctx, c); done || err != nil {
 		return err
 	}

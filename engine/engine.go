@@ -92,8 +92,9 @@ type Engine struct {
 	sandboxRecords   *store.Dir[sandboxRecord]
 	containerRecords *store.Dir[containerRecord]
 	podCgroups       turns
-	sandboxRuns      runs // RunPodSandbox by pod identity and attempt
-	containerRuns    runs // CreateContainer by sandbox, name and attempt
+	labelling        sync.Mutex // while a pod chooses its SELinux level
+	sandboxRuns      runs       // RunPodSandbox by pod identity and attempt
+	containerRuns    runs       // CreateContainer by sandbox, name and attempt
 	accounts         accountCache
 	profiles         profileCache
 	exits            exits

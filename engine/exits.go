@@ -297,6 +297,7 @@ func (e *Engine) recordExit(c *container, x exit) {
 	close(c.exited)
 	c.dropRestoring()
 	e.tellOfExit(c)
+	e.poststopLater(c)
 }
 
 // pauseExited makes a sandbox not ready that has lost one of its own processes:

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/tree"
 )
@@ -37,7 +38,7 @@ func probeHost(h *cgroup.Hierarchy) (host, error) {
 		SystemdCgroups:    h.Driven(),
 		Capabilities:      caps,
 		RecursiveReadOnly: tree.HasMountSetattr(),
-		SELinux:           exists("/sys/fs/selinux/enforce"),
+		SELinux:           selinux.Enabled(),
 		AppArmor:          readsYes("/sys/module/apparmor/parameters/enabled"),
 		CgroupUnified:     h.Unified(),
 		MountPropagation:  mountPropagation,
@@ -79,11 +80,6 @@ func hasUserNamespaces() bool {
 	var major, minor int
 	fmt.Sscanf(unix.ByteSliceToString(u.Release[:]), "%d.%d", &major, &minor)
 	return major > 5 || major == 5 && minor >= 19
-}
-
-func exists(file string) bool {
-	_, err := os.Stat(file)
-	return err == nil
 }
 
 func readsYes(file string) bool {

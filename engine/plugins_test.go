@@ -361,7 +361,7 @@ func TestPluginAsksForTheImpossible(t *testing.T) {
 		"linux.intelRdt":               linux(&api.LinuxContainerAdjustment{Rdt: &api.LinuxRdt{ClosId: api.String("gold")}}),
 		"linux.netDevices":             linux(&api.LinuxContainerAdjustment{NetDevices: map[string]*api.LinuxNetDevice{"eth7": {Name: "x"}}}),
 		"CDI_devices":                  {CDIDevices: []*api.CDIDevice{{Name: "v.com/c=none"}}},
-		"hooks.poststop":               {Hooks: &api.Hooks{Poststop: []*api.Hook{{Path: "/bin/true"}}}},
+		"hooks.poststop[0].path":       {Hooks: &api.Hooks{Poststop: []*api.Hook{{Path: "bin/true"}}}},
 		`env: "A=B"`:                   {Env: []*api.KeyValue{{Key: "A=B", Value: "1"}}},
 		`the destination "relative"`:   {Mounts: []*api.Mount{{Destination: "relative", Type: "bind", Source: "/"}}},
 		"/proc/self/x":                 {Mounts: []*api.Mount{{Destination: "/proc/self/x", Type: "bind", Source: "/etc", Options: []string{"bind"}}}},

@@ -148,10 +148,13 @@ func (e *Engine) reconcileContainer(ctx context.Context, c *container, processes
 			e.containerEvent(c, eventDeleted, time.Now())
 		}
 	case rec.Phase == containerExited:
+		e.poststopLater(c)
 	case rec.FromCheckpoint && rec.StartedAt.IsZero():
 		e.restoreInterrupted(c)
 	case known && p.State == supervisor.Exited:
 		e.exitedMeanwhile(c, p)
+	case known && rec.StartHooks:
+		e.startInterrupted(c)
 	case known:
 		e.aliveAfterRestart(c, p)
 	case c.unmade() && rec.BootID == e.bootID:

@@ -18,6 +18,7 @@ import (
 
 	"podstead/engine/config"
 	"podstead/engine/internal/figure"
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
 	"podstead/network"
@@ -55,6 +56,8 @@ type sandboxRecord struct {
 	PausePid int
 	// When it got ready, and when it stopped being it, by whatever cause.
 	ReadyAt, StoppedAt time.Time
+	// Labels are SELinux's, zero where they have no effect.
+	Labels selinux.Labels
 	// Why a sandbox is not ready that nobody stopped.
 	Message string
 }

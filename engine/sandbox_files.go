@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/sys"
 )
@@ -44,6 +45,9 @@ func (e *Engine) writeSandboxFiles(s *sandbox) error {
 		}
 		uid, gid := rec.mappedRoot()
 		if err := os.Lchown(e.sandboxFile(s.id, name), uid, gid); err != nil {
+			return err
+		}
+		if err := selinux.LabelFile(e.sandboxFile(s.id, name), rec.Labels.Shared()); err != nil {
 			return err
 		}
 	}

@@ -68,8 +68,8 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 			err = e.discardSandbox(ctx, s, fmt.Errorf("run pod sandbox %s: %w", s.id, err))
 		}
 	}()
-	if req.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil {
-		e.log.Warn("a pod's SELinux options have no effect on this host", "pod", s.id)
+	if err := e.labelSandbox(s); err != nil {
+		return "", err
 	}
 	if err := e.changeSandbox(s, func(*sandboxRecord) {}); err != nil {
 		return "", err
@@ -201,6 +201,9 @@ func (e *Engine) mountShm(s *sandbox) error {
 	}
 	uid, gid := rec.mappedRoot()
 	options := fmt.Sprintf("%s,uid=%d,gid=%d", shmOptions, uid, gid)
+	if label := rec.Labels.Mount; label != "" {
+		options += fmt.Sprintf(",context=%q", label) // categories have commas
+	}
 	err := unix.Mount("shm", dir, "tmpfs", unix.MS_NOEXEC|unix.MS_NOSUID|unix.MS_NODEV, options)
 	return os.NewSyscallError("mount", err)
 }

@@ -186,6 +186,15 @@ func (c *Client) Start(ctx context.Context, id string) (Process, error) {
 	return c.askProcess(ctx, protocol.Start, id)
 }
 
+// StartWithHooks is Start for a program that stops at launch.PointStart: then
+// the process's pid comes out of hooks' other end, and is answered as that of
+// Launch.Hooks is.
+func (c *Client) StartWithHooks(ctx context.Context, id string, hooks *os.File) (Process, error) {
+	var p protocol.Process
+	_, err := c.ask(ctx, protocol.Start, &protocol.Name{Name: id}, &p, hooks)
+	return Process(p), err
+}
+
 // Get returns one process.
 func (c *Client) Get(ctx context.Context, id string) (Process, error) {
 	return c.askProcess(ctx, protocol.Get, id)

@@ -105,7 +105,7 @@ func sh(script string) []byte { return argv("/bin/sh", "-c", script) }
 
 type commandChild struct{ control *os.File }
 
-func (c commandChild) Start() error {
+func (c commandChild) Start(func(*launch.Child, launch.Point) error) error {
 	defer c.control.Close()
 	_, err := c.control.Write([]byte("\n"))
 	return err
@@ -179,7 +179,7 @@ func (forker) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (*d
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
 	f.StartTicks, _ = strconv.ParseUint(string(fields[19]), 10, 64)
 	if opt.Start {
-		err = f.Child.Start()
+		err = f.Child.Start(nil)
 		f.Child, f.Control = nil, nil
 	}
 	return f, err

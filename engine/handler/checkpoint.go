@@ -124,6 +124,9 @@ func (b *Builtin) CreateRestored(ctx context.Context, c Container, images string
 	if profile := c.Spec.Process.ApparmorProfile; profile != "" {
 		r.options.LSMProfile = "apparmor:" + profile
 	}
+	if label := c.Spec.Process.SelinuxLabel; label != "" {
+		r.options.LSMProfile, r.options.LSMMountContext = "selinux:"+label, c.Spec.Linux.MountLabel
+	}
 	if err := r.options.DescribeRestore(c.Spec, restorer, files[restorer.RootSlot]); err != nil {
 		return r, p, err
 	}

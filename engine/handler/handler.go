@@ -7,6 +7,7 @@ package handler
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -24,7 +25,8 @@ type Handler interface {
 	// Create prepares a container. Where the process is there already, it waits
 	// before its execve; else the Process is zero, and Start makes it.
 	Create(context.Context, Container) (supervisor.Process, error)
-	// Start lets a prepared container run.
+	// Start lets a prepared container run. An error may come with a process: that
+	// is to be killed, since something that belongs to its start has failed.
 	Start(context.Context, Container) (supervisor.Process, error)
 	// Exec runs a process in a running container. With Process.Terminal and no
 	// Stdio it returns the pty's master.
@@ -48,8 +50,8 @@ type Features struct {
 }
 
 // Container is what a handler needs to know of one. Of it, all but Create get
-// what does not come from Create's request alone: neither Spec, Rootfs nor
-// Annotations.
+// what does not come from Create's request alone: neither Rootfs nor Annotations,
+// and Spec if HasLateHooks tells so.
 type Container struct {
 	ID               string
 	Spec             *specs.Spec
@@ -137,7 +139,8 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 	}
 	o := b.options(c)
 	o.Filter = filter
-	if o.Hooks, err = hooksOf(c.Spec); err != nil {
+	o.Hooks, o.NetDevices = true, true
+	if err := errors.Join(checkHooks(c.Spec), checkNetDevices(c.Spec)); err != nil {
 		return supervisor.Process{}, err
 	}
 	p, err := launch.Compile(c.Spec, o)
@@ -145,7 +148,7 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 		return supervisor.Process{}, err
 	}
 	l := supervisor.Launch{ID: c.ID, Program: p, Logged: true, Log: c.Log, Stdin: c.Stdin, StdinOnce: c.StdinOnce}
-	if o.Hooks {
+	if waitsAtCreation(c.Spec) {
 		return b.launchWithHooks(ctx, l, c)
 	}
 	proc, _, err := b.launch(ctx, l, nil)
@@ -154,6 +157,9 @@ func (b *Builtin) Create(ctx context.Context, c Container) (supervisor.Process, 
 
 // Start implements Handler.
 func (b *Builtin) Start(ctx context.Context, c Container) (supervisor.Process, error) {
+	if c.Spec != nil && HasLateHooks(c.Spec) {
+		return b.startWithHooks(ctx, c)
+	}
 	return b.Supervisor.Start(ctx, c.ID)
 }
 

@@ -292,14 +292,20 @@ func (c *compiler) enterNamespaces() {
 		}
 	}
 	if c.has[specs.UserNamespace] {
-		// The id that the child came with does not exist here.
-		c.do("become root of the user namespace", cSetgroups, 0, nil).passing(syscall.EPERM)
-		c.do("become root of the user namespace", cSetresgid, 0, 0, 0)
-		c.do("become root of the user namespace", cSetresuid, 0, 0, 0)
+		c.becomeRoot()
 	}
 	if c.new&unix.CLONE_NEWCGROUP != 0 {
 		c.do("make a cgroup namespace", cUnshare, unix.CLONE_NEWCGROUP)
 	}
+}
+
+// becomeRoot makes the child the root of the user namespace that it has come to:
+// the id that it came with does not exist there.
+func (c *compiler) becomeRoot() {
+	const text = "become root of the user namespace"
+	c.do(text, cSetgroups, 0, nil).passing(syscall.EPERM)
+	c.do(text, cSetresgid, 0, 0, 0)
+	c.do(text, cSetresuid, 0, 0, 0)
 }
 
 // idMaps translates linux.uidMappings and gidMappings.

@@ -194,6 +194,9 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 	}))
 	c.do("become undumpable", cSetDumpable, 0) // as any process that enters a container
 	c.do("join the container's namespaces", cSetns, target, flags)
+	if flags&unix.CLONE_NEWUSER != 0 {
+		c.becomeRoot()
+	}
 	c.do("enter the root", cChdir, "/")
 	c.do("reset signals", cSignals)
 	c.do("close descriptors", cCloseAll, 0)

@@ -14,8 +14,9 @@ import (
 // Child is a forked process that waits for its start. Either Start or Abandon
 // is called, once.
 type Child interface {
-	// Start releases it, and returns when its image runs.
-	Start() error
+	// Start releases it, and returns when its image runs. hooks is called if it
+	// stops for hooks before that.
+	Start(hooks func(*launch.Child, launch.Point) error) error
 	// Abandon gives it up; it ends.
 	Abandon() error
 }
@@ -69,7 +70,7 @@ func (Programs) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (
 		Warnings:   c.Warnings,
 	}
 	if !opt.Start {
-		f.Child, f.Control = c, c.Control
+		f.Child, f.Control = programChild{c}, c.Control
 	}
 	return f, nil
 }
@@ -80,16 +81,25 @@ func (Programs) Adopt(program []byte, f *Forked) (Child, error) {
 	if err := p.UnmarshalBinary(program); err != nil {
 		return nil, fmt.Errorf("decode launch program: %w", err)
 	}
-	return launch.Adopt(p, f.Pid, f.StartTicks, f.Pidfd, f.Control), nil
+	return programChild{launch.Adopt(p, f.Pid, f.StartTicks, f.Pidfd, f.Control)}, nil
 }
 
-// hooksBy lets who asked for a launch run the hooks of its specification, while
-// the child waits: this program runs nobody's programs but containers. What
-// asked may be gone; then the launch has failed.
-func hooksBy(who *os.File) func(*launch.Child, launch.Point) error {
+// programChild is a Child that executes a launch program.
+type programChild struct{ *launch.Child }
+
+func (c programChild) Start(hooks func(*launch.Child, launch.Point) error) error {
+	c.AtPoint = hooks
+	return c.Child.Start()
+}
+
+// hooksBy lets who asked for a launch or a start run the hooks of its
+// specification, while the child waits at a point: this program runs nobody's
+// programs but containers. What asked may be gone; then launch or start have
+// failed.
+func hooksBy(who *os.File, expected launch.Point) func(*launch.Child, launch.Point) error {
 	return func(c *launch.Child, at launch.Point) error {
-		if at != launch.PointCreated {
-			return fmt.Errorf("hooks: point %d is not expected", at)
+		if who == nil || at != expected {
+			return fmt.Errorf("hooks: nobody runs those of point %d", at)
 		}
 		if _, err := who.WriteString(strconv.Itoa(c.Pid)); err != nil {
 			return fmt.Errorf("hooks: %w", err)

@@ -128,7 +128,7 @@ func (d *daemon) serveNamed(r *request) (protocol.Coded, bool, error) {
 	c, seq := r.c, r.Seq
 	switch r.Op {
 	case protocol.Start:
-		d.start(p, func(err error) { c.answer(seq, &p.Process, err) })
+		d.start(p, r.takeFds(), func(err error) { c.answer(seq, &p.Process, err) })
 		return nil, true, nil
 	case protocol.ReopenLog:
 		if p.exitSeen {

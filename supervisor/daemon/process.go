@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podstead/oci/launch"
 	"podstead/supervisor/internal/protocol"
 )
 
@@ -150,8 +151,10 @@ func (p *process) handle() (*protocol.Handle, []int) {
 	return h, fds
 }
 
-// start handles a Start request; done is called when the image runs.
-func (d *daemon) start(p *process, done func(error)) {
+// start handles a Start request; done is called when the image runs. hooks has
+// the descriptor of who runs the hooks of the start, or none.
+func (d *daemon) start(p *process, hooks []int, done func(error)) {
+	defer func() { protocol.CloseFds(hooks) }()
 	switch {
 	case p.exitSeen && !p.starting:
 		done(fmt.Errorf("start %s: %w", p.ID, errGone))
@@ -171,8 +174,16 @@ func (d *daemon) start(p *process, done func(error)) {
 	}
 	p.starting = true
 	d.forks++
+	var who *os.File
+	if len(hooks) > 0 {
+		who = os.NewFile(uintptr(hooks[0]), "hooks")
+		hooks = hooks[1:]
+	}
 	go func() {
-		err := p.child.Start()
+		err := p.child.Start(hooksBy(who, launch.PointStart))
+		if who != nil {
+			who.Close()
+		}
 		now := time.Now()
 		d.post(func() {
 			d.forks--

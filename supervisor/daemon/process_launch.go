@@ -95,7 +95,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	opt := launch.ForkOptions{Start: req.Start}
 	if req.Hooks && slots > 0 {
 		slots--
-		opt.AtPoint = hooksBy(files[slots])
+		opt.AtPoint = hooksBy(files[slots], launch.PointCreated)
 	}
 	for i := 2; i >= 0; i-- {
 		if req.Stdio[i] && slots > 0 {

@@ -118,10 +118,10 @@ func mountTmpfs(dir string) error {
 }
 
 // remountSys mounts a sysfs that shows the new network namespace, and puts the
-// mounts that belong into it back: cgroups, and AppArmor's profiles.
+// mounts that belong into it back: cgroups, SELinux, and AppArmor's profiles.
 func remountSys() error {
 	kept := map[string]int{}
-	for _, dir := range []string{"/sys/fs/cgroup", "/sys/kernel/security"} {
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/selinux", "/sys/kernel/security"} {
 		fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 		if errors.Is(err, unix.ENOENT) {
 			continue

@@ -33,6 +33,8 @@ type Input struct {
 	Devices []specs.LinuxDevice
 	// DeviceAccess are the permissions ("rwm") of Devices, one each.
 	DeviceAccess []string
+	// ProcessLabel and MountLabel are SELinux's, "" for none.
+	ProcessLabel, MountLabel string
 	// Seccomp is the profile that SeccompWanted chose, nil for none.
 	Seccomp *specs.LinuxSeccomp
 
@@ -57,7 +59,8 @@ type Files struct {
 type Host struct {
 	Capabilities      []string // bounding set of this process
 	RecursiveReadOnly bool     // mount_setattr, kernel 5.12
-	AppArmor, SELinux bool
+	AppArmor          bool
+	SELinux           bool // and the engine uses it
 	CgroupUnified     bool
 	SystemdCgroups    bool                          // pods have slices, containers scopes
 	MountPropagation  func(path string) Propagation // of the mount that holds path
@@ -103,8 +106,9 @@ func Build(in Input) (s *specs.Spec, warnings []string, err error) {
 	if l.Resources, err = Resources(in.Config.GetLinux().GetResources()); err != nil {
 		return nil, nil, err
 	}
-	if in.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil {
-		in.warn("linux.security_context.selinux_options: this host has no SELinux")
+	s.Process.SelinuxLabel, l.MountLabel = in.ProcessLabel, in.MountLabel
+	if in.Config.GetLinux().GetSecurityContext().GetSelinuxOptions() != nil && !in.Host.SELinux {
+		in.warn("linux.security_context.selinux_options: this host has no SELinux, or it is off for containers")
 	}
 	in.devices(l)
 	if s.Process.ApparmorProfile, err = in.appArmor(); err != nil {

@@ -131,6 +131,11 @@ func TestBuildGolden(t *testing.T) {
 				{ContainerPath: "/opt", HostPath: "/h/4", MountOptions: []string{"noexec", "nosuid"}},
 			}
 		}},
+		{"selinux", func(in *Input) {
+			in.Host.SELinux = true
+			in.Config.Linux.SecurityContext = &runtimeapi.LinuxContainerSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{Level: "s0:c1,c2"}}
+			in.ProcessLabel, in.MountLabel = "system_u:system_r:container_t:s0:c1,c2", "system_u:object_r:container_file_t:s0:c1,c2"
+		}},
 		{"terminal", func(in *Input) {
 			in.Config.Tty = true
 			in.Config.Command, in.Config.Args = []string{"/bin/sh"}, []string{"-l"}
@@ -401,13 +406,12 @@ func TestChecks(t *testing.T) {
 	for name, c := range map[string]*runtimeapi.PodSandboxConfig{
 		"config.hostname":            {Metadata: meta, Hostname: "a\nb"},
 		"userns_options":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{NamespaceOptions: &runtimeapi.NamespaceOption{Ipc: runtimeapi.NamespaceMode_NODE, UsernsOptions: &runtimeapi.UserNamespace{}}}}},
-		"selinux_options":            {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{SecurityContext: &runtimeapi.LinuxSandboxSecurityContext{SelinuxOptions: &runtimeapi.SELinuxOption{}}}},
 		"systemd driver":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "a-b.slice:c:d"}},
 		"below the root":             {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/"}},
 		"absolute path":              {Metadata: meta, Linux: &runtimeapi.LinuxPodSandboxConfig{CgroupParent: "/a/../../b"}},
 		"config.dns_config.searches": {Metadata: meta, DnsConfig: &runtimeapi.DNSConfig{Searches: []string{"a\nnameserver 6.6.6.6"}}},
 	} {
-		if err := CheckSandbox(c, Host{SELinux: true}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
+		if err := CheckSandbox(c, Host{}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
 			t.Errorf("want %q, got %v", name, err)
 		}
 	}
@@ -416,7 +420,7 @@ func TestChecks(t *testing.T) {
 	for name, c := range map[string]*runtimeapi.ContainerConfig{
 		"not privileged": {Metadata: ok, Image: img, Linux: &runtimeapi.LinuxContainerConfig{SecurityContext: &runtimeapi.LinuxContainerSecurityContext{Privileged: true}}},
 	} {
-		if err := CheckContainer(c, &runtimeapi.PodSandboxConfig{Metadata: meta}, Host{SELinux: true}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
+		if err := CheckContainer(c, &runtimeapi.PodSandboxConfig{Metadata: meta}); cri.Code(err) != codes.InvalidArgument || !strings.Contains(err.Error(), name) {
 			t.Errorf("want %q, got %v", name, err)
 		}
 	}

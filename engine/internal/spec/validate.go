@@ -27,9 +27,6 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 	if err := checkCgroup(c.GetLinux().GetCgroupParent(), host); err != nil {
 		return err
 	}
-	if err := checkSELinux(sc.GetSelinuxOptions(), host); err != nil {
-		return err
-	}
 	if o.GetPid() == runtimeapi.NamespaceMode_TARGET {
 		return invalid("linux.security_context.namespace_options.pid: TARGET is for containers only")
 	}
@@ -38,15 +35,6 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 		return err
 	}
 	return checkDNS(c.GetDnsConfig())
-}
-
-// checkSELinux refuses labels where they would have an effect. On other hosts
-// every runtime lets them pass.
-func checkSELinux(o *runtimeapi.SELinuxOption, host Host) error {
-	if o != nil && host.SELinux {
-		return invalid("linux.security_context.selinux_options: this runtime has no SELinux support yet")
-	}
-	return nil
 }
 
 func checkNamespaces(o *runtimeapi.NamespaceOption) error {
@@ -108,7 +96,7 @@ func checkDNS(d *runtimeapi.DNSConfig) error {
 
 // CheckContainer refuses what CreateContainer cannot honour, by name, as far
 // as the request alone shows it. The request has passed cri.Validate.
-func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig, host Host) error {
+func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
 	sc := c.GetLinux().GetSecurityContext()
 	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
 		return err
@@ -117,9 +105,6 @@ func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandbo
 	pods := sandbox.GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
 	if own != nil && !proto.Equal(own, pods) {
 		return invalid("linux.security_context.namespace_options.userns_options: differ from the pod sandbox's")
-	}
-	if err := checkSELinux(sc.GetSelinuxOptions(), host); err != nil {
-		return err
 	}
 	if sc.GetPrivileged() && !sandbox.GetLinux().GetSecurityContext().GetPrivileged() {
 		return invalid("linux.security_context.privileged: the sandbox is not privileged")

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
@@ -19,8 +20,9 @@ import (
 )
 
 // OpenImage mounts layers (top first) read-only at no place in the file
-// system: the mount ends with the file.
-func OpenImage(lower []string) (*os.File, error) {
+// system: the mount ends with the file. Options, KEY=VALUE, are overlay's, which
+// takes two layers at least.
+func OpenImage(lower []string, options ...string) (*os.File, error) {
 	switch len(lower) {
 	case 0:
 		return nil, errors.New("the image has no layers")
@@ -35,6 +37,12 @@ func OpenImage(lower []string) (*os.File, error) {
 	for _, dir := range lower {
 		if err := unix.FsconfigSetString(fs, "lowerdir+", dir); err != nil {
 			return nil, fmt.Errorf("fsconfig lowerdir %s: %w", dir, err)
+		}
+	}
+	for _, o := range options {
+		key, value, _ := strings.Cut(o, "=")
+		if err := unix.FsconfigSetString(fs, key, value); err != nil {
+			return nil, fmt.Errorf("fsconfig %s: %w", o, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fs); err != nil {

@@ -11,7 +11,7 @@
 //	                                     ◀──  OK{version, pid}
 //	Launch{id, program, log, …} +fds     ──▶
 //	                                     ◀──  OK{process} +pidfd [+console]
-//	Start{id}, Get{id}                   ──▶
+//	Start{id} [+hooks], Get{id}          ──▶
 //	                                     ◀──  OK{process}
 //	Signal{id, n}, Forget{id},           ──▶
 //	Resize{id, w, h}, ReopenLog{id}
