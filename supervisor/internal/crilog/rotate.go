@@ -37,9 +37,9 @@ func openLog(path string, flags int) (fd int, size int64, err error) {
 	return fd, st.Size, nil
 }
 
-// rotate renames the log to PATH.YYYYMMDD-HHMMSS, as the kubelet does, starts
-// a new one and removes the oldest. If somebody else renamed the log already,
-// it only starts the new one.
+// rotate renames the log to PATH.YYYYMMDD-HHMMSS-NNNN, starts a new one and
+// removes the oldest. If somebody else renamed the log already, it only starts
+// the new one.
 func (w *Writer) rotate() error {
 	var st unix.Stat_t
 	if err := unix.Fstat(w.fd, &st); err != nil {
@@ -60,7 +60,11 @@ func (w *Writer) rotate() error {
 		return w.Reopen()
 	}
 	old := rotatedName(w.Path, time.Now())
-	if err := unix.Rename(w.Path, old); err != nil {
+	err = unix.Rename(w.Path, old)
+	if err == unix.ENOENT { // somebody has renamed it this very moment
+		return w.Reopen()
+	}
+	if err != nil {
 		return fmt.Errorf("rotate log %s: %w", w.Path, err)
 	}
 	fd, size, err := openLog(w.Path, unix.O_EXCL)
@@ -73,16 +77,16 @@ func (w *Writer) rotate() error {
 	return nil
 }
 
-// rotatedName finds a free name; names sort in the order of the rotations.
-func rotatedName(path string, now time.Time) string {
+// rotatedName finds a free name; names sort in the order of the rotations. It is
+// never one of the kubelet's, which have no number: those replace what is there.
+func rotatedName(path string, now time.Time) (name string) {
 	base := path + "." + now.Format("20060102-150405")
-	name := base
 	for i := 1; i < 10000; i++ {
+		name = fmt.Sprintf("%s-%04d", base, i)
 		var st unix.Stat_t
 		if unix.Lstat(name, &st) == unix.ENOENT {
 			break
 		}
-		name = fmt.Sprintf("%s-%04d", base, i)
 	}
 	return name
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -151,10 +152,10 @@ func TestRotationKeepsTheCapAndEveryLine(t *testing.T) {
 	if err != nil || len(names) < 10 {
 		t.Fatalf("%d rotated files, %v", len(names), err)
 	}
-	kubelet := regexp.MustCompile(`\.log\.\d{8}-\d{6}(-\d{4})?$`)
+	rotated := regexp.MustCompile(`\.log\.\d{8}-\d{6}-\d{4}$`)
 	var all strings.Builder
 	for _, n := range append(names, w.Path) {
-		if n != w.Path && !kubelet.MatchString(n) {
+		if n != w.Path && !rotated.MatchString(n) {
 			t.Errorf("rotated file is called %s", n)
 		}
 		log := content(t, n)
@@ -165,6 +166,76 @@ func TestRotationKeepsTheCapAndEveryLine(t *testing.T) {
 	}
 	if joined(t, all.String(), "stdout") != want.String() {
 		t.Error("lines are missing or out of order")
+	}
+}
+
+// TestRotationByTwo rotates as fast as it goes while somebody else does, too, as
+// the kubelet does it: rename, then ask for a new file. No line may be missing,
+// doubled or out of order.
+func TestRotationByTwo(t *testing.T) {
+	w := open(t, Options{MaxBytes: 2000, MaxFiles: 1 << 20})
+	renamed, written := make(chan bool), make(chan struct{})
+	others := 0
+	go func() {
+		defer close(renamed)
+		for {
+			select {
+			case <-written:
+				return
+			default:
+			}
+			name := w.Path + "." + time.Now().Format("20060102-150405")
+			if _, err := os.Lstat(name); err == nil { // not twice in a second; other names then
+				name = fmt.Sprintf("%s.other-%d", w.Path, others)
+			}
+			if os.Rename(w.Path, name) == nil {
+				others++
+				select {
+				case renamed <- true:
+				case <-written:
+					return
+				}
+			}
+		}
+	}()
+	var sc Scratch
+	last := 0
+	for end := time.Now().Add(1500 * time.Millisecond); time.Now().Before(end) && last < 300_000; {
+		for range 20 {
+			last++
+			w.Write(&sc, Stdout, at, fmt.Appendf(nil, "%d %s\n", last, strings.Repeat("x", last%50)))
+		}
+		select {
+		case <-renamed:
+			if err := w.Reopen(); err != nil {
+				t.Fatal(err)
+			}
+		default:
+		}
+	}
+	close(written)
+	<-renamed
+	w.Close()
+	if w.Lost > 0 || others == 0 {
+		t.Errorf("%d bytes are lost (%s), %d rotations by somebody else", w.Lost, w.Cause, others)
+	}
+	names, err := filepath.Glob(w.Path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make([]bool, last+1)
+	for _, name := range names {
+		before := 0
+		for line := range strings.Lines(joined(t, content(t, name), "stdout")) {
+			var n int
+			if _, err := fmt.Sscan(line, &n); err != nil || n < 1 || n > last || seen[n] || before != 0 && n != before+1 {
+				t.Fatalf("%s: %q after line %d", name, line, before)
+			}
+			before, seen[n] = n, true
+		}
+	}
+	if missing := slices.Index(seen[1:], false); missing >= 0 {
+		t.Errorf("line %d of %d is missing; %d files, %d renamed by somebody else", missing+1, last, len(names), others)
 	}
 }
 
