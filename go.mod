@@ -56,6 +56,7 @@ require (
 	github.com/prometheus/client_model v0.6.2 // indirect
 	github.com/prometheus/common v0.70.1 // indirect
 	github.com/prometheus/procfs v0.21.1 // indirect
+	k8s.io/component-helpers v0.37.2 // indirect
 	k8s.io/kubelet v0.37.2 // indirect
 )
 

@@ -95,6 +95,8 @@ type Policy struct {
 	// VerifyImages says who may use images that are there.
 	VerifyImages image.Verify
 	Images       ImagePolicy
+	// Node says how much of the node is for pods.
+	Node Reservations
 	// Eviction says when pods go because the node is short of something.
 	Eviction eviction.Policy
 }
@@ -105,7 +107,8 @@ type ImagePolicy = imagegc.Policy
 // DefaultPolicy is what holds without a KubeletConfiguration.
 func DefaultPolicy() Policy {
 	return Policy{MaxRestartPeriod: plan.BackoffMax, VerifyImages: image.DefaultVerify(),
-		Images: imagegc.DefaultPolicy(), Eviction: eviction.Default()}
+		Images: imagegc.DefaultPolicy(), Eviction: eviction.Default(),
+		Node: Reservations{MaxPods: maxPods, EnforcePods: true}}
 }
 
 // CredentialProvider is a kubelet's exec plugin for registry credentials.
@@ -256,6 +259,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		a.cfg.Log.Error("claims look for storage anew", "error", err)
 	}
 	if err := a.node.cgroups.prepare(); err != nil {
+		return err
+	}
+	if err := a.node.cgroups.bound(a.cfg.Policy.Node, a.node.capacity); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithCancel(ctx)

@@ -11,6 +11,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/observe"
 	"podstead/agent/internal/request"
 	"podstead/cgroup"
 	"podstead/cgroup/systemd"
@@ -96,8 +97,9 @@ func (c *cgroups) share(pods map[string]*corev1.Pod) {
 	}
 }
 
-// pod makes a pod's group with the sum of its limits.
-func (c *cgroups) pod(node request.Node, pod *corev1.Pod) error {
+// pod makes a pod's group with the sum of its limits. While it is live these
+// only change together with those of its containers, by grow and resize.
+func (c *cgroups) pod(node request.Node, pod *corev1.Pod, live bool) error {
 	if c.off() {
 		return nil
 	}
@@ -105,23 +107,72 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod) error {
 	if err := g.Create(); err != nil {
 		return fmt.Errorf("make cgroup %s: %w", g.Path(), err)
 	}
-	r := request.PodResources(pod)
-	shares := uint64(r.CpuShares)
-	res := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
-	if r.CpuQuota > 0 {
-		period := uint64(r.CpuPeriod)
-		res.CPU.Quota, res.CPU.Period = &r.CpuQuota, &period
-	}
-	if r.MemoryLimitInBytes > 0 {
-		res.Memory = &specs.LinuxMemory{Limit: &r.MemoryLimitInBytes}
-	}
+	var pids *specs.LinuxPids
 	if c.pids > 0 {
-		res.Pids = &specs.LinuxPids{Limit: &c.pids}
+		pids = &specs.LinuxPids{Limit: &c.pids}
 	}
-	if err := g.Set(res); err != nil {
+	if live {
+		if pids == nil {
+			return nil
+		}
+		return c.set(g, &specs.LinuxResources{Pids: pids})
+	}
+	r := podLimits(request.PodAmounts(pod), observe.Resources{})
+	r.Pids = pids
+	return c.set(g, r)
+}
+
+func (c *cgroups) set(g *cgroup.Group, r *specs.LinuxResources) error {
+	if err := g.Set(r); err != nil {
 		return fmt.Errorf("cgroup %s: %w", g.Path(), err)
 	}
 	return nil
+}
+
+// grow raises those limits of a pod's group that are to be higher.
+func (c *cgroups) grow(node request.Node, pod *corev1.Pod, from observe.Resources) error {
+	if c.off() {
+		return nil
+	}
+	to := request.PodAmounts(pod)
+	higher := func(from, to int64) int64 {
+		if from == 0 || to == 0 {
+			return 0 // without a limit is the highest
+		}
+		return max(from, to)
+	}
+	to.CPURequest = max(from.CPURequest, to.CPURequest)
+	to.CPULimit = higher(from.CPULimit, to.CPULimit)
+	to.MemoryLimit = higher(from.MemoryLimit, to.MemoryLimit)
+	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(to, from))
+}
+
+// resize gives a pod's group its limits, whatever they were.
+func (c *cgroups) resize(node request.Node, pod *corev1.Pod, from observe.Resources) error {
+	if c.off() {
+		return nil
+	}
+	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(request.PodAmounts(pod), from))
+}
+
+// podLimits translates the amounts of request.PodAmounts. A limit that was there
+// and is not any more is lifted.
+func podLimits(to, from observe.Resources) *specs.LinuxResources {
+	shares, period, none := uint64(to.CPURequest), uint64(100000), int64(-1)
+	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
+	switch {
+	case to.CPULimit > 0:
+		r.CPU.Quota, r.CPU.Period = &to.CPULimit, &period
+	case from.CPULimit > 0:
+		r.CPU.Quota, r.CPU.Period = &none, &period
+	}
+	switch {
+	case to.MemoryLimit > 0:
+		r.Memory = &specs.LinuxMemory{Limit: &to.MemoryLimit}
+	case from.MemoryLimit > 0:
+		r.Memory = &specs.LinuxMemory{Limit: &none}
+	}
+	return r
 }
 
 // remove removes a pod's group, wherever its class put it: an edit may have

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
@@ -53,8 +54,33 @@ type evictor struct {
 func newEvictor(a *Agent, p eviction.Policy) *evictor {
 	e := &evictor{agent: a, watch: eviction.Watch{Policy: p}, log: a.cfg.Log, host: pressure.Host{NodeFs: a.cfg.StateDir},
 		stalls: pressure.Stalls, told: make(chan struct{}, 1), spared: map[eviction.Signal]bool{}}
-	e.read = func() (eviction.Observation, error) { return e.host.Read() }
+	e.read = e.observe
+	if e.bounded() {
+		e.watch.Policy = p.WithAllocatable()
+	}
 	return e
+}
+
+// bounded tells whether pods have less memory than the node.
+func (e *evictor) bounded() bool {
+	all, r := e.agent.node.capacity, e.agent.cfg.Policy.Node
+	left := reserved(all, r)
+	return r.EnforcePods && !e.agent.node.cgroups.off() && left.Memory().Cmp(*all.Memory()) < 0
+}
+
+// observe reads the host, and what all pods together use.
+func (e *evictor) observe() (eviction.Observation, error) {
+	seen, err := e.host.Read()
+	if e.bounded() {
+		left := reserved(e.agent.node.capacity, e.agent.cfg.Policy.Node)
+		used, usedErr := e.agent.node.cgroups.used()
+		if usedErr == nil {
+			all := left.Memory().Value()
+			seen[eviction.AllocatableMemory] = eviction.Reading{Available: max(all-used, 0), Capacity: all}
+		}
+		err = errors.Join(err, usedErr)
+	}
+	return seen, err
 }
 
 // run looks after the node until ctx ends.

@@ -281,6 +281,29 @@ func (f *fakeRuntime) StopPodSandbox(ctx context.Context, r *runtimeapi.StopPodS
 	return &runtimeapi.StopPodSandboxResponse{}, nil
 }
 
+func (f *fakeRuntime) UpdatePodSandboxResources(ctx context.Context, r *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return nil, cri.Errorf(codes.Unimplemented, "as older runtimes")
+}
+
+func (f *fakeRuntime) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	f.mu.Lock()
+	c := f.containers[r.ContainerId]
+	f.mu.Unlock()
+	if c == nil {
+		return nil, cri.Errorf(codes.NotFound, "no container %s", r.ContainerId)
+	}
+	if err := f.enter(ctx, "UpdateContainerResources", c.name(), 0); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.state != runtimeapi.ContainerState_CONTAINER_RUNNING {
+		return nil, cri.Errorf(codes.FailedPrecondition, "it does not run")
+	}
+	c.config.Linux.Resources = r.Linux
+	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+}
+
 func (f *fakeRuntime) RemovePodSandbox(ctx context.Context, r *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
 	if err := f.enter(ctx, "RemovePodSandbox", r.PodSandboxId, 0); err != nil {
 		return nil, err

@@ -13,7 +13,10 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/allocation"
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 )
 
@@ -27,6 +30,8 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 		return ctx.Err()
 	}
 	a.merge()
+	a.settle()
+	defer a.node.order.Stop()
 	a.adopt(ctx)
 	a.reconcile(ctx)
 	a.follow(ctx)
@@ -57,6 +62,27 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 		}
 	}
 }
+
+// settle reads, before anything starts, what the pods have that were there
+// before, and in which order all of them are to begin.
+func (a *Agent) settle() {
+	ranks := map[string]int64{}
+	for key, pod := range a.wanted.Pods {
+		uid := string(pod.UID)
+		ranks[uid] = int64(priority(pod)) * 2
+		if a.wanted.Origin[key] != "" && eviction.Critical(pod) {
+			ranks[uid]++ // of the manifests, as the node's own agents are
+		}
+		r, err := readRecord(a.node.podDir(uid))
+		if err == nil && r.describes(uid) && r.Allocated != nil && r.holds() {
+			a.node.ledger.Hold(uid, request.Requests(r.Pod))
+		}
+	}
+	a.node.order = allocation.NewOrder(ranks, beginPatience)
+}
+
+// beginPatience is how long pods wait for those of a higher priority to begin.
+const beginPatience = 30 * time.Second
 
 // awaitDescribed waits until each worker has looked at its pod once: a client
 // that asks right after a restart is told of all pods, not of none. A runtime
@@ -291,7 +317,10 @@ type record struct {
 	// Debug are ephemeral containers that the API added; Pod has them, too.
 	Debug []corev1.EphemeralContainer `json:",omitempty"`
 	// Ending: it was deleted. It ends before it begins anew, if it is wanted again.
-	Ending    *endRecord `json:",omitempty"`
+	Ending *endRecord `json:",omitempty"`
+	// Allocated is what it has of the node, as Pod has it; nil: nothing.
+	Allocated *allocated `json:",omitempty"`
+	Group     observe.Resources
 	StartTime time.Time
 }
 
@@ -299,6 +328,11 @@ type record struct {
 func (r *record) describes(uid string) bool {
 	p := r.Pod
 	return p != nil && string(p.UID) == uid && p.Spec.TerminationGracePeriodSeconds != nil && p.Spec.SecurityContext != nil
+}
+
+// holds tells whether the pod has not ended.
+func (r *record) holds() bool {
+	return r.Status.Phase != corev1.PodSucceeded && r.Status.Phase != corev1.PodFailed
 }
 
 type carriedProbe struct{ Started, Ready bool }

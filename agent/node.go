@@ -19,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/allocation"
 	"podstead/agent/internal/device"
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/event"
@@ -52,6 +53,10 @@ type node struct {
 	board          *board
 	decoder        *source.Decoder
 	pressure       pressed
+	capacity       corev1.ResourceList
+	allocatable    corev1.ResourceList // of it, for pods
+	ledger         *allocation.Ledger
+	order          *allocation.Order // set once, before workers are
 	log            *slog.Logger
 }
 
@@ -91,6 +96,10 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
 	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
+	n.capacity = capacity(n.facts.CPU, n.facts.Memory, cfg.StateDir, cfg.Policy.Node)
+	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
+	n.facts.CPU, n.facts.Memory = *n.allocatable.Cpu(), *n.allocatable.Memory()
+	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
 	n.maxBackoff = cfg.Policy.MaxRestartPeriod
 	return n, nil
 }

@@ -242,6 +242,9 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	}
 	id = created.ContainerId
 	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Created", "Created container: %s", j.spec.Name)
+	if j.leaving.Load() {
+		return id, failedStep(runError, errPodEnds)
+	}
 	if _, err := j.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return id, failedStep(runError, err)
 	}

@@ -58,7 +58,7 @@ func (j job) prepare() *stepError {
 	if err := os.MkdirAll(j.podDir(string(j.pod.UID)), 0o750); err != nil {
 		return failedStep(failedMount, err)
 	}
-	if err := j.cgroups.pod(j.request, j.pod); err != nil {
+	if err := j.cgroups.pod(j.request, j.pod, j.live); err != nil {
 		j.event(j.pod, "", corev1.EventTypeWarning, failedCreatePodContainer, "unable to ensure pod container exists: %v", err)
 		return failedStep(failedCreatePodContainer, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -20,6 +21,7 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
+	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/status"
 	"podstead/sys"
@@ -36,12 +38,21 @@ type worker struct {
 	uid  string
 	wake chan struct{} // of capacity 1
 
+	// leaving: it was told to end. A step that is about to start something looks at
+	// that itself: the worker may be waiting for the runtime's answer just then.
+	leaving atomic.Bool
+
 	mu  sync.Mutex // guards box
 	box box
 
 	given    *corev1.Pod                 // as its source has it
 	pod      *corev1.Pod                 // and with what was added here (worker_define.go)
 	debug    []corev1.EphemeralContainer // that were added by the API
+	alloc    *allocated
+	admitted bool // the node's ledger has it
+	pending  *pendingResize
+	short    *plan.Wait        // why it is not admitted
+	group    observe.Resources // that the pod's own cgroup has
 	objs     *source.Set
 	origin   string
 	hashes   plan.Hashes
@@ -93,6 +104,7 @@ type running struct {
 	step   plan.Step
 	until  time.Time // of a Kill
 	cancel context.CancelFunc
+	job    *job // whose results are read when it has ended
 	// stopped: it was cancelled because something else is wanted by now.
 	stopped bool
 }
@@ -129,6 +141,7 @@ func (w *worker) want(pod *corev1.Pod, objs *source.Set, origin string) {
 // end tells that the pod is to go; grace nil takes its own period. A shorter
 // grace than an earlier call's counts.
 func (w *worker) end(grace *time.Duration) {
+	w.leaving.Store(true)
 	w.leave(func(b *box) {
 		b.end = true
 		if grace != nil && (b.grace == nil || *grace < *b.grace) {
@@ -197,6 +210,10 @@ func (w *worker) open() {
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
 	w.origin, w.debug = r.Origin, r.Debug
 	maps.Copy(w.ips, r.IPs)
+	w.alloc, w.admitted, w.group = r.Allocated, r.Allocated != nil && r.holds(), r.Group
+	if w.admitted {
+		w.node.ledger.Hold(w.uid, request.Requests(r.Pod))
+	}
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
@@ -233,6 +250,7 @@ func (w *worker) unpack() {
 	for _, r := range b.debug {
 		r.answer <- w.addDebug(r.container)
 	}
+	w.retryResize()
 }
 
 // begin begins the end of the pod.
@@ -290,6 +308,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	}
 	w.fallen()
 	w.yield()
+	w.leaveNode()
 	w.refreshVolumes(ctx)
 	w.describe(now)
 	if w.last.Gone {
@@ -330,6 +349,7 @@ func (w *worker) input() plan.Input {
 		Pod: w.pod, Hashes: w.hashes, Seen: w.seen, Prepared: w.prepared,
 		Probes: w.probeStates(), Failures: w.failures, Busy: map[string]plan.Busy{},
 		End: w.ending, StartTime: w.start, Hold: w.hold(), Tight: w.node.pressure.tight(), MaxBackoff: w.node.maxBackoff,
+		PodResources: w.group,
 	}
 	for key, r := range w.busy {
 		in.Busy[key] = plan.Busy{Kind: r.step.Kind, Deadline: r.until}
@@ -374,6 +394,7 @@ func (w *worker) describe(now time.Time) {
 		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
 		Over: w.over(),
 	}
+	in.Resize = w.resizeStatus()
 	if w.failed != nil {
 		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted}
 	}
@@ -428,12 +449,15 @@ func (w *worker) save() {
 	if r := w.busy[""]; r != nil && r.step.Kind == plan.Teardown {
 		return // its directory is being removed
 	}
-	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug}
+	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug, Group: w.group}
 	if w.ending != nil && !w.ending.Keep {
 		r.Ending = &endRecord{w.ending.At, w.ending.Grace}
 	}
 	if s := w.seen.Sandbox(); s != nil && len(s.IPs) > 0 {
 		r.IPs = map[string][]string{s.ID: s.IPs}
+	}
+	if w.admitted {
+		r.Allocated = w.alloc
 	}
 	for _, name := range containerNames(w.pod) {
 		for _, c := range []*observe.Container{w.seen.Latest(name), w.seen.Previous(name)} {

@@ -25,7 +25,7 @@ func (w *worker) redefine(b box) {
 	w.hashes = hashes(w.pod)
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
 		// Another pod than the one that failed.
-		w.failed, w.ending, w.start = nil, nil, time.Now()
+		w.failed, w.ending, w.start, w.admitted = nil, nil, time.Now(), false
 	}
 	if w.failed != nil && w.ending == nil {
 		w.ending = &plan.End{At: time.Now(), Grace: w.grace(), Keep: true, Free: w.failed.Evicted}
@@ -46,7 +46,8 @@ func (w *worker) redefine(b box) {
 }
 
 func hashes(pod *corev1.Pod) plan.Hashes {
-	h := plan.Hashes{Sandbox: request.SandboxHash(pod), Containers: map[string]string{}}
+	h := plan.Hashes{Sandbox: request.SandboxHash(pod), Containers: map[string]string{},
+		Resources: request.AllAmounts(pod), PodResources: request.PodAmounts(pod)}
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
 			h.Containers[list[i].Name] = request.ContainerHash(pod, &list[i])
@@ -64,9 +65,10 @@ func specHash(h plan.Hashes) string {
 }
 
 // whole is the pod as its source has it, with the ephemeral containers that were
-// added to it since. One that its source names, too, is the source's.
+// added to it since, and with the cpu and memory that it was given. A container
+// that its source names, too, is the source's.
 func (w *worker) whole() *corev1.Pod {
-	pod := *w.given
+	pod := *w.allocate(w.given)
 	pod.Spec.EphemeralContainers = slices.Clone(pod.Spec.EphemeralContainers)
 	for _, e := range w.debug {
 		if plan.Find(&pod, e.Name) == nil {

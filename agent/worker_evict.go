@@ -50,14 +50,27 @@ const nodePressure = "NodePressure"
 // which are not free. A kubelet would reject it.
 const insufficientDevices = "InsufficientDevices"
 
+// priorityOrder is the reason for which a pod waits when the agent has started.
+const priorityOrder = "PriorityOrder"
+
 // hold is why a pod that has not started has to wait, nil if it has not.
 func (w *worker) hold() *plan.Wait {
+	if w.ending != nil {
+		return nil
+	}
+	if w.seen.Present() {
+		return w.admit()
+	}
 	if lack := w.node.devices.Lacks(w.pod); lack != "" {
 		return &plan.Wait{Reason: insufficientDevices, Since: w.start, Message: lack}
 	}
 	conditions, since := w.node.pressure.get()
-	if eviction.Admits(w.pod, request.QoS(w.pod) == corev1.PodQOSBestEffort, conditions) {
-		return nil
+	known := len(w.seen.Sandboxes)+len(w.seen.Containers) > 0
+	if known || eviction.Admits(w.pod, request.QoS(w.pod) == corev1.PodQOSBestEffort, conditions) {
+		if !w.node.order.Turn(w.uid, w.poke) {
+			return &plan.Wait{Reason: priorityOrder, Message: "Pods of a higher priority begin first."}
+		}
+		return w.admit()
 	}
 	return &plan.Wait{Reason: nodePressure, Since: since,
 		Message: fmt.Sprintf("The node had condition: %v. The pod starts when that is over.", conditions)}

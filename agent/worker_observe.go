@@ -113,6 +113,9 @@ func (w *worker) container(ctx context.Context, c *runtimeapi.Container) (out ob
 		return out, false, err
 	}
 	out.Complete(resp.GetStatus())
+	if known && old.Resources != (observe.Resources{}) {
+		out.Resources = old.Resources // it may have been resized since it was made
+	}
 	if out.Dead() {
 		if out.Finished.IsZero() {
 			out.Finished = time.Now()

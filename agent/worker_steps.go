@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -16,6 +17,7 @@ import (
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
 )
 
 // Reasons of failures, beside those of package image.
@@ -92,6 +94,7 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	}
 	w.busy[s.Container] = run
 	j := w.job(s)
+	run.job = &j
 	w.steps.Go(func() {
 		defer cancel()
 		ctx := flight.With(ctx, w.flight, s.Container)
@@ -133,6 +136,7 @@ func (w *worker) done(r result) {
 		delete(w.busy, s.Container)
 	}
 	w.dirty = true
+	w.changed(r)
 	key := s.FailureKey()
 	if r.failed != nil && r.run.stopped {
 		return // by ourselves
@@ -146,6 +150,25 @@ func (w *worker) done(r result) {
 	w.tries[key]++
 	now := time.Now()
 	w.failures[key] = plan.Failure{Reason: r.failed.reason, Message: r.failed.message, At: now, Until: now.Add(delay(r.failed.reason, w.tries[key]))}
+}
+
+// changed takes in what a step has changed of resources, whole or in part.
+func (w *worker) changed(r result) {
+	j := r.run.job
+	switch {
+	case r.run.step.Kind == plan.Resize:
+		for id, to := range j.resizing.done {
+			if c, ok := w.known[id]; ok {
+				c.Resources = to
+				w.known[id] = c
+			}
+		}
+		if r.failed == nil {
+			w.group = request.PodAmounts(j.pod)
+		}
+	case r.run.step.Kind == plan.Prepare && r.failed == nil && !j.live:
+		w.group = request.PodAmounts(j.pod)
+	}
 }
 
 func (w *worker) succeeded(s plan.Step) {
@@ -289,12 +312,18 @@ type job struct {
 	dead    []string // containers to be removed by Free
 	// processes is the ID of the container whose processes an ephemeral one sees.
 	processes string
+	leaving   *atomic.Bool // the worker's
+	live      bool         // there is a sandbox in force
+	resizing  *resizing
 }
 
 func (w *worker) job(s plan.Step) job {
-	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs}
-	if s.Kind == plan.Free {
+	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs, leaving: &w.leaving}
+	switch s.Kind {
+	case plan.Free:
 		j.dead = w.dead()
+	case plan.Resize:
+		j.resizing = w.resizes()
 	}
 	if e := plan.FindEphemeral(w.pod, s.Container); e != nil {
 		if t := w.seen.Latest(e.TargetContainerName); t != nil {
@@ -304,6 +333,7 @@ func (w *worker) job(s plan.Step) job {
 	if sb := w.seen.Sandbox(); sb != nil {
 		c := *sb
 		j.sandbox = &c
+		j.live = sb.Ready && sb.Hash == w.hashes.Sandbox
 		j.ips = sb.IPs
 		if w.pod.Spec.HostNetwork {
 			j.ips = w.node.hostIPs
@@ -337,6 +367,8 @@ func (j job) run(ctx context.Context) *stepError {
 		return j.removeContainer(ctx)
 	case plan.Teardown:
 		return j.teardown(ctx)
+	case plan.Resize:
+		return j.resize(ctx)
 	case plan.Free:
 		return j.free(ctx)
 	}

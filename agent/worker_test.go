@@ -25,7 +25,9 @@ type bench struct {
 	dir   string
 	agent *Agent
 	host  fakeHost
-	stop  func()
+	// allocatable, if there is any, is what pods may have.
+	allocatable corev1.ResourceList
+	stop        func()
 }
 
 // simulate runs f with an agent, and ends the agent afterwards.
@@ -50,6 +52,9 @@ func (b *bench) boot() {
 		NodeName: "n1", Log: slog.New(slog.NewTextHandler(b.Output(), &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		b.Fatal(err)
+	}
+	if b.allocatable != nil {
+		a.node.ledger.Allocatable = b.allocatable
 	}
 	a.evictor.read, a.evictor.stalls = b.host.read, b.host.wait
 	ctx, cancel := context.WithCancel(context.Background())

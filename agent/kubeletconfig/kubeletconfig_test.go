@@ -139,8 +139,8 @@ localStorageCapacityIsolation: false
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, UnsafeSysctls: []string{"net.core.*"},
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3,
-		VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
-		Images:       agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
+		Node: agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
+		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
 		Eviction: eviction.Policy{Transition: 30 * time.Second, MaxPodGrace: 7 * time.Second, Thresholds: []eviction.Threshold{
 			{Signal: eviction.MemoryAvailable, Amount: eviction.Amount{Quantity: 1 << 30}},
 			{Signal: eviction.NodeFsAvailable, Amount: eviction.Amount{Share: 0.2}, Soft: true, Grace: 2 * time.Minute, MinReclaim: eviction.Amount{Quantity: 1 << 30}},

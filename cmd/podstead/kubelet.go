@@ -80,6 +80,7 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		n.runtimeEndpoint = c.ContainerRuntimeEndpoint
 	}
 	n.podLogs = c.PodLogsDir
+	n.kubeCgroups = c.CgroupRoot
 	if again {
 		return nil
 	}

@@ -48,6 +48,7 @@ type nodeOptions struct {
 	providers       []*agent.CredentialProvider
 	policy          agent.Policy // and what follows: what the KubeletConfiguration says
 	podLogs         string
+	kubeCgroups     string // the kubepods tree's parent, "" for the instance's own group
 	logLimits       struct {
 		bytes int64
 		files int
@@ -285,7 +286,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgro
 		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		RootDir: n.rootDir, DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
-		Cgroups: cgroups, CgroupRoot: n.cgroupRoot(),
+		Cgroups: cgroups, CgroupRoot: cmp.Or(n.kubeCgroups, n.cgroupRoot()),
 		Policy: &n.policy, Kubelet: n.kubeletAPI, Listener: socket, Log: log,
 	}
 }

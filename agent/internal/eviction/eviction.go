@@ -29,15 +29,17 @@ const (
 	ImageFsAvailable Signal = "imagefs.available"
 	ImageFsInodes    Signal = "imagefs.inodesFree"
 	PidsAvailable    Signal = "pid.available"
+	// AllocatableMemory is what is left for pods of what is not reserved for others.
+	AllocatableMemory Signal = "allocatableMemory.available"
 )
 
 // signals in the order in which they are acted on.
-var signals = [...]Signal{MemoryAvailable, NodeFsAvailable, NodeFsInodes, ImageFsAvailable, ImageFsInodes, PidsAvailable}
+var signals = [...]Signal{MemoryAvailable, AllocatableMemory, NodeFsAvailable, NodeFsInodes, ImageFsAvailable, ImageFsInodes, PidsAvailable}
 
 // Condition is what a node has whose signal is below a threshold.
 func (s Signal) Condition() corev1.NodeConditionType {
 	switch s {
-	case MemoryAvailable:
+	case MemoryAvailable, AllocatableMemory:
 		return corev1.NodeMemoryPressure
 	case PidsAvailable:
 		return corev1.NodePIDPressure
@@ -48,7 +50,7 @@ func (s Signal) Condition() corev1.NodeConditionType {
 // resource is what the pods are short of, as the evicted pod's message has it.
 func (s Signal) resource() corev1.ResourceName {
 	switch s {
-	case MemoryAvailable:
+	case MemoryAvailable, AllocatableMemory:
 		return corev1.ResourceMemory
 	case NodeFsAvailable, ImageFsAvailable:
 		return corev1.ResourceEphemeralStorage
@@ -137,7 +139,7 @@ func (w *Watch) Look(now time.Time, seen Observation) Verdict {
 	for i, t := range w.Thresholds {
 		r, known := seen[t.Signal]
 		limit := t.Amount.of(r.Capacity)
-		v.Soon = v.Soon || known && t.Signal == MemoryAvailable && r.Available < 2*limit
+		v.Soon = v.Soon || known && t.Condition() == corev1.NodeMemoryPressure && r.Available < 2*limit
 		if w.due[i] {
 			limit += t.MinReclaim.of(r.Capacity)
 		}

@@ -36,9 +36,8 @@ func TestSettings(t *testing.T) {
 			MinimumReclaim: m{"containerfs.available": "1Gi", "allocatableMemory.available": "1"}, TransitionPeriod: -1, MaxPodGraceSeconds: -1},
 			`evictionPressureTransitionPeriod: -1ns is negative
 evictionMaxPodGracePeriod: -1 is negative
-evictionMinimumReclaim[allocatableMemory.available]: the memory of pods is not bounded as a whole; set memory.available
 evictionMinimumReclaim[containerfs.available]: containers write to the file system of images; set imagefs.available
-evictionHard[disk]: there is no such signal; there are [memory.available nodefs.available nodefs.inodesFree imagefs.available imagefs.inodesFree pid.available]
+evictionHard[disk]: there is no such signal; there are [memory.available allocatableMemory.available nodefs.available nodefs.inodesFree imagefs.available imagefs.inodesFree pid.available]
 evictionHard[memory.available]: "-1" is no positive quantity and no percentage
 evictionHard[nodefs.available]: "101%" is no percentage between 0% and 100%
 evictionSoftGracePeriod[pid.available]: "x" is no duration, or negative`},

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 )
 
@@ -48,6 +49,37 @@ func Default() Policy {
 			{Signal: PidsAvailable, Amount: Amount{Share: 0.05}},
 		},
 	}
+}
+
+// WithAllocatable adds for all pods together the hard thresholds for memory that
+// hold for the node.
+func (p Policy) WithAllocatable() Policy {
+	for _, t := range slices.Clone(p.Thresholds) {
+		if t.Signal == MemoryAvailable && !t.Soft {
+			t.Signal = AllocatableMemory
+			p.Thresholds = append(slices.Clip(p.Thresholds), t)
+		}
+	}
+	return p
+}
+
+// Reserved is what the hard thresholds keep free of a node's capacity.
+func (p Policy) Reserved(capacity corev1.ResourceList) corev1.ResourceList {
+	out := corev1.ResourceList{}
+	for _, t := range p.Thresholds {
+		name := corev1.ResourceMemory
+		switch {
+		case t.Soft || t.Spares:
+			continue
+		case t.Signal == NodeFsAvailable:
+			name = corev1.ResourceEphemeralStorage
+		case t.Signal != MemoryAvailable:
+			continue
+		}
+		all := capacity[name]
+		out[name] = *resource.NewQuantity(t.Amount.of(all.Value()), resource.BinarySI)
+	}
+	return out
 }
 
 // Settings are a KubeletConfiguration's fields evictionHard and so on.
@@ -164,8 +196,6 @@ func known(at, name string) error {
 		return nil
 	case strings.HasPrefix(name, "containerfs."):
 		return fmt.Errorf("%s: containers write to the file system of images; set imagefs%s", at, strings.TrimPrefix(name, "containerfs"))
-	case name == "allocatableMemory.available":
-		return fmt.Errorf("%s: the memory of pods is not bounded as a whole; set %s", at, MemoryAvailable)
 	}
 	return fmt.Errorf("%s: there is no such signal; there are %v", at, signals)
 }

@@ -110,7 +110,7 @@ func key(pod *corev1.Pod) string { return pod.Namespace + "/" + pod.Name }
 // used is what a pod uses of what the signal measures.
 func (h Host) used(s Signal, u Usage) int64 {
 	switch s {
-	case MemoryAvailable:
+	case MemoryAvailable, AllocatableMemory:
 		return u.Memory
 	case PidsAvailable:
 		return u.Processes

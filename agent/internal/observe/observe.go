@@ -33,6 +33,8 @@ const (
 	AnnotationBackoff = "podstead.io/backoff"
 	// AnnotationSandboxHash is of the fields that a sandbox is made from.
 	AnnotationSandboxHash = "podstead.io/sandbox-hash"
+	// AnnotationResources is what a container was made with, as Resources.
+	AnnotationResources = "podstead.io/resources"
 	// AnnotationMessageFile is where on the host the termination message is.
 	AnnotationMessageFile = "podstead.io/termination-message-file"
 )
@@ -62,6 +64,7 @@ type Container struct {
 	Hash                string
 	Backoff             time.Duration
 	LogPath             string // absolute
+	Resources           Resources
 	// Remembered is true if the runtime knows it no longer.
 	Remembered bool `json:",omitempty"`
 }
@@ -118,6 +121,11 @@ func (p *Pod) Previous(name string) *Container {
 	return nil
 }
 
+// Present tells whether the pod is there, as opposed to what a reboot left of it.
+func (p *Pod) Present() bool {
+	return slices.ContainsFunc(p.Sandboxes, func(s Sandbox) bool { return s.Ready }) || p.Running()
+}
+
 // Running tells whether any container runs.
 func (p *Pod) Running() bool {
 	return slices.ContainsFunc(p.Containers, func(c Container) bool { return c.State == Running })
@@ -167,6 +175,7 @@ func FromContainer(c *runtimeapi.Container) Container {
 
 func (c *Container) annotations(a map[string]string) {
 	c.Hash = a[AnnotationHash]
+	c.Resources = ParseResources(a[AnnotationResources])
 	c.Backoff, _ = time.ParseDuration(a[AnnotationBackoff])
 	if n, err := strconv.ParseInt(a[AnnotationRestartCount], 10, 32); err == nil {
 		c.Restarts = int32(n)

@@ -51,7 +51,7 @@ func (p *planner) edited(c *observe.Container) bool {
 // ended tells whether a dead instance is the container's last: nothing in
 // policy or definition asks for another.
 func (p *planner) ended(spec *corev1.Container, c *observe.Container) bool {
-	return c != nil && c.Dead() && !p.edited(c) && !p.restarts(spec, c)
+	return c != nil && c.Dead() && !p.edited(c) && !p.restarts(spec, c) && !p.restartsResized(spec, c)
 }
 
 // finished tells whether the pod has run to its end: all its containers have
@@ -125,6 +125,8 @@ func (p *planner) initContainer(spec *corev1.Container, c *observe.Container) {
 	case p.here(c) && c.State == observe.Running:
 		if p.edited(c) {
 			p.kill(c, SpecChanged, changed(c.Name), p.grace())
+		} else if p.resized(c).restarts(spec) {
+			p.kill(c, Resized, resizeRestarts(c.Name), p.grace())
 		}
 	case p.here(c) && c.Dead():
 		p.restart(spec, c)
@@ -157,7 +159,7 @@ func (p *planner) container(spec *corev1.Container) (up bool) {
 	case c.State == observe.Created:
 		p.neverStarted(c)
 	case p.ended(spec, c):
-	case p.edited(c):
+	case p.edited(c), p.resized(c).any():
 		p.start(spec, c, 0)
 	default:
 		p.restart(spec, c)
@@ -178,6 +180,8 @@ func (p *planner) running(spec *corev1.Container, c *observe.Container) (up bool
 	switch {
 	case p.edited(c):
 		p.kill(c, SpecChanged, changed(c.Name), p.grace())
+	case p.resized(c).restarts(spec):
+		p.kill(c, Resized, resizeRestarts(c.Name), p.grace())
 	case probe.Failed != "":
 		grace := p.grace()
 		if probe.Grace != nil {
@@ -226,7 +230,7 @@ func (p *planner) start(spec *corev1.Container, last *observe.Container, delay t
 	s := Step{Kind: Start, Container: spec.Name}
 	if last != nil {
 		s.Restarts = last.Restarts + 1
-		if !p.edited(last) && last.Dead() {
+		if !p.edited(last) && !p.resized(last).any() && last.Dead() {
 			s.Backoff = min(max(2*delay, BackoffStart), cmp.Or(p.in.MaxBackoff, BackoffMax))
 		}
 	}

@@ -41,6 +41,7 @@ const (
 	RemoveContainer Kind = "remove container" // Container, ID
 	Cancel          Kind = "cancel"           // end the step of Container that is under way
 	Free            Kind = "free"             // what an evicted pod held on the node
+	Resize          Kind = "resize"           // give what runs the cpu and memory that it has now
 	Teardown        Kind = "tear down"        // all that Prepare made, and the logs
 )
 
@@ -66,6 +67,8 @@ func (s Step) FailureKey() string {
 		return "kill " + s.Container
 	case RemoveContainer, RemoveSandbox:
 		return "remove"
+	case Resize:
+		return ResizeKey
 	}
 	return s.Container
 }
@@ -92,6 +95,7 @@ const (
 	PodEnds        Reason = "pod ends"
 	PodFinished    Reason = "pod finished"
 	Unwanted       Reason = "not in the pod any more"
+	Resized        Reason = "resources changed"
 )
 
 // Hashes identify what containers and the sandbox are made from: another hash
@@ -99,6 +103,10 @@ const (
 type Hashes struct {
 	Sandbox    string
 	Containers map[string]string
+	// Resources are what containers are to have of cpu and memory, and PodResources
+	// the pod's own group: those are changed in place.
+	Resources    map[string]observe.Resources
+	PodResources observe.Resources
 }
 
 // Probe is what the probes say of one running container.
@@ -147,6 +155,8 @@ type Input struct {
 	Busy       map[string]Busy    // by container name, "" for the pod's own steps
 	End        *End
 	MaxBackoff time.Duration // 0: BackoffMax
+	// PodResources are what the pod's own group has.
+	PodResources observe.Resources
 	// Tight: the disk is full, and dead containers that are kept only to be looked
 	// at are removed.
 	Tight bool
@@ -170,6 +180,8 @@ type Plan struct {
 	Waits map[string]Wait // by container name, "" for the pod
 	// Finished: no container is to run any more (Succeeded or Failed).
 	Finished bool
+	// Resizing: not all of the pod has the cpu and memory yet that it is to have.
+	Resizing bool
 	// DeadlineExceeded: the pod is to be failed by its activeDeadlineSeconds.
 	DeadlineExceeded bool
 	// Gone: the pod has ended and nothing of it is left.
@@ -268,7 +280,7 @@ func (p *planner) run() {
 		p.finish()
 		return
 	}
-	if p.in.Hold != nil && len(p.in.Seen.Sandboxes) == 0 && len(p.in.Seen.Containers) == 0 && !p.busy("") {
+	if p.in.Hold != nil && !p.in.Seen.Present() && !p.busy("") {
 		p.plan.Waits[""] = *p.in.Hold
 		return
 	}
@@ -284,6 +296,7 @@ func (p *planner) run() {
 		p.makeSandbox()
 		return
 	}
+	p.resize()
 	p.ephemeralContainers()
 	if !p.initContainers() {
 		return

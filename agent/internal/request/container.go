@@ -51,7 +51,7 @@ func (n Node) Container(c Container) (*runtimeapi.ContainerConfig, error) {
 		StdinOnce:   c.Spec.StdinOnce,
 		Tty:         c.Spec.TTY,
 		Linux: &runtimeapi.LinuxContainerConfig{
-			Resources:       n.resources(c.Pod, c.Spec),
+			Resources:       n.Resources(c.Pod, c.Spec),
 			SecurityContext: security,
 		},
 	}
@@ -72,6 +72,7 @@ func annotations(c Container) map[string]string {
 		observe.AnnotationMessagePolicy: string(c.Spec.TerminationMessagePolicy),
 		observe.AnnotationBackoff:       c.Backoff.String(),
 		observe.AnnotationMessageFile:   c.MessageFile,
+		observe.AnnotationResources:     Amounts(c.Pod, c.Spec).String(),
 	}
 	if g := c.Pod.Spec.TerminationGracePeriodSeconds; g != nil {
 		a[observe.AnnotationGracePeriod] = strconv.FormatInt(*g, 10)

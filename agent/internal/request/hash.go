@@ -49,6 +49,7 @@ func withoutNames(c corev1.Container) corev1.Container {
 	c.ImagePullPolicy = ""
 	c.TerminationMessagePolicy = ""
 	c.ResizePolicy = nil
+	c.Resources = unresizable(c.Resources)
 	if c.Lifecycle != nil {
 		l := *c.Lifecycle
 		l.PreStop, l.PostStart = nil, nil
@@ -58,6 +59,25 @@ func withoutNames(c corev1.Container) corev1.Container {
 		}
 	}
 	return c
+}
+
+// unresizable leaves out cpu and memory, which change in place.
+func unresizable(r corev1.ResourceRequirements) corev1.ResourceRequirements {
+	out := corev1.ResourceRequirements{Claims: r.Claims}
+	rest := func(list corev1.ResourceList) (out corev1.ResourceList) {
+		for name, q := range list {
+			if name == corev1.ResourceCPU || name == corev1.ResourceMemory {
+				continue
+			}
+			if out == nil {
+				out = corev1.ResourceList{}
+			}
+			out[name] = q
+		}
+		return out
+	}
+	out.Limits, out.Requests = rest(r.Limits), rest(r.Requests)
+	return out
 }
 
 // volumesOf are the definitions of the volumes that containers mount. What a

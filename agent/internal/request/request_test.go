@@ -65,7 +65,7 @@ func TestResources(t *testing.T) {
 		{"tiny limit", res("1m/", "1m/"), corev1.PodQOSBurstable, "/root/kubepods/burstable/poduid", "2 1000 0 999"},
 	} {
 		p := pod(corev1.Container{Resources: c.res})
-		r := node().resources(p, &p.Spec.Containers[0])
+		r := node().Resources(p, &p.Spec.Containers[0])
 		got := fmt.Sprint(r.CpuShares, r.CpuQuota, r.MemoryLimitInBytes, r.OomScoreAdj)
 		if QoS(p) != c.qos || node().CgroupParent(p) != c.parent || got != c.want {
 			t.Errorf("%s: %s in %s: %s; want %s in %s: %s", c.what, QoS(p), node().CgroupParent(p), got, c.qos, c.parent, c.want)
@@ -230,7 +230,10 @@ func TestHashesChangeWithWhatMatters(t *testing.T) {
 			p.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 1, HostPort: 2}}
 		}, true, false, true},
 		{"an init container", func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "i"}} }, true, false, false},
-		{"the QoS class", func(p *corev1.Pod) { p.Spec.Containers[1].Resources = res("1/", "") }, true, false, true},
+		{"the QoS class", func(p *corev1.Pod) { p.Spec.Containers[1].Resources = res("1/", "") }, true, false, false},
+		{"what is no cpu and no memory", func(p *corev1.Pod) {
+			p.Spec.Containers[1].Resources.Limits = corev1.ResourceList{"ephemeral-storage": resource.MustParse("1Gi")}
+		}, false, false, true},
 	} {
 		before, after := base(), base()
 		c.change(after)

@@ -6,7 +6,10 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	resourcehelper "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/observe"
 )
 
 const (
@@ -16,15 +19,23 @@ const (
 	minQuota    = 1000
 )
 
-// QoS classifies a pod by the cpu and memory of its containers.
+// QoS classifies a pod by its own cpu and memory, or if it has none, by those of
+// its containers.
 func QoS(pod *corev1.Pod) corev1.PodQOSClass {
 	any, guaranteed := false, true
-	for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
-		for _, c := range list {
-			for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
-				req, limit := c.Resources.Requests[name], c.Resources.Limits[name]
-				any = any || !req.IsZero() || !limit.IsZero()
-				guaranteed = guaranteed && !limit.IsZero() && req.Cmp(limit) == 0
+	judge := func(r corev1.ResourceRequirements) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			req, limit := r.Requests[name], r.Limits[name]
+			any = any || !req.IsZero() || !limit.IsZero()
+			guaranteed = guaranteed && !limit.IsZero() && req.Cmp(limit) == 0
+		}
+	}
+	if r := pod.Spec.Resources; r != nil {
+		judge(*r)
+	} else {
+		for _, list := range [][]corev1.Container{pod.Spec.Containers, pod.Spec.InitContainers} {
+			for _, c := range list {
+				judge(c.Resources)
 			}
 		}
 	}
@@ -73,8 +84,13 @@ func quota(q resource.Quantity) int64 {
 }
 
 // oomScore is the kubelet's formula: the more memory a burstable container
-// requests, the less likely it is to be killed for using it.
+// requests, the less likely it is to be killed for using it. What the pod
+// requests beyond its containers is shared among them; a sidecar is not killed
+// before the others.
 func (n Node) oomScore(pod *corev1.Pod, c *corev1.Container) int64 {
+	if nodeCritical(pod) {
+		return -997
+	}
 	switch QoS(pod) {
 	case corev1.PodQOSGuaranteed:
 		return -997
@@ -84,62 +100,119 @@ func (n Node) oomScore(pod *corev1.Pod, c *corev1.Container) int64 {
 	if n.MemoryBytes <= 0 {
 		return 999
 	}
-	score := 1000 - 1000*c.Resources.Requests.Memory().Value()/n.MemoryBytes
-	return min(max(score, 3), 999)
+	share := int64(0)
+	if r := pod.Spec.Resources; r != nil && !r.Requests.Memory().IsZero() {
+		of := resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{})
+		share = (r.Requests.Memory().Value() - of.Memory().Value()) / int64(len(pod.Spec.Containers)+len(pod.Spec.InitContainers))
+	}
+	memory := c.Resources.Requests.Memory().Value()
+	if sidecar(pod, c) {
+		least := pod.Spec.Containers[0].Resources.Requests.Memory().Value()
+		for i := range pod.Spec.Containers {
+			least = min(least, pod.Spec.Containers[i].Resources.Requests.Memory().Value())
+		}
+		memory = max(memory, least)
+	}
+	return min(max(1000-1000*(memory+share)/n.MemoryBytes, 3), 999)
 }
 
-func (n Node) resources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxContainerResources {
+// nodeCritical tells whether the node is of no use without the pod.
+func nodeCritical(pod *corev1.Pod) bool {
+	return pod.Spec.PriorityClassName == "system-node-critical" && pod.Spec.Priority != nil && *pod.Spec.Priority >= 2000000000
+}
+
+func sidecar(pod *corev1.Pod, c *corev1.Container) bool {
+	for i := range pod.Spec.InitContainers {
+		if pod.Spec.InitContainers[i].Name == c.Name {
+			return c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
+		}
+	}
+	return false
+}
+
+// Resources are a container's; where it has no limit, the pod's own is its, too.
+func (n Node) Resources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxContainerResources {
+	cpu, memory := *c.Resources.Limits.Cpu(), *c.Resources.Limits.Memory()
+	if r := pod.Spec.Resources; r != nil {
+		if cpu.IsZero() {
+			cpu = *r.Limits.Cpu()
+		}
+		if memory.IsZero() {
+			memory = *r.Limits.Memory()
+		}
+	}
 	return &runtimeapi.LinuxContainerResources{
 		CpuShares:          shares(*c.Resources.Requests.Cpu()),
 		CpuPeriod:          quotaPeriod,
-		CpuQuota:           quota(*c.Resources.Limits.Cpu()),
-		MemoryLimitInBytes: c.Resources.Limits.Memory().Value(),
+		CpuQuota:           quota(cpu),
+		MemoryLimitInBytes: memory.Value(),
 		OomScoreAdj:        n.oomScore(pod, c),
 	}
 }
 
-// PodResources is the sum for the pod's own group: requests add up, limits only
-// if every container has one. Init containers run one after the other, but
-// sidecars stay.
+// PodResources are for the pod's own group: its own if it has some, else the
+// sum: requests add up, limits only if every container has one. Init containers
+// run one after the other, but sidecars stay.
 func PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
-	sum := func(name corev1.ResourceName, of func(*corev1.Container) corev1.ResourceList) (total resource.Quantity, all bool) {
-		all = true
-		var sidecars, initMax resource.Quantity
-		get := func(c *corev1.Container) resource.Quantity {
-			q, ok := of(c)[name]
-			all = all && ok && !q.IsZero()
-			return q
+	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
+	cpu, memory := true, true
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			cpu = cpu && !list[i].Resources.Limits.Cpu().IsZero()
+			memory = memory && !list[i].Resources.Limits.Memory().IsZero()
 		}
-		for i := range pod.Spec.InitContainers {
-			c := &pod.Spec.InitContainers[i]
-			q := get(c)
-			if c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways {
-				sidecars.Add(q)
-				q = resource.Quantity{}
-			}
-			q.Add(sidecars)
-			if q.Cmp(initMax) > 0 {
-				initMax = q
-			}
-		}
-		for i := range pod.Spec.Containers {
-			total.Add(get(&pod.Spec.Containers[i]))
-		}
-		total.Add(sidecars)
-		if initMax.Cmp(total) > 0 {
-			total = initMax
-		}
-		return total, all
 	}
-	requests := func(c *corev1.Container) corev1.ResourceList { return c.Resources.Requests }
-	limits := func(c *corev1.Container) corev1.ResourceList { return c.Resources.Limits }
-	cpu, _ := sum(corev1.ResourceCPU, requests)
-	r := &runtimeapi.LinuxContainerResources{CpuShares: shares(cpu), CpuPeriod: quotaPeriod}
-	if q, all := sum(corev1.ResourceCPU, limits); all {
-		r.CpuQuota = quota(q)
+	if r := pod.Spec.Resources; r != nil {
+		cpu = cpu || !r.Limits.Cpu().IsZero()
+		memory = memory || !r.Limits.Memory().IsZero()
 	}
-	if q, all := sum(corev1.ResourceMemory, limits); all {
-		r.MemoryLimitInBytes = q.Value()
+	r := &runtimeapi.LinuxContainerResources{CpuShares: shares(*requests.Cpu()), CpuPeriod: quotaPeriod}
+	if cpu {
+		r.CpuQuota = quota(*limits.Cpu())
+	}
+	if memory {
+		r.MemoryLimitInBytes = limits.Memory().Value()
 	}
 	return r
+}
+
+// Requests are what a pod needs of the node to run.
+func Requests(pod *corev1.Pod) corev1.ResourceList {
+	return resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
+}
+
+// Amounts are a container's cpu and memory as they are compared.
+func Amounts(pod *corev1.Pod, c *corev1.Container) observe.Resources {
+	r := c.Resources
+	out := observe.Resources{
+		CPURequest: r.Requests.Cpu().MilliValue(), CPULimit: r.Limits.Cpu().MilliValue(),
+		MemoryRequest: r.Requests.Memory().Value(), MemoryLimit: r.Limits.Memory().Value(),
+	}
+	if p := pod.Spec.Resources; p != nil { // that holds for the container, too
+		if out.CPULimit == 0 {
+			out.CPULimit = p.Limits.Cpu().MilliValue()
+		}
+		if out.MemoryLimit == 0 {
+			out.MemoryLimit = p.Limits.Memory().Value()
+		}
+	}
+	return out
+}
+
+// AllAmounts are those of all containers, by name, and of the pod by "".
+func AllAmounts(pod *corev1.Pod) map[string]observe.Resources {
+	all := map[string]observe.Resources{"": PodAmounts(pod)}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			all[list[i].Name] = Amounts(pod, &list[i])
+		}
+	}
+	return all
+}
+
+// PodAmounts are those of the pod's own group.
+func PodAmounts(pod *corev1.Pod) observe.Resources {
+	r := PodResources(pod)
+	return observe.Resources{CPURequest: r.CpuShares, CPULimit: r.CpuQuota, MemoryLimit: r.MemoryLimitInBytes}
 }

@@ -5,6 +5,7 @@ import (
 
 	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 )
 
 // setDefaults fills in what the API server would (Kubernetes
@@ -26,6 +27,7 @@ func setDefaults(pod *corev1.Pod) {
 	for i := range s.Containers {
 		defaultContainer(&s.Containers[i], s.HostNetwork)
 	}
+	defaultPodRequests(pod)
 	for i := range s.EphemeralContainers {
 		defaultContainer((*corev1.Container)(&s.EphemeralContainers[i].EphemeralContainerCommon), s.HostNetwork)
 	}
@@ -86,6 +88,25 @@ func defaultRequests(r *corev1.ResourceRequirements) {
 			r.Requests = corev1.ResourceList{}
 		}
 		r.Requests[name] = limit.DeepCopy()
+	}
+}
+
+// defaultPodRequests: a pod with limits of its own requests what its containers
+// do, or else as much as its limits.
+func defaultPodRequests(pod *corev1.Pod) {
+	r := pod.Spec.Resources
+	if r == nil || len(r.Limits) == 0 {
+		return
+	}
+	if r.Requests == nil {
+		r.Requests = corev1.ResourceList{}
+	}
+	for _, from := range []corev1.ResourceList{resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{}), r.Limits} {
+		for name, q := range from {
+			if _, ok := r.Requests[name]; !ok && resourcehelper.IsSupportedPodLevelResource(name) {
+				r.Requests[name] = q.DeepCopy()
+			}
+		}
 	}
 }
 

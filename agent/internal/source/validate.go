@@ -32,6 +32,7 @@ func validatePod(pod *corev1.Pod, sysctls []string) field.ErrorList {
 	c.podFields(spec)
 	c.podSecurity(spec.Child("securityContext"))
 	c.containers(spec)
+	c.podResources(spec.Child("resources"))
 	return c.errs
 }
 

@@ -62,6 +62,7 @@ func (c *podCheck) container(ctr *corev1.Container, p *field.Path, init bool) {
 	c.env(ctr, p)
 	c.mounts(ctr, p.Child("volumeMounts"))
 	c.resources(&ctr.Resources, p.Child("resources"))
+	c.resizePolicy(ctr, p.Child("resizePolicy"))
 	c.containerSecurity(ctr.SecurityContext, p.Child("securityContext"))
 	if init && !Sidecar(ctr) {
 		c.noProbes(ctr, p)

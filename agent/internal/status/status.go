@@ -36,11 +36,21 @@ type Input struct {
 	StartTime time.Time
 	// Over: nothing runs and no container will be started any more. Before that no
 	// pod has failed or succeeded, whatever became of its containers.
-	Over bool
+	Over   bool
+	Resize Resize
 	// Failed: the pod was failed as a whole, e.g. by its deadline.
 	Failed *Failed
 	Prev   *corev1.PodStatus // for transition times; may be nil
 	Now    time.Time
+}
+
+// Resize is how far a change of cpu and memory is.
+type Resize struct {
+	// Pending is why the pod has not been given them: PodReasonDeferred or
+	// PodReasonInfeasible.
+	Pending, Message string
+	InProgress       bool   // it was given them, and not all of it has them
+	Error            string // what went wrong with that
 }
 
 // Failed says why.
@@ -88,7 +98,11 @@ func Make(in Input) corev1.PodStatus {
 	if in.Failed != nil && in.Over {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message
 	}
+	if w := in.Waits[""]; s.Phase == corev1.PodPending && strings.HasPrefix(w.Reason, "OutOf") {
+		s.Reason, s.Message = w.Reason, w.Message
+	}
 	s.Conditions = m.conditions(&s)
+	m.podResources(&s)
 	return s
 }
 
@@ -114,6 +128,7 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 		cs.State.Waiting = m.waiting(spec)
 		return cs
 	}
+	m.resources(&cs, spec, c)
 	cs.RestartCount = c.Restarts
 	cs.ContainerID = m.id(c)
 	if c.Image != "" && !strings.HasPrefix(c.Image, "sha256:") {
@@ -268,6 +283,7 @@ func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
 			Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message})
 	}
+	list = append(list, m.resize()...)
 	for i := range list {
 		list[i].ObservedGeneration = m.in.Pod.Generation
 		list[i].LastTransitionTime = m.since(list[i])

@@ -1,0 +1,176 @@
+// Package allocation keeps the books of what pods request of a node: who may
+// start, who may grow, and who waits until others have gone. Its numbers and its
+// words are the kubelet's; what is on the books is the pods' records to keep.
+// A Ledger is shared by all pods' workers.
+package allocation
+
+import (
+	"fmt"
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+)
+
+// Shortage says what a node has not enough of for a pod.
+type Shortage struct {
+	Resource                  corev1.ResourceName
+	Requested, Used, Capacity int64 // cpu in thousandths, memory in bytes
+}
+
+func (s *Shortage) Error() string {
+	return fmt.Sprintf("Node didn't have enough resource: %s, requested: %d, used: %d, capacity: %d", s.Resource, s.Requested, s.Used, s.Capacity)
+}
+
+// Reason is the kubelet's for a pod that it rejects.
+func (s *Shortage) Reason() string { return "OutOf" + string(s.Resource) }
+
+// Never tells whether an empty node would not do either.
+func (s *Shortage) Never() bool { return s.Requested > s.Capacity }
+
+// Ledger is what the node has for pods, and who has it.
+type Ledger struct {
+	// Allocatable is fixed: cpu, memory, ephemeral-storage, pods. What it does not
+	// name is not bounded.
+	Allocatable corev1.ResourceList
+
+	mu      sync.Mutex
+	held    map[string]corev1.ResourceList // by UID
+	waiting map[string]waiter
+}
+
+type waiter struct {
+	priority int32
+	requests corev1.ResourceList
+	free     func()
+}
+
+// Request is what a pod wants.
+type Request struct {
+	UID      string
+	Priority int32
+	Requests corev1.ResourceList
+	// Free is called, from anywhere, when it may be worth to ask again.
+	Free func()
+}
+
+// Take gives a pod what it requests instead of what it has. If that is not free
+// it keeps what it has, and waits: what comes free is for those of the highest
+// priority first.
+func (l *Ledger) Take(r Request) *Shortage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if short := l.fits(r); short != nil {
+		if l.waiting == nil {
+			l.waiting = map[string]waiter{}
+		}
+		l.waiting[r.UID] = waiter{r.Priority, r.Requests, r.Free}
+		return short
+	}
+	l.hold(r.UID, r.Requests)
+	return nil
+}
+
+// Hold gives a pod what it requests without asking: it runs already.
+func (l *Ledger) Hold(uid string, requests corev1.ResourceList) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hold(uid, requests)
+}
+
+func (l *Ledger) hold(uid string, requests corev1.ResourceList) {
+	if l.held == nil {
+		l.held = map[string]corev1.ResourceList{}
+	}
+	l.held[uid] = requests
+	delete(l.waiting, uid)
+	l.tell() // it may have shrunk
+}
+
+// Release takes back what a pod has, and ends its waiting.
+func (l *Ledger) Release(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	_, had := l.held[uid]
+	delete(l.held, uid)
+	delete(l.waiting, uid)
+	if had {
+		l.tell()
+	}
+}
+
+// Settle ends a pod's waiting; it keeps what it has.
+func (l *Ledger) Settle(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.waiting, uid)
+}
+
+// tell wakes those that wait and would fit now.
+func (l *Ledger) tell() {
+	for uid, w := range l.waiting {
+		if l.fits(Request{UID: uid, Priority: w.priority, Requests: w.requests}) == nil {
+			w.free()
+		}
+	}
+}
+
+// fits compares what a pod requests with what is neither held by others nor
+// about to be taken by somebody of higher priority.
+func (l *Ledger) fits(r Request) *Shortage {
+	used := l.used(r.UID)
+	for uid, w := range l.waiting {
+		if uid != r.UID && w.priority > r.Priority && l.short(w.requests, l.used(uid)) == nil {
+			add(used, w.requests)
+			used[corev1.ResourcePods]++
+		}
+	}
+	return l.short(r.Requests, used)
+}
+
+// Used is what all pods have together.
+func (l *Ledger) Used() map[corev1.ResourceName]int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.used("")
+}
+
+func (l *Ledger) used(except string) map[corev1.ResourceName]int64 {
+	used := map[corev1.ResourceName]int64{}
+	for uid, list := range l.held {
+		if uid != except {
+			add(used, list)
+			used[corev1.ResourcePods]++
+		}
+	}
+	return used
+}
+
+func add(to map[corev1.ResourceName]int64, list corev1.ResourceList) {
+	for name := range list {
+		to[name] += amount(list, name)
+	}
+}
+
+func (l *Ledger) short(requests corev1.ResourceList, used map[corev1.ResourceName]int64) *Shortage {
+	for _, name := range []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
+		if _, bounded := l.Allocatable[name]; !bounded {
+			continue
+		}
+		want, capacity := amount(requests, name), amount(l.Allocatable, name)
+		if name == corev1.ResourcePods {
+			want = 1
+		}
+		if want > 0 && want > capacity-used[name] {
+			return &Shortage{Resource: name, Requested: want, Used: used[name], Capacity: capacity}
+		}
+	}
+	return nil
+}
+
+func amount(list corev1.ResourceList, name corev1.ResourceName) int64 {
+	q := list[name]
+	if name == corev1.ResourceCPU {
+		return q.MilliValue()
+	}
+	return q.Value()
+}
