@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz test-deps clean
+.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -75,6 +75,10 @@ test-gvisor: test-deps
 # Side by side with containerd, where that is installed; see docs/bench.md.
 bench: test-deps
 	$(GO) run ./test/bench
+
+# The agent in simulated worlds, from any seed on; see docs/testing.md.
+simulate:
+	$(GO) test -count=1 -v -timeout 30m ./agent -run 'TestSimulation$$' -sim.first 0 -sim.time 10m
 
 # A minute for each fuzz target.
 fuzz:

@@ -350,6 +350,28 @@ type failedRecord struct {
 	Evicted, Disk bool `json:",omitempty"`
 }
 
+// endMark says that a pod is to go, before its worker has taken note of it.
+type endMark struct {
+	At    time.Time
+	Grace *time.Duration `json:",omitempty"`
+}
+
+func endPath(podDir string) string { return filepath.Join(podDir, "ending.json") }
+
+// readEnd returns how a pod is to end, nil if it is not to.
+func readEnd(podDir string, pod *corev1.Pod) *endRecord {
+	data, err := os.ReadFile(endPath(podDir))
+	var m endMark
+	if err != nil || json.Unmarshal(data, &m) != nil || pod == nil || pod.Spec.TerminationGracePeriodSeconds == nil {
+		return nil
+	}
+	out := &endRecord{m.At, time.Duration(*pod.Spec.TerminationGracePeriodSeconds) * time.Second}
+	if m.Grace != nil {
+		out.Grace = *m.Grace
+	}
+	return out
+}
+
 func recordPath(podDir string) string { return filepath.Join(podDir, "record.json") }
 
 func readRecord(podDir string) (*record, error) {

@@ -242,10 +242,14 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	}
 	id = created.ContainerId
 	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Created", "Created container: %s", j.spec.Name)
-	if j.leaving.Load() {
+	if j.leaving.Load() || ctx.Err() != nil {
 		return id, failedStep(runError, errPodEnds)
 	}
-	if _, err := j.runtime.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
+	// A start that nobody waits for might go on, and the container run unseen when
+	// its sandbox is stopped. Only the agent's own end interrupts it.
+	start, cancel := context.WithTimeout(j.life, containerTimeout)
+	defer cancel()
+	if _, err := j.runtime.StartContainer(start, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return id, failedStep(runError, err)
 	}
 	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Started", "Started container %s", j.spec.Name)

@@ -3,6 +3,8 @@ package agent
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -64,6 +66,7 @@ type worker struct {
 	ips      map[string][]string          // of sandboxes, by ID
 	dirty    bool                         // the runtime has to be looked at
 	blind    time.Duration                // how long to wait after a failed look
+	blinded  time.Time                    // when looks began to fail
 	prepared bool
 	stale    bool // volumes are to be brought up to date
 	failures map[string]plan.Failure
@@ -79,6 +82,7 @@ type worker struct {
 	last      plan.Plan
 	status    corev1.PodStatus
 	wasOver   bool          // as of the last look
+	recorded  *corev1.Pod   // as the last agent had it
 	written   []byte        // the record as on disk
 	evicted   chan struct{} // to be closed when the pod has ended for its eviction
 	stage     client.Why
@@ -139,9 +143,20 @@ func (w *worker) want(pod *corev1.Pod, objs *source.Set, origin string) {
 }
 
 // end tells that the pod is to go; grace nil takes its own period. A shorter
-// grace than an earlier call's counts.
+// grace than an earlier call's counts. It is on disk before it is acknowledged: if
+// the pod is wanted again by the next agent, it ends first all the same.
 func (w *worker) end(grace *time.Duration) {
 	w.leaving.Store(true)
+	file := endPath(w.node.podDir(w.uid))
+	if _, err := os.Stat(file); err != nil {
+		data, err := json.Marshal(endMark{At: time.Now(), Grace: grace})
+		if err == nil {
+			err = sys.WriteFileAtomic(file, data, 0o600, false)
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) { // without a directory there is nothing to end
+			w.node.log.Warn("the end of a pod is not recorded", "uid", w.uid, "error", err)
+		}
+	}
 	w.leave(func(b *box) {
 		b.end = true
 		if grace != nil && (b.grace == nil || *grace < *b.grace) {
@@ -214,6 +229,8 @@ func (w *worker) open() {
 	if w.admitted {
 		w.node.ledger.Hold(w.uid, request.Requests(r.Pod))
 	}
+	w.recorded = r.Pod
+	w.wasOver = r.Status.Phase == corev1.PodFailed || r.Status.Phase == corev1.PodSucceeded
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
@@ -221,6 +238,9 @@ func (w *worker) open() {
 	w.seen.Containers = slices.Clone(r.Containers)
 	w.seen.Sort()
 	w.prepared = false
+	if r.Ending == nil {
+		r.Ending = readEnd(w.node.podDir(w.uid), r.Pod)
+	}
 	if r.Ending != nil && r.describes(w.uid) {
 		w.mu.Lock()
 		objs := w.box.objs
@@ -284,6 +304,9 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 			if ctx.Err() != nil {
 				return false
 			}
+			if w.blind == 0 {
+				w.blinded = time.Now()
+			}
 			w.blind = min(max(2*w.blind, 250*time.Millisecond), 10*time.Second)
 			w.node.log.Warn("runtime does not answer", "pod", w.name(), "error", err)
 			timer.Reset(w.blind)
@@ -294,7 +317,8 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 			}
 			return false
 		}
-		w.dirty, w.blind = false, 0
+		w.sees(time.Now())
+		w.unpack() // looking may have taken long
 	}
 	w.watch(ctx)
 	now := time.Now()
@@ -318,6 +342,19 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	}
 	w.sleep(timer, now)
 	return false
+}
+
+// sees is called when the runtime answers. The time for which it did not is not
+// taken from the grace of a pod that is to end.
+func (w *worker) sees(now time.Time) {
+	if w.blind > 0 && w.ending != nil && len(w.busy) == 0 {
+		since := w.ending.At
+		if since.Before(w.blinded) {
+			since = w.blinded
+		}
+		w.ending.At = w.ending.At.Add(now.Sub(since))
+	}
+	w.dirty, w.blind = false, 0
 }
 
 func (w *worker) sleep(timer *time.Timer, now time.Time) {
@@ -427,7 +464,8 @@ func (w *worker) describe(now time.Time) {
 }
 
 // over tells whether nothing of the pod runs nor will be started. While the
-// runtime does not answer that is as it was.
+// runtime does not answer that is as it was, and a sandbox that comes late does
+// not change it.
 func (w *worker) over() bool {
 	if w.dirty {
 		return w.wasOver
@@ -436,7 +474,7 @@ func (w *worker) over() bool {
 	for _, r := range w.busy {
 		starting = starting || r.step.Kind == plan.Start
 	}
-	w.wasOver = !starting && !w.seen.Running() && (w.last.Finished || w.ending != nil && !w.ending.Keep)
+	w.wasOver = !starting && !w.seen.Running() && (w.wasOver || w.last.Finished || w.ending != nil && !w.ending.Keep)
 	return w.wasOver
 }
 

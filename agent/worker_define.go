@@ -21,6 +21,7 @@ func (w *worker) redefine(b box) {
 	if changed && w.pod != nil {
 		w.reprobe(next)
 	}
+	first := w.pod == nil
 	w.pod = next
 	w.hashes = hashes(w.pod)
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
@@ -40,7 +41,7 @@ func (w *worker) redefine(b box) {
 	}
 	w.stale = true
 	if changed {
-		w.wasOver = false
+		w.wasOver = w.wasOver && first && w.recorded != nil && reflect.DeepEqual(w.recorded.Spec, next.Spec)
 		w.prepared = false // there may be new volumes: nothing starts before them
 	}
 }

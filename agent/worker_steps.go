@@ -87,6 +87,7 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	if w.idle(s) {
 		return
 	}
+	life := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{step: s, cancel: cancel}
 	if s.Kind == plan.Kill {
@@ -95,6 +96,7 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	w.busy[s.Container] = run
 	j := w.job(s)
 	run.job = &j
+	j.life = flight.With(life, w.flight, s.Container)
 	w.steps.Go(func() {
 		defer cancel()
 		ctx := flight.With(ctx, w.flight, s.Container)
@@ -180,8 +182,8 @@ func (w *worker) succeeded(s plan.Step) {
 	case plan.Teardown, plan.Free:
 		w.prepared = false
 	case plan.RemoveContainer:
-		// How the containers of an ending pod ended is to be seen to the last.
-		if c := w.known[s.ID]; !c.Dead() || w.ending == nil || w.ending.Keep {
+		// How a container's last instance ended is remembered, in an ending pod, too.
+		if c := w.seen.Latest(s.Container); c == nil || c.ID != s.ID || !c.Dead() {
 			delete(w.known, s.ID)
 		}
 	}
@@ -302,6 +304,8 @@ func (w *worker) doing() string {
 // nothing of it.
 type job struct {
 	*node
+	// life is the agent's: a step that is canceled waits for what it must know.
+	life    context.Context
 	step    plan.Step
 	pod     *corev1.Pod
 	spec    *corev1.Container

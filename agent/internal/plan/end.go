@@ -2,6 +2,8 @@ package plan
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"time"
 
 	"podstead/agent/internal/observe"
@@ -85,7 +87,8 @@ func (p *planner) stopAll(why Reason, deadline time.Time) (left bool) {
 		left = true
 		p.stop(c, why, deadline)
 	}
-	if left {
+	// Who is being started may run by now, unseen.
+	if left || slices.ContainsFunc(slices.Collect(maps.Values(p.in.Busy)), func(b Busy) bool { return b.Kind == Start }) {
 		return true
 	}
 	inits := p.in.Pod.Spec.InitContainers

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
@@ -63,5 +64,69 @@ func TestEndWaitsForTheSandboxThatIsBeingMade(t *testing.T) {
 	in.Busy, in.Seen.Sandboxes = nil, []observe.Sandbox{{ID: "s", Ready: true}}
 	if p := Next(in, at); len(p.Steps) != 1 || p.Steps[0].Kind != StopSandbox {
 		t.Errorf("steps %v once it is there, want to stop it", p.Steps)
+	}
+}
+
+// What a runtime went on making for somebody who had left is stopped, and nobody
+// else is disturbed.
+func TestStraySandboxIsStopped(t *testing.T) {
+	pod := &corev1.Pod{}
+	pod.Spec.Containers = []corev1.Container{{Name: "app"}}
+	in := Input{
+		Pod: pod, Prepared: true,
+		Seen: observe.Pod{
+			Sandboxes:  []observe.Sandbox{{ID: "late", Ready: true, Attempt: 1}, {ID: "s", Ready: true}},
+			Containers: []observe.Container{{ID: "c", Name: "app", State: observe.Running, SandboxID: "s"}},
+		},
+		Probes: map[string]Probe{"c": {Started: true, Ready: true}},
+	}
+	in.Seen.Sort()
+	p := Next(in, time.Unix(1000, 0))
+	if len(p.Steps) != 1 || p.Steps[0].Kind != StopSandbox || p.Steps[0].ID != "late" {
+		t.Errorf("steps %v", p.Steps)
+	}
+}
+
+// A pod that begins anew in another sandbox ends in order: its sidecars last, and
+// not while another container may just be starting.
+func TestSandboxChangeEndsSidecarsLast(t *testing.T) {
+	always, grace := corev1.ContainerRestartPolicyAlways, int64(30)
+	pod := &corev1.Pod{}
+	pod.Spec.TerminationGracePeriodSeconds = &grace
+	pod.Spec.InitContainers = []corev1.Container{{Name: "side", RestartPolicy: &always}}
+	pod.Spec.Containers = []corev1.Container{{Name: "app"}}
+	running := func(name string) observe.Container {
+		return observe.Container{ID: name, Name: name, State: observe.Running, SandboxID: "s"}
+	}
+	for _, c := range []struct {
+		what string
+		seen []observe.Container
+		busy map[string]Busy
+		want string
+	}{
+		{"both run", []observe.Container{running("app"), running("side")}, nil, "[kill app app]"},
+		{"the other starts", []observe.Container{running("side")}, map[string]Busy{"app": {Kind: Start}}, "[cancel app]"},
+		{"the sidecar is left", []observe.Container{running("side")}, nil, "[kill side side]"},
+	} {
+		in := Input{Pod: pod, Prepared: true, Hashes: Hashes{Sandbox: "new"}, Busy: c.busy,
+			Seen: observe.Pod{Sandboxes: []observe.Sandbox{{ID: "s", Ready: true, Hash: "old"}}, Containers: c.seen}}
+		if got := fmt.Sprint(Next(in, time.Unix(1000, 0)).Steps); got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
+		}
+	}
+}
+
+// An init container that was made and never started is removed before another is
+// made: it might be started yet.
+func TestInitContainerThatNeverStartedIsRemoved(t *testing.T) {
+	pod := &corev1.Pod{}
+	pod.Spec.InitContainers = []corev1.Container{{Name: "init"}}
+	pod.Spec.Containers = []corev1.Container{{Name: "app"}}
+	p := Next(Input{Pod: pod, Prepared: true, Seen: observe.Pod{
+		Sandboxes:  []observe.Sandbox{{ID: "s", Ready: true}},
+		Containers: []observe.Container{{ID: "i", Name: "init", State: observe.Created, SandboxID: "s"}},
+	}}, time.Unix(1000, 0))
+	if got := fmt.Sprint(p.Steps); got != "[remove container init i]" {
+		t.Error(got)
 	}
 }

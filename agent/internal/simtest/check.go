@@ -79,10 +79,13 @@ func (w *World) Unwanted(uid string, grace *time.Duration) {
 	}
 	w.settle(uid, p)
 	own := time.Duration(*p.now().pod.Spec.TerminationGracePeriodSeconds) * time.Second
-	if p.endAt.IsZero() {
+	switch {
+	case p.endAt.IsZero():
 		p.endAt, p.grace, p.ending = time.Now(), own, len(p.versions)
-	}
-	if grace != nil {
+		if grace != nil {
+			p.grace = *grace
+		}
+	case grace != nil:
 		p.grace = min(p.grace, time.Since(p.endAt)+*grace)
 		if *grace == 0 {
 			p.grace = 0
@@ -383,7 +386,7 @@ func (w *World) checkSidecarOrder(p *pod, c *container) {
 		later = append(later, v.pod.Spec.InitContainers[i].Name)
 	}
 	for _, x := range w.sorted() {
-		if x.sandbox == c.sandbox && x.running() && slices.Contains(later, x.name()) {
+		if x.sandbox == c.sandbox && x.running() && x.started.Before(c.intent) && slices.Contains(later, x.name()) {
 			w.wrong("sidecar %s of %s stopped while %s (%s) runs", c.id, c.key(), x.id, x.name())
 		}
 	}
@@ -415,7 +418,7 @@ func (w *World) checkKill(c *container) {
 	if spec, _ := v.spec(c.name()); spec != nil && spec.LivenessProbe != nil && spec.LivenessProbe.TerminationGracePeriodSeconds != nil {
 		grace = min(grace, time.Duration(*spec.LivenessProbe.TerminationGracePeriodSeconds)*time.Second)
 	}
-	if grace == 0 {
+	if grace == 0 || v.pod.Spec.ActiveDeadlineSeconds != nil { // whose end began when the agent says
 		return
 	}
 	if now.Sub(first) < grace && !(ending && !now.Before(p.endAt.Add(p.grace))) {

@@ -196,7 +196,7 @@ func (w *World) find(id string) (*container, string) {
 }
 
 func (s *Session) StartContainer(ctx context.Context, r *runtimeapi.StartContainerRequest) (*runtimeapi.StartContainerResponse, error) {
-	w, began := s.w, time.Now()
+	w := s.w
 	c, key := w.find(r.ContainerId)
 	if c == nil {
 		return nil, cri.Errorf(codes.NotFound, "no container %s", r.ContainerId)
@@ -223,7 +223,7 @@ func (s *Session) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 			return cri.Errorf(codes.Unknown, "exec: no such file or directory")
 		}
 		c.state, c.started = runtimeapi.ContainerState_CONTAINER_RUNNING, time.Now()
-		w.checkStart(c, began)
+		w.checkStart(c, c.asked)
 		w.remember(c)
 		w.event(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
 		if c.life.runs > 0 {

@@ -1,6 +1,7 @@
 package simtest
 
 import (
+	"reflect"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -14,7 +15,7 @@ func timedOut(err error) bool { return cri.Code(err) == codes.DeadlineExceeded }
 // seen is what was last told of a pod.
 type seen struct {
 	phase    corev1.PodPhase
-	versions int // of the pod when it was told
+	spec     corev1.PodSpec // of which that was told
 	restarts map[string]int32
 	ended    map[string]corev1.ContainerStateTerminated // by container ID
 	ready    map[string]bool                            // by container ID
@@ -39,7 +40,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	}
 	st, old := &def.Status, &p.seen
 	over := func(x corev1.PodPhase) bool { return x == corev1.PodSucceeded || x == corev1.PodFailed }
-	if over(old.phase) && st.Phase != old.phase && old.versions == len(p.versions) {
+	if over(old.phase) && st.Phase != old.phase && reflect.DeepEqual(old.spec, def.Spec) {
 		w.wrong("%s goes back from %s to %s", def.Name, old.phase, st.Phase)
 	}
 	for _, c := range w.sorted() {
@@ -50,7 +51,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	if over(st.Phase) && !over(old.phase) {
 		w.note("%s is %s %s", def.Name, st.Phase, st.Reason)
 	}
-	old.phase, old.versions = st.Phase, len(p.versions)
+	old.phase, old.spec = st.Phase, def.Spec
 	for _, list := range [][]corev1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
 		for i := range list {
 			w.told(p, def.Name, &list[i])
