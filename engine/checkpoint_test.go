@@ -4,11 +4,13 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -18,6 +20,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/image/imagetest"
 	"podstead/oci/criu"
 )
 
@@ -100,6 +103,7 @@ func TestCheckpointAndRestoreContainer(t *testing.T) {
 	if err != nil || !strings.Contains(string(log), " stdout F ") {
 		t.Errorf("log %.200q, %v", log, err)
 	}
+	n.restoresFromCompressed(other, archive, mounted)
 	// It can be checkpointed again, and ends as any other.
 	if _, err := n.CheckpointContainer(ctx, &runtimeapi.CheckpointContainerRequest{ContainerId: restored, Location: archive}); err != nil {
 		t.Fatal(err)
@@ -109,6 +113,90 @@ func TestCheckpointAndRestoreContainer(t *testing.T) {
 	}
 	if end := n.exited(restored); end.ExitCode != 137 {
 		t.Errorf("ended with %d (%s)", end.ExitCode, end.Reason)
+	}
+}
+
+// restoresFromCompressed restores the container from a compressed archive, and
+// from an image as buildah makes them of archives.
+func (n *node) restoresFromCompressed(pod, archive string, change func(*runtimeapi.ContainerConfig)) {
+	n.t.Helper()
+	b, err := os.ReadFile(archive)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.load(checkpointImage(n.t, b), "test.local/checkpoint:1")
+	from := []string{"test.local/checkpoint:1"}
+	for _, how := range []imagetest.Compression{imagetest.Gzip, imagetest.Zstd} {
+		from = append(from, archive+"."+string(how))
+		if err := os.WriteFile(archive+"."+string(how), imagetest.Compress(n.t, b, how), 0o600); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+	for _, image := range from {
+		c := n.begin(pod, n.script("not executed", change, func(c *runtimeapi.ContainerConfig) { c.Image.Image = image }))
+		n.countsFrom(c, n.count(c))
+		if st := n.status(c); st.Image.Image != image {
+			n.t.Errorf("%s: status has the image %v", image, st.Image)
+		}
+		if _, err := n.RemoveContainer(context.Background(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+			n.t.Fatal(err)
+		}
+	}
+}
+
+// checkpointImage is an image with the files of an archive for its root, and the
+// annotation that says so.
+func checkpointImage(t testing.TB, archive []byte) imagetest.Image {
+	t.Helper()
+	img := imagetest.New(t, imagetest.Config{}, imagetest.Layer{Tar: archive, Compression: imagetest.Gzip})
+	var manifest map[string]any
+	if err := json.Unmarshal(img.Manifest.Data, &manifest); err != nil {
+		t.Fatal(err)
+	}
+	manifest["annotations"] = map[string]string{"io.kubernetes.cri-o.annotations.checkpoint.name": "counter"}
+	var err error
+	if img.Manifest.Data, err = json.Marshal(manifest); err != nil {
+		t.Fatal(err)
+	}
+	return img
+}
+
+// TestHostileCheckpointImages: an image that says to be a checkpoint, and is
+// none, makes no container and leaves nothing.
+func TestHostileCheckpointImages(t *testing.T) {
+	n := newNode(t)
+	pod := n.run(n.pod())
+	files := []imagetest.File{
+		{Name: "config.dump", Data: []byte(`{"name": "c", "rootfsImageName": "` + testImage + `"}`)}, {Name: "spec.dump", Data: []byte("{}")},
+		{Name: "checkpoint/"}, {Name: "checkpoint/inventory.img"}, {Name: "checkpoint/pstree.img"},
+	}
+	for what, bad := range map[string][]imagetest.File{
+		"nothing":                 {{Name: "etc/"}},
+		"images elsewhere":        {files[0], files[1], {Name: "checkpoint", Link: "/etc"}},
+		"a link for metadata":     append([]imagetest.File{{Name: "config.dump", Link: "/etc/hostname"}}, files[1:]...),
+		"a link among the images": append(slices.Clone(files), imagetest.File{Name: "checkpoint/pages-1.img", Link: "/etc/shadow"}),
+		"a strange name":          append(slices.Clone(files), imagetest.File{Name: "checkpoint/a b"}),
+		"no JSON":                 append([]imagetest.File{{Name: "config.dump", Data: []byte("{")}}, files[1:]...),
+		"another image":           append([]imagetest.File{{Name: "config.dump", Data: []byte(`{"name": "c", "rootfsImageName": "test.local/none:1"}`)}}, files[1:]...),
+	} {
+		name := "test.local/hostile:" + strings.ReplaceAll(what, " ", "-")
+		n.load(checkpointImage(t, imagetest.Tar(t, bad...)), name)
+		_, err := n.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("true", func(c *runtimeapi.ContainerConfig) { c.Image.Image = name })})
+		if code := cri.Code(err); code != codes.InvalidArgument && code != codes.NotFound && code != codes.Unknown || err == nil {
+			t.Errorf("%s: %v (%v)", what, err, code)
+		}
+		if left := n.containersOf(pod); len(left) > 0 {
+			t.Fatalf("%s: %d containers are left", what, len(left))
+		}
+		if left := n.images.Holders(); len(left) > 0 {
+			t.Errorf("%s: image holds are left: %v", what, left)
+		}
+	}
+	// Without the annotation it is an image as any other.
+	n.load(imagetest.New(t, imagetest.Config{Cmd: []string{"x"}}, imagetest.Layer{Tar: imagetest.Tar(t, files...), Compression: imagetest.Gzip}), "test.local/plain:1")
+	_, err := n.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("true", func(c *runtimeapi.ContainerConfig) { c.Image.Image = "test.local/plain:1" })})
+	if err == nil || !strings.Contains(err.Error(), "/bin/sh") {
+		t.Errorf("an ordinary image without the program: %v", err)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"podstead/cri"
 	"podstead/engine/handler"
 	"podstead/engine/internal/checkpoint"
+	"podstead/engine/internal/tree"
 	"podstead/image"
 	"podstead/supervisor"
 	"podstead/sys"
@@ -30,15 +31,18 @@ type source struct {
 const restoreDir = "checkpoint"
 
 // takeCheckpoint takes a checkpoint over if the container is to be made from
-// one: its image is then the path of an archive. What is in there is an
+// one: its image is then the path of an archive, or made of one. What is in there is an
 // attacker's word: which image it was made from, which files, which memory. What
 // the container may do is the request's, as for any other.
 func (e *Engine) takeCheckpoint(ctx context.Context, k *creation) (err error) {
 	from := k.config.Image.Image
+	isImage := false
 	if k.from != "" {
 		from = k.from
 	} else if !filepath.IsAbs(from) {
-		return nil
+		if isImage, err = e.isCheckpoint(from); !isImage || err != nil {
+			return err
+		}
 	}
 	if _, err := e.checkpointer(k.sandbox.Runtime); err != nil {
 		return err
@@ -48,6 +52,63 @@ func (e *Engine) takeCheckpoint(ctx context.Context, k *creation) (err error) {
 	if err != nil {
 		return err
 	}
+	if isImage {
+		err = e.copyCheckpoint(ctx, k, from, dir)
+	} else {
+		err = extractCheckpoint(ctx, from, dir)
+	}
+	if err != nil {
+		return err
+	}
+	k.source = &source{dir: dir}
+	if k.source.config, err = dir.Config(); err != nil {
+		return withCode(ctx, err)
+	}
+	return nil
+}
+
+// checkpointAnnotations mark an image as made of a checkpoint: CRI-O's and
+// Podman's, and the one that all agree on.
+var checkpointAnnotations = [...]string{
+	"io.kubernetes.cri-o.annotations.checkpoint.name", "io.podman.annotations.checkpoint.name", "org.criu.checkpoint.container.name",
+}
+
+// isCheckpoint tells whether an image is a checkpoint. One that is not there is
+// none.
+func (e *Engine) isCheckpoint(name string) (bool, error) {
+	annotations, err := e.cfg.Images.Annotations(name)
+	if errors.Is(err, image.ErrNotFound) {
+		return false, nil
+	}
+	for _, a := range checkpointAnnotations {
+		if annotations[a] != "" {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// copyCheckpoint takes over what an image of a checkpoint has in its root.
+func (e *Engine) copyCheckpoint(ctx context.Context, k *creation, name string, dir checkpoint.Dir) (err error) {
+	holder := k.c.id + "/" + restoreDir
+	defer func() { err = errors.Join(err, e.cfg.Images.Release(context.WithoutCancel(ctx), holder)) }()
+	lower, err := e.cfg.Images.Hold(ctx, name, holder)
+	if err != nil {
+		return err
+	}
+	root, err := tree.OpenImage(lower)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	at := checkpoint.Dir(fmt.Sprintf("/proc/self/fd/%d", root.Fd()))
+	if err := checkpoint.Copy(ctx, at, dir); err != nil {
+		return withCode(ctx, fmt.Errorf("image %s: %w", name, err))
+	}
+	return nil
+}
+
+func extractCheckpoint(ctx context.Context, from string, dir checkpoint.Dir) error {
 	f, err := os.OpenFile(from, os.O_RDONLY|unix.O_NONBLOCK, 0) // a pipe would wait
 	if errors.Is(err, os.ErrNotExist) {
 		return cri.Errorf(codes.NotFound, "checkpoint %s is not present", from)
@@ -64,10 +125,6 @@ func (e *Engine) takeCheckpoint(ctx context.Context, k *creation) (err error) {
 		return cri.Errorf(codes.InvalidArgument, "checkpoint %s is no regular file", from)
 	}
 	if err := checkpoint.Extract(ctx, f, info.Size(), dir); err != nil {
-		return withCode(ctx, err)
-	}
-	k.source = &source{dir: dir}
-	if k.source.config, err = dir.Config(); err != nil {
 		return withCode(ctx, err)
 	}
 	return nil

@@ -54,6 +54,7 @@ type document struct {
 	Layers        []ocispec.Descriptor `json:"layers"`
 	FSLayers      json.RawMessage      `json:"fsLayers"`
 	ArtifactType  string               `json:"artifactType"`
+	Annotations   map[string]string    `json:"annotations"`
 }
 
 // parseDocument tells a manifest from an index, by content as well as by media

@@ -123,14 +123,20 @@ func syncDir(dir string) error {
 	return d.Sync()
 }
 
-// Extract unpacks an archive of size bytes into an empty directory: the files
-// that are known, with names that CRIU uses, and nothing else.
+// Extract unpacks an archive of size bytes, which may be compressed, into an
+// empty directory: the files that are known, with names that CRIU uses, and
+// nothing else.
 func Extract(ctx context.Context, r io.Reader, size int64, to Dir) error {
 	if err := os.Mkdir(to.Images(), 0o700); err != nil {
 		return err
 	}
-	x := extraction{to: to, left: size}
-	t := tar.NewReader(contextReader{ctx, r})
+	r, limit, closed, err := plain(contextReader{ctx, r}, size)
+	if err != nil {
+		return err
+	}
+	defer closed()
+	x := extraction{to: to, left: limit}
+	t := tar.NewReader(r)
 	for {
 		h, err := t.Next()
 		if errors.Is(err, io.EOF) {
