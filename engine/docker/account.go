@@ -52,30 +52,38 @@ func (r *Runtime) accountsOf(ctx context.Context, imageID string) (spec.Accounts
 // removed at once, and at the next start if a crash comes between.
 const labelLook = "podstead.look"
 
-// readAccounts makes a container that never runs, since Docker shows the files
-// of containers only, and no storage driver need be known so.
-func (r *Runtime) readAccounts(ctx context.Context, imageID string) (a spec.Accounts, err error) {
+// look makes a container that never runs while f looks into it, since Docker
+// shows the files of containers only, and no storage driver need be known so.
+func (r *Runtime) look(ctx context.Context, imageID string, f func(id string) error) (err error) {
 	res, err := r.api().ContainerCreate(ctx, client.ContainerCreateOptions{
 		Config:     &container.Config{Image: imageID, Entrypoint: []string{"/"}, Labels: map[string]string{labelLook: imageID}},
 		HostConfig: &container.HostConfig{NetworkMode: "none"},
 	})
 	if err != nil {
-		return a, failed(err, "look into image %s", imageID)
+		return failed(err, "look into image %s", imageID)
 	}
 	defer func() {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 		defer cancel()
 		err = errors.Join(err, r.removeDocker(ctx, res.ID))
 	}()
-	passwd, err := r.readFile(ctx, res.ID, "/etc/passwd")
-	if err != nil {
-		return a, err
-	}
-	group, err := r.readFile(ctx, res.ID, "/etc/group")
-	if err != nil {
-		return a, err
-	}
-	return spec.ParseAccounts(passwd, group), nil
+	return f(res.ID)
+}
+
+func (r *Runtime) readAccounts(ctx context.Context, imageID string) (a spec.Accounts, err error) {
+	err = r.look(ctx, imageID, func(id string) error {
+		passwd, err := r.readFile(ctx, id, "/etc/passwd")
+		if err != nil {
+			return err
+		}
+		group, err := r.readFile(ctx, id, "/etc/group")
+		if err != nil {
+			return err
+		}
+		a = spec.ParseAccounts(passwd, group)
+		return nil
+	})
+	return a, err
 }
 
 // readFile reads a regular file of a container, as far as one that holds

@@ -15,21 +15,26 @@ import (
 	"podstead/engine/internal/cdi"
 )
 
-// findDevices translates devices that are asked for by name. A Docker Engine that
-// knows CDI is told the names; for others what the devices' files say is put into
-// the request, as far as Docker has words for it.
+// findDevices translates devices that are asked for by name: what their files say
+// is put into the request. Where Docker has no words for it, a Docker Engine that
+// knows CDI is told the names; it hears of an unknown one only at the start, and
+// its exec'd processes do not get the variables.
 func (r *Runtime) findDevices(ctx context.Context, k *creation) error {
 	names, err := cdi.Asked(k.config)
 	if err != nil || len(names) == 0 {
 		return err
 	}
-	if len(r.info().CDISpecDirs) > 0 {
-		k.requests = append(k.requests, container.DeviceRequest{Driver: "cdi", DeviceIDs: names})
-		return nil
-	}
 	edits, err := r.cdi.Edits(names)
 	if err != nil {
 		return err
+	}
+	missing := missingWord(edits)
+	if missing != "" && len(r.info().CDISpecDirs) > 0 {
+		k.requests = append(k.requests, container.DeviceRequest{Driver: "cdi", DeviceIDs: names})
+		return nil
+	}
+	if missing != "" {
+		return invalid("CDI devices %s: %s is possible with Docker 25 and newer, with its feature cdi", strings.Join(names, ", "), missing)
 	}
 	if err := r.edit(ctx, k, edits); err != nil {
 		return fmt.Errorf("CDI devices %s: %w", strings.Join(names, ", "), err)
@@ -37,24 +42,36 @@ func (r *Runtime) findDevices(ctx context.Context, k *creation) error {
 	return nil
 }
 
-func (r *Runtime) edit(ctx context.Context, k *creation, e *cdispecs.ContainerEdits) error {
-	const newer = "is possible with Docker 25 and newer, with its feature cdi"
+// missingWord is what a device's file says and a request to Docker cannot, "" if
+// there is no such thing.
+func missingWord(e *cdispecs.ContainerEdits) string {
 	switch {
 	case len(e.Hooks) > 0:
-		return invalid("the hook %s %s", e.Hooks[0].Path, newer)
+		return "the hook " + e.Hooks[0].Path
 	case len(e.NetDevices) > 0:
-		return invalid("the network device %s %s", e.NetDevices[0].HostInterfaceName, newer)
+		return "the network device " + e.NetDevices[0].HostInterfaceName
 	case e.IntelRdt != nil:
-		return invalid("intelRdt %s", newer)
+		return "intelRdt"
 	}
+	for _, n := range e.DeviceNodes {
+		if n.UID != nil || n.GID != nil || n.FileMode != nil {
+			return "an owner or mode of " + n.Path
+		}
+	}
+	for _, m := range e.Mounts {
+		if _, err := bindOf(m); err != nil {
+			return fmt.Sprintf("the mount %s (%v)", m.ContainerPath, err)
+		}
+	}
+	return ""
+}
+
+func (r *Runtime) edit(ctx context.Context, k *creation, e *cdispecs.ContainerEdits) error {
 	k.env = append(k.env, e.Env...)
 	for _, g := range e.AdditionalGIDs {
 		k.groups = append(k.groups, strconv.FormatUint(uint64(g), 10))
 	}
 	for _, n := range e.DeviceNodes {
-		if n.UID != nil || n.GID != nil || n.FileMode != nil {
-			return invalid("an owner or mode of %s %s", n.Path, newer)
-		}
 		d := container.DeviceMapping{PathOnHost: n.HostPath, PathInContainer: n.Path, CgroupPermissions: n.Permissions}
 		if d.PathOnHost == "" {
 			d.PathOnHost = n.Path

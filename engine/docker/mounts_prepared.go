@@ -156,11 +156,10 @@ func (r *Runtime) mountImage(ctx context.Context, k *creation, i int, m *runtime
 			to.Source, err = r.mountLayers(ctx, k, i, img.ID, layers, m.ImageSubPath)
 		case !r.speaks("1.48"):
 			err = invalid("Docker knows image volumes since 28.0, and this one's storage driver %s keeps layers in no way that we know", r.info().Driver)
-		case m.ImageSubPath != "" && !filepath.IsLocal(m.ImageSubPath):
-			err = invalid("image_sub_path %q leads out of the image", m.ImageSubPath)
 		default:
 			to.Type, to.Source, to.BindOptions = mount.TypeImage, img.ID, nil
 			to.ImageOptions = &mount.ImageOptions{Subpath: m.ImageSubPath}
+			err = r.checkSubPath(ctx, img.ID, m.ImageSubPath)
 		}
 		return err
 	}()
@@ -168,6 +167,21 @@ func (r *Runtime) mountImage(ctx context.Context, k *creation, i int, m *runtime
 		return cri.WithReason(cri.ImageVolumeMountFailed, fmt.Errorf("image %s: %w", m.Image.Image, err))
 	}
 	return nil
+}
+
+// checkSubPath is an error unless an image has what is asked for. Docker would
+// say so when the container is started.
+func (r *Runtime) checkSubPath(ctx context.Context, imageID, sub string) error {
+	switch {
+	case sub == "":
+		return nil
+	case !filepath.IsLocal(sub):
+		return invalid("image_sub_path %q leads out of the image", sub)
+	}
+	return r.look(ctx, imageID, func(id string) error {
+		_, err := r.api().ContainerStatPath(ctx, id, client.ContainerStatPathOptions{Path: "/" + sub})
+		return failed(err, "image_sub_path %q", sub)
+	})
 }
 
 // imageRef is how others find the image: by digest if it has come from a

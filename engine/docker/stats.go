@@ -231,6 +231,22 @@ type gauges struct {
 type gauge struct {
 	cpu   figure.CPUClock
 	layer disk.Layer
+	upper string // guarded by gauges.mu
+}
+
+// upperDir is what find has found, the first time that it did.
+func (s *gauges) upperDir(id string, find func() string) string {
+	g := s.of(id)
+	s.mu.Lock()
+	upper := g.upper
+	s.mu.Unlock()
+	if upper == "" {
+		upper = find()
+		s.mu.Lock()
+		g.upper = upper
+		s.mu.Unlock()
+	}
+	return upper
 }
 
 func (s *gauges) of(id string) *gauge {

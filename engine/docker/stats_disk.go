@@ -3,10 +3,12 @@ package docker
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/moby/moby/client"
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -39,10 +41,7 @@ const surveyWait = 100 * time.Millisecond
 // Docker, which tells no number of files.
 func (r *Runtime) writableLayer(ctx context.Context, c *ctr, activity uint64) *runtimeapi.FilesystemUsage {
 	fs := &runtimeapi.FilesystemUsage{FsId: &runtimeapi.FilesystemIdentifier{Mountpoint: r.info().DockerRootDir}}
-	upper := ""
-	if d := c.seen.GraphDriver; d != nil {
-		upper = d.Data["UpperDir"]
-	}
+	upper := r.upperDir(c)
 	if upper == "" {
 		m, ok := r.countedByDocker(ctx, c.id)
 		if !ok {
@@ -67,6 +66,35 @@ func (r *Runtime) writableLayer(ctx context.Context, c *ctr, activity uint64) *r
 	}
 	fs.Timestamp, fs.UsedBytes, fs.InodesUsed = u.At.UnixNano(), figure.Value(u.Bytes), figure.Value(u.Inodes)
 	return fs
+}
+
+// upperDir is the directory of a container's writable layer, as the storage driver
+// says or, with containerd's image store, the mount of a container that runs or
+// did when it was asked for before.
+func (r *Runtime) upperDir(c *ctr) string {
+	if d := c.seen.GraphDriver; d != nil && d.Data["UpperDir"] != "" {
+		return d.Data["UpperDir"]
+	}
+	return r.gauges.upperDir(c.id, func() string {
+		if c.state.Pid == 0 {
+			return ""
+		}
+		mounts, err := mountinfo.PidMountInfo(c.state.Pid)
+		if err != nil {
+			return "" // it has just ended
+		}
+		for _, m := range mounts {
+			if m.Mountpoint != "/" || m.FSType != "overlay" {
+				continue
+			}
+			for option := range strings.SplitSeq(m.VFSOptions, ",") {
+				if dir, ok := strings.CutPrefix(option, "upperdir="); ok {
+					return dir
+				}
+			}
+		}
+		return ""
+	})
 }
 
 // countedByDocker is the size of a writable layer, for which Docker walks it.

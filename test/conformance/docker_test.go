@@ -41,7 +41,11 @@ func dockerDeviates(t *testing.T) map[string]string {
 func TestDocker(t *testing.T) {
 	host.Require(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
-	d, cdi := startDocker(t, nil), t.TempDir()
+	cdi, settings := t.TempDir(), map[string]any{}
+	if peer.DockerHas("--cdi-spec-dir") { // it reads the files itself
+		settings["cdi-spec-dirs"] = []string{cdi}
+	}
+	d := startDocker(t, settings)
 	conformance.Run(t, conformance.Target{
 		Runtime: serve(t, newDocker(t, d, docker.Config{CDIDirs: []string{cdi}})), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Known: dockerDeviates(t),
 	})

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -64,11 +65,15 @@ func (d *Docker) Start(ctx context.Context) error {
 		return err
 	}
 	defer log.Close()
-	// No score of its own: lowering one takes CAP_SYS_RESOURCE.
-	cmd := exec.Command("dockerd", "--host", d.Endpoint, "--data-root", d.dir+"/root", "--exec-root", d.run+"/exec",
-		"--pidfile", d.run+"/docker.pid", "--config-file", d.dir+"/daemon.json", "--bip", "10.90.0.1/16",
-		"--oom-score-adjust", "0", "--log-level", "warn", "--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--cgroup-parent", host.Cgroup()+"/docker")
+	args := []string{"--host", d.Endpoint, "--data-root", d.dir + "/root", "--exec-root", d.run + "/exec",
+		"--pidfile", d.run + "/docker.pid", "--config-file", d.dir + "/daemon.json", "--bip", "10.90.0.1/16",
+		"--log-level", "warn", "--exec-opt", "native.cgroupdriver=cgroupfs",
+		"--cgroup-parent", host.Cgroup() + "/docker"}
+	// Docker before 25 has a score of its own, and lowering one takes CAP_SYS_RESOURCE.
+	if DockerHas("--oom-score-adjust") {
+		args = append(args, "--oom-score-adjust", "0")
+	}
+	cmd := exec.Command("dockerd", args...)
 	cmd.Stdout, cmd.Stderr = log, log
 	if err := cmd.Start(); err != nil {
 		return fmt.Errorf("start dockerd: %w", err)
@@ -94,6 +99,12 @@ func (d *Docker) Start(ctx context.Context) error {
 		case <-time.After(50 * time.Millisecond):
 		}
 	}
+}
+
+// DockerHas tells whether the daemon that is installed knows a flag.
+func DockerHas(flag string) bool {
+	help, err := exec.Command("dockerd", "--help").Output()
+	return err == nil && bytes.Contains(help, []byte(flag))
 }
 
 // Halt ends the daemon; its state stays, and its containers end unless
