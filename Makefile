@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -69,8 +69,13 @@ test-kubelet: test-deps
 
 # Pods with gVisor's kernel. Building its runtime from the module takes minutes.
 test-gvisor: test-deps
-	cd test/tools/gvisor && $(GO) build -o ../bin/runsc gvisor.dev/gvisor/runsc
-	PODSTEAD_TEST_RUNSC=$(CURDIR)/test/tools/bin/runsc $(GO) test -count=1 -v -run GVisor ./engine
+	GO=$(GO) test/tools/gvisor/build test/tools/bin/gvisor
+	PODSTEAD_TEST_RUNSC=$(CURDIR)/test/tools/bin/gvisor/runsc $(GO) test -p 1 -count=1 -timeout 30m -v -run GVisor ./engine ./test/conformance ./test/e2e
+
+# The tests of shims with containerd's newest shim for runc, protocol 3.
+test-shim: test-deps
+	cd test/tools/containerd && $(GO) build -ldflags '$(LDFLAGS)' -o ../bin/shim/containerd-shim-runc-v2 github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+	PODSTEAD_TEST_WHOLE=1 PODSTEAD_TEST_SHIM=$(CURDIR)/test/tools/bin/shim/containerd-shim-runc-v2 $(GO) test -count=1 -v -run TestShim ./test/conformance
 
 # Side by side with containerd, where that is installed; see docs/bench.md.
 bench: test-deps

@@ -100,9 +100,13 @@ func TestHandlerThatIsMissing(t *testing.T) {
 	if err := n.Reload(n.with(config.Handler{Name: "gone", Path: "/no/such/runtime"}, runc(t))); err != nil {
 		t.Fatal(err)
 	}
+	info, err := n.Status(ctx, &runtimeapi.StatusRequest{Verbose: true})
+	if err != nil || !strings.Contains(info.Info["handlers"], "stat /no/such/runtime: no such file") {
+		t.Errorf("status: %v, %v", info.GetInfo()["handlers"], err)
+	}
 	pod := n.runOn("gone")
 	c := n.create(pod, n.script("true"))
-	_, err := n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c})
+	_, err = n.StartContainer(ctx, &runtimeapi.StartContainerRequest{ContainerId: c})
 	if err == nil || !strings.Contains(err.Error(), "handler gone: ") || !strings.Contains(err.Error(), "/no/such/runtime") {
 		t.Errorf("start: %v", err)
 	}

@@ -235,6 +235,9 @@ func (e *Engine) removeStrays(ctx context.Context, processes map[string]supervis
 	for _, dir := range strayDirs(filepath.Join(e.cfg.RunDir, "sandboxes"), e.owned) {
 		warn("namespaces", dir, removeRunDir(dir))
 	}
+	for _, dir := range strayDirs(filepath.Join(e.cfg.RunDir, handler.RootsDir), e.owned) {
+		warn("root", dir, errors.Join(unmount(dir), os.Remove(dir)))
+	}
 	states, _ := filepath.Glob(filepath.Join(e.handlersDir(), "*", "*"))
 	for _, dir := range states {
 		if id := filepath.Base(dir); len(id) == 64 && !e.owned(id) {

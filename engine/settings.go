@@ -1,13 +1,12 @@
 package engine
 
 import (
-	"context"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
 	"slices"
-	"time"
 
 	"google.golang.org/grpc/codes"
 
@@ -88,31 +87,31 @@ func (e *Engine) reloadBoxes(old, c config.Config) {
 // NoteConfig sets what Status --verbose tells about the configuration file.
 func (e *Engine) NoteConfig(n ConfigNote) { e.note.Store(&n) }
 
-// probeTimeout bounds the question what a runtime can do.
-const probeTimeout = 10 * time.Second
-
 // newHandler makes a handler of its configuration. A runtime that cannot be
 // asked what it can do is none the less there: it may be installed later.
 func (e *Engine) newHandler(c config.Handler) (handler.Handler, error) {
-	if c.Kind() == config.Builtin {
-		return e.builtin, nil
-	}
-	h := &handler.OCI{
-		Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Args: c.Args,
-		Root: c.Root, RunDir: e.cfg.RunDir,
-	}
-	if h.Root == "" {
-		h.Root = filepath.Join(e.handlersDir(), c.Name)
-	}
+	root := cmp.Or(c.Root, filepath.Join(e.handlersDir(), c.Name))
 	switch c.Kind() {
+	case config.Builtin:
+		return e.builtin, nil
 	case config.Shim:
 		self, err := e.program()
-		return &handler.Shim{OCI: *h, Self: self, ConfigPath: c.ConfigPath}, err
+		h := &handler.Shim{
+			OCI: handler.OCI{
+				Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Root: root, RunDir: e.cfg.RunDir,
+				// Pods of shims have no user namespaces, whatever the runtime says.
+				Host: handler.Features{RecursiveReadOnlyMounts: e.builtin.Supports.RecursiveReadOnlyMounts},
+			},
+			Self: self, ConfigPath: c.ConfigPath,
+		}
+		return h.Init(), err
 	case config.OCI:
-		ctx, cancel := context.WithTimeout(e.life, probeTimeout)
-		defer cancel()
-		if err := h.Probe(ctx); err != nil {
-			e.log.Warn("a handler does not tell what it can do", "handler", c.Name, "error", err)
+		h := &handler.OCI{
+			Supervisor: e.cfg.Supervisor, Name: c.Name, Program: c.Program(), Args: c.Args, Root: root, RunDir: e.cfg.RunDir,
+			Host: e.builtin.Supports,
+		}
+		if err := h.Trouble(); err != nil {
+			e.log.Warn("a handler is not as it should be", "handler", c.Name, "error", err)
 		}
 		return h, nil
 	}

@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/config"
+	"podstead/engine/handler"
 	"podstead/engine/internal/spec"
 	"podstead/image"
 )
@@ -74,10 +76,13 @@ func (e *Engine) hostInfo() any {
 	}
 }
 
-// handlerInfo tells why a feature is off.
+// handlerInfo tells whether pods can have a handler, and why a feature is off.
 func (e *Engine) handlerInfo(status *runtimeapi.StatusResponse) any {
-	type handler struct {
+	type info struct {
 		Name                    string `json:"name"`
+		Type                    string `json:"type"`
+		Program                 string `json:"program,omitempty"`
+		Trouble                 string `json:"trouble,omitempty"`
 		RecursiveReadOnlyMounts string `json:"recursiveReadOnlyMounts"`
 		UserNamespaces          string `json:"userNamespaces"`
 	}
@@ -87,13 +92,21 @@ func (e *Engine) handlerInfo(status *runtimeapi.StatusResponse) any {
 		}
 		return "no: " + needs
 	}
-	var list []handler
+	handlers := e.settings.Load().handlers
+	var list []info
 	for _, h := range status.GetRuntimeHandlers() {
-		list = append(list, handler{
-			Name:                    h.GetName(),
-			RecursiveReadOnlyMounts: say(h.GetFeatures().GetRecursiveReadOnlyMounts(), "needs mount_setattr (Linux 5.12), and a runtime that knows it"),
-			UserNamespaces:          say(h.GetFeatures().GetUserNamespaces(), "needs idmapped overlay layers (Linux 5.19), user.max_user_namespaces above 0, and a runtime that knows both"),
-		})
+		i := info{
+			Name: h.GetName(), Type: config.Builtin,
+			RecursiveReadOnlyMounts: say(h.GetFeatures().GetRecursiveReadOnlyMounts(), "needs mount_setattr (Linux 5.12), and a runtime with the mount option rro in its features"),
+			UserNamespaces:          say(h.GetFeatures().GetUserNamespaces(), "needs idmapped overlay layers (Linux 5.19), user.max_user_namespaces above 0, and a runtime with idmapped mounts (mountExtensions.idmap) in its features that is no shim"),
+		}
+		if of := handlers[h.GetName()]; of.Name != "" && of.Kind() != config.Builtin {
+			i.Type, i.Program = of.Kind(), of.Program()
+			if q, ok := of.is.(handler.Inquirer); ok && q.Trouble() != nil {
+				i.Trouble = q.Trouble().Error()
+			}
+		}
+		list = append(list, i)
 	}
 	return list
 }

@@ -68,7 +68,7 @@ func HasLateHooks(s *specs.Spec) bool {
 }
 
 func hasUserNamespace(s *specs.Spec) bool {
-	return slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
+	return s.Linux != nil && slices.ContainsFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.UserNamespace })
 }
 
 // launchWithHooks launches a container whose process stops when its namespaces

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -33,6 +34,7 @@ import (
 //
 //	Bundle/oci/ID/config.json   the specification, as this runtime may read it
 //	Bundle/oci/ID/rootfs        the root, mounted as long as the container exists
+//	RunDir/roots/ID             the same of a container with a user namespace
 //	Bundle/oci/ID/exec-…        an exec under way
 //	Root/ID                     the runtime's own state
 type OCI struct {
@@ -42,53 +44,46 @@ type OCI struct {
 	Args       []string // before the command
 	Root       string   // the runtime's state
 	RunDir     string   // a short path: of sockets
-	Supports   Features
-	// Version is the newest version of the specification that the runtime reads,
-	// "" if it does not say.
-	Version string
+	Host       Features // what the host allows
 	// AllLimits hands all limits on, not only those that the runtime would lift.
 	AllLimits bool
+
+	ask   func(context.Context) ([]byte, error) // for features; nil: by "features"
+	known atomic.Pointer[knowledge]
 }
 
 // oldestVersion is the specification's that every runtime reads. Some refuse
 // newer ones that do not know "features", such as crun before 1.8.2.
 const oldestVersion = "1.0.2"
 
-var _ Handler = (*OCI)(nil)
+var _ Inquirer = (*OCI)(nil)
 
 // commandTimeout bounds each call of a runtime.
 const commandTimeout = time.Minute
 
-// Features implements Handler.
-func (h *OCI) Features() Features { return h.Supports }
-
 // Create implements Handler.
 func (h *OCI) Create(_ context.Context, c Container) (supervisor.Process, error) {
 	b := bundle(c.Bundle)
-	rootfs := b.path(RootDir)
-	if err := os.MkdirAll(rootfs, 0o700); err != nil {
+	rootfs, err := h.rootfs(c.Spec, b)
+	if err != nil {
 		return supervisor.Process{}, err
+	}
+	for _, dir := range []string{b.path(""), rootfs} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return supervisor.Process{}, err
+		}
 	}
 	if err := b.writeSpec(h.adapt(c.Spec, c.Annotations, rootfs)); err != nil {
 		return supervisor.Process{}, err
 	}
-	if c.Rootfs == nil {
-		return supervisor.Process{}, errors.New("no root")
-	}
-	root, err := c.Rootfs.Mount()
-	if err != nil {
-		return supervisor.Process{}, fmt.Errorf("mount the root: %w", err)
-	}
-	defer root.Close()
-	err = unix.MoveMount(int(root.Fd()), "", unix.AT_FDCWD, rootfs, unix.MOVE_MOUNT_F_EMPTY_PATH)
-	return supervisor.Process{}, os.NewSyscallError("move_mount", err)
+	return supervisor.Process{}, h.mountRoot(c, rootfs)
 }
 
 // adapt returns the specification as this runtime reads it.
 func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string) *specs.Spec {
 	out := *s
 	out.Version = specs.Version
-	reads := cmp.Or(h.Version, oldestVersion)
+	reads := cmp.Or(h.know().version, oldestVersion)
 	if olderVersion(reads, specs.Version) {
 		out.Version = reads
 	}
@@ -101,6 +96,9 @@ func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string)
 		l := *s.Linux
 		l.Resources = h.limits(l.Resources)
 		out.Linux = &l
+	}
+	if hasUserNamespace(s) {
+		out.Mounts = h.hostSysfs(s.Mounts)
 	}
 	if s.Process != nil {
 		p := *s.Process
@@ -286,10 +284,8 @@ func (h *OCI) Delete(ctx context.Context, c Container) error {
 		}
 		errs = append(errs, err)
 	}
-	rootfs := bundle(c.Bundle).path(RootDir)
-	err := unix.Unmount(rootfs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
-		return errors.Join(append(errs, &os.PathError{Op: "unmount", Path: rootfs, Err: err})...)
+	if err := h.unmountRoot(bundle(c.Bundle)); err != nil {
+		return errors.Join(append(errs, err)...)
 	}
 	return errors.Join(append(errs, sys.RemoveTree(bundle(c.Bundle).dir()))...)
 }

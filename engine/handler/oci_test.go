@@ -34,9 +34,9 @@ func TestAdapt(t *testing.T) {
 			Memory: &specs.LinuxMemory{Limit: &limit}, CPU: &specs.LinuxCPU{Cpus: "0"}, Devices: []specs.LinuxDeviceCgroup{{Access: "rwm"}},
 		}},
 	}
-	h := &OCI{Version: "1.0.2-dev"}
+	h := &OCI{}
 	out := h.adapt(in, map[string]string{"b": "2"}, "/root")
-	if out.Version != "1.0.2-dev" || out.Root.Path != "/root" || !out.Root.Readonly || out.Linux.CgroupsPath != "/x" {
+	if out.Version != "1.0.2" || out.Root.Path != "/root" || !out.Root.Readonly || out.Linux.CgroupsPath != "/x" {
 		t.Errorf("%+v", out)
 	}
 	if r := out.Linux.Resources; r.CPU != nil || *r.Memory.Limit != limit || len(out.Linux.Resources.Devices) != 1 {

@@ -60,13 +60,30 @@ func PodOfProcess(id string) (pod string, ok bool) { return strings.CutSuffix(id
 // Shim has a containerd shim run containers, by protocol v2 or v3. For each
 // pod, container and exec there is a stand-in under the supervisor, see package
 // shim.
+// Init must be called.
 type Shim struct {
 	OCI               // bundle and specification are as for a command line
 	Self       string // our own program, which is the stand-in
 	ConfigPath string // the runtime's own
 }
 
-var _ Pods = (*Shim)(nil)
+var (
+	_ Pods     = (*Shim)(nil)
+	_ Inquirer = (*Shim)(nil)
+)
+
+// Init makes the handler ready; it returns it.
+func (h *Shim) Init() *Shim {
+	h.AllLimits = true
+	h.ask = func(ctx context.Context) ([]byte, error) {
+		path, err := h.program()
+		if err != nil {
+			return nil, err
+		}
+		return shim.Features(ctx, shim.Task{Shim: path, ConfigPath: h.ConfigPath})
+	}
+	return h
+}
 
 // RunPod implements Pods.
 func (h *Shim) RunPod(ctx context.Context, p Pod) (supervisor.Process, error) {

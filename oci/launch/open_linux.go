@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"podstead/sys"
@@ -132,10 +133,16 @@ func setMountAttr(fd int, recursive bool, attr unix.MountAttr) error {
 	return unix.MountSetattr(fd, "", flags, &attr)
 }
 
-// Mount mounts an overlay, detached, for who hands it to another runtime; not
-// one that is IDMapped.
-func (o *Overlay) Mount() (*os.File, error) {
+// Mount mounts an overlay, detached, for who hands it to another runtime. The
+// specification has the mappings of one that is IDMapped.
+func (o *Overlay) Mount(spec *specs.Spec) (*os.File, error) {
 	s := slot{kind: slotOverlay, lower: o.Lower, upper: o.Upper, work: o.Work, mountOptions: o.Options}
+	if o.IDMapped {
+		c := compiler{spec: spec}
+		if s.idmap = c.userMaps(); s.idmap == nil {
+			return nil, errors.New("linux.uidMappings: an idmapped root needs uid and gid mappings")
+		}
+	}
 	return s.openOverlay()
 }
 

@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"os/exec"
 	"testing"
 
 	"podstead/cri/conformance"
@@ -14,10 +13,7 @@ import (
 // place of the built-in handler.
 func TestShimSuite(t *testing.T) {
 	host.Require(t)
-	path, err := exec.LookPath("containerd-shim-runc-v2")
-	if err != nil {
-		t.Skip("containerd-shim-runc-v2 is not installed")
-	}
+	path := shimProgram(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{

@@ -24,10 +24,7 @@ import (
 // of its stand-in, of the pod's shim.
 func TestShim(t *testing.T) {
 	host.Require(t)
-	path, err := exec.LookPath("containerd-shim-runc-v2")
-	if err != nil {
-		t.Skip("containerd-shim-runc-v2 is not installed")
-	}
+	path := shimProgram(t)
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	s := shimPod{T: t, e: newEngine(t, t.TempDir(), config.Handler{Name: "runc-shim", Type: config.Shim, Path: path})}
 	s.run()
@@ -75,6 +72,22 @@ func TestShim(t *testing.T) {
 	if id, err := s.try("missing", []string{"/no/such"}); err == nil || !strings.Contains(err.Error(), "/no/such") {
 		t.Errorf("a program that is not there: %s, %v", id, err)
 	}
+}
+
+// shimVariable names another shim for runc than the one that is installed: see
+// "make test-shim".
+const shimVariable = "PODSTEAD_TEST_SHIM"
+
+func shimProgram(t *testing.T) string {
+	t.Helper()
+	if path := os.Getenv(shimVariable); path != "" {
+		return path
+	}
+	path, err := exec.LookPath("containerd-shim-runc-v2")
+	if err != nil {
+		t.Skip("containerd-shim-runc-v2 is not installed")
+	}
+	return path
 }
 
 // loseStandIn kills what stands for a container: the container has ended, and with

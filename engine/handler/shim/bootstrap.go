@@ -16,6 +16,7 @@ import (
 
 	bootapi "github.com/containerd/containerd/api/runtime/bootstrap/v1"
 	task "github.com/containerd/containerd/api/runtime/task/v2"
+	"github.com/containerd/containerd/api/types"
 	runtimeoptions "github.com/containerd/containerd/api/types/runtimeoptions/v1"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
@@ -207,6 +208,30 @@ func (t *Task) command(ctx context.Context, verb string, input []byte) ([]byte, 
 		return nil, fmt.Errorf("%s %s: %w: %.1000s", t.Shim, verb, err, stderr.String())
 	}
 	return out, nil
+}
+
+// Features asks a shim's program for those of its runtime, in the words of the
+// OCI specification. Programs from before containerd 2.0 do not know the question.
+func Features(ctx context.Context, t Task) ([]byte, error) {
+	input, err := t.runtimeOptions()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, t.Shim, "-info")
+	cmd.Stdin = bytes.NewReader(input)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("%s -info: %w", t.Shim, err)
+	}
+	var info types.RuntimeInfo
+	if err := proto.Unmarshal(out, &info); err != nil {
+		return nil, fmt.Errorf("%s -info: %w", t.Shim, err)
+	}
+	if info.Features == nil {
+		return nil, fmt.Errorf("%s -info: the runtime has no features command", t.Shim)
+	}
+	return info.Features.Value, nil
 }
 
 // deleteByCommand has the shim's program take away what a container has left
