@@ -64,6 +64,7 @@ func (p *plumbing) copyOut(r *os.File, out io.WriteCloser) {
 	p.copies.Go(func() {
 		defer out.Close()
 		io.Copy(out, r)
+		r.Close() // whoever writes what the client does not take is told so
 	})
 }
 

@@ -110,6 +110,7 @@ func (r *streamRuntime) Exec(ctx context.Context, id string, cmd []string, s str
 	p.handOver()
 	if s.TTY {
 		p.terminal(x.console, s.In, s.Out)
+		defer hangUp(s.Gone, x.console)()
 		defer s.Resize(func(size stream.Size) { resizeConsole(x.console, size) })()
 	}
 	code, err := x.wait(ctx)
@@ -145,6 +146,20 @@ func (r *streamRuntime) Attach(ctx context.Context, id string, s stream.Streams)
 		return nil // the client left
 	}
 	return err
+}
+
+// hangUp takes a terminal away from its processes, which get SIGHUP, when the
+// client leaves before the returned function is called.
+func hangUp(gone <-chan struct{}, console *os.File) (stop func()) {
+	over := make(chan struct{})
+	go func() {
+		select {
+		case <-gone:
+			console.Close()
+		case <-over:
+		}
+	}()
+	return func() { close(over) }
 }
 
 func resizeConsole(console *os.File, s stream.Size) {

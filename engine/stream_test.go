@@ -93,3 +93,35 @@ func TestStreamsLeaveNothing(t *testing.T) {
 	}
 	eventually(t, "goroutines of the streams end", func() bool { return runtime.NumGoroutine() <= before+2 })
 }
+
+// TestClientLeavesExec has commands that would run, or wait for their client, for
+// ever.
+func TestClientLeavesExec(t *testing.T) {
+	n := newNode(t)
+	c := n.ready(n.begin(n.run(n.pod()), n.script(`trap 'exit 0' TERM; echo ready; while :; do sleep 0.1; done`)))
+	for script, tty := range map[string]bool{"yes": false, "echo shell; read x; sleep 4444": true} {
+		resp, err := n.Exec(t.Context(), &runtimeapi.ExecRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", script}, Tty: tty, Stdin: true, Stdout: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u, _ := url.Parse(resp.Url)
+		x, err := remotecommand.NewSPDYExecutor(&rest.Config{}, http.MethodPost, u)
+		if err != nil {
+			t.Fatal(err)
+		}
+		left, cancel := context.WithCancel(t.Context())
+		in, feed := io.Pipe()
+		x.StreamWithContext(left, remotecommand.StreamOptions{Stdin: in, Tty: tty, Stdout: writerFunc(func(b []byte) (int, error) {
+			cancel()
+			return len(b), nil
+		})})
+		feed.Close()
+		eventually(t, script+" has ended", func() bool {
+			r, err := n.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", "ps | grep -c '[ ]yes$\\|[r]ead x' || true"}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.TrimSpace(string(r.Stdout)) == "0"
+		})
+	}
+}

@@ -172,13 +172,23 @@ func (w *world) namesAreFree(names map[string]string) {
 					}
 					return fmt.Errorf("it is not (%v)", err)
 				})
-			case id != "" && err == nil && r.GetPodSandboxId() != id:
+			case id != "" && err == nil && r.GetPodSandboxId() != id && !w.wentLate(id):
 				w.Errorf("%s was made twice, as %s and %s", name, id, r.GetPodSandboxId())
 			case id != "" && err != nil && cri.Code(err) != codes.AlreadyExists:
 				w.Errorf("%s is there, and making it says: %v", name, err)
 			}
 		}
 	}
+}
+
+// wentLate tells whether a sandbox that was listed a moment ago is gone now, by a
+// removal whose caller did not wait for it.
+func (w *world) wentLate(id string) bool {
+	_, err := w.rt.PodSandboxStatus(w.ctx(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
+	w.model.mu.Lock()
+	defer w.model.mu.Unlock()
+	t := w.model.things[id]
+	return cri.Code(err) == codes.NotFound && (t == nil || t.mayGo)
 }
 
 // Pods and containers have few names, so that calls meet.

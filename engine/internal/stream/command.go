@@ -71,6 +71,7 @@ func (s *Server) command(w http.ResponseWriter, r *http.Request, o options, run 
 		return
 	}
 	defer c.close()
+	c.TTY, c.Gone = o.tty, r.Context().Value(connKey{}).(*conn).present.Done()
 	code, err := run(c.Streams)
 	if err != nil {
 		s.log.Warn("a stream failed", "verb", r.URL.Path[:len(r.URL.Path)-len(r.PathValue("token"))], "error", err)

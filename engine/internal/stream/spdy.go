@@ -41,7 +41,6 @@ func (s *Server) openSPDY(w http.ResponseWriter, r *http.Request, o options) (*c
 		return nil, err
 	}
 	ch := &channel{status: m.streams["error"].Stream, json: protocol == commandProtocols()[0], close: func() { h.Close() }}
-	ch.TTY = o.tty
 	if st, ok := m.streams["stdin"]; ok {
 		ch.In = st
 	}

@@ -6,7 +6,7 @@
 // A URL is good once and for a minute. A connection has the streams that were
 // asked for and no others: a client that makes more is cut off. When a client
 // has gone, or does not read for Timeouts.Idle, its connection ends, and so do
-// attach and port-forward; an exec'd command goes on, as with other runtimes.
+// attach and port-forward; what becomes of an exec'd command is up to the Runtime.
 // When a stream's work has ended the connection is closed for writing, and for
 // good when the client has closed it, too, or after linger.
 //
@@ -46,6 +46,7 @@ type Streams struct {
 	In       io.Reader
 	Out, Err io.WriteCloser
 	TTY      bool
+	Gone     <-chan struct{} // closed when the client has left
 	sizes    io.Reader // JSON, one Size after the other
 }
 

@@ -44,7 +44,6 @@ func (s *Server) openWebSocket(w http.ResponseWriter, r *http.Request, o options
 	case "v4.channel.k8s.io", "v4.base64.channel.k8s.io", "v5.channel.k8s.io":
 		c.json = true
 	}
-	c.TTY = o.tty
 	first := c.status
 	if o.err {
 		c.Err, first = streams[2], streams[2]
