@@ -3,6 +3,7 @@ module podstead
 go 1.26.8
 
 require (
+	github.com/container-storage-interface/spec v1.10.0
 	github.com/containerd/containerd/v2 v2.4.2
 	github.com/containerd/log v0.2.0
 	github.com/containerd/nri v0.12.5

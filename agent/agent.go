@@ -140,7 +140,7 @@ type Agent struct {
 	node    *node
 	board   *board
 	kubelet *kubeletapi.Server // may be nil
-	devices chan struct{}      // there are others than before
+	plugins chan struct{}      // there are others than before
 	evictor *evictor
 
 	requests chan func(context.Context) // run by the loop
@@ -213,7 +213,7 @@ func New(cfg Config) (*Agent, error) {
 	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
 	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
-	if err := a.newDevices(); err != nil {
+	if err := a.newPlugins(); err != nil {
 		return nil, err
 	}
 	if a.kubelet, err = a.newKubelet(); err != nil {

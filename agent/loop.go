@@ -37,7 +37,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.follow(ctx)
 	a.awaitDescribed(ctx)
 	defer a.serve(ctx)()
-	a.serveDevices(ctx)
+	a.servePlugins(ctx)
 	if a.kubelet != nil {
 		a.wg.Go(func() { a.kubelet.Run(ctx) })
 	}

@@ -20,6 +20,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/internal/allocation"
+	"podstead/agent/internal/csi"
 	"podstead/agent/internal/device"
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/event"
@@ -48,6 +49,7 @@ type node struct {
 	cgroups        *cgroups
 	puller         *image.Puller
 	devices        *device.Manager // may be nil
+	csi            *csi.Drivers    // may be nil
 	events         *event.Log
 	metrics        *metric.Metrics
 	board          *board

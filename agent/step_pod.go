@@ -40,7 +40,7 @@ func (j job) volumes() volume.Pod {
 	for _, v := range j.pod.Spec.Volumes {
 		if ref := v.PersistentVolumeClaim; ref != nil {
 			s, err := j.objs.Claim(j.pod.Namespace, ref.ClaimName)
-			claims[v.Name] = volume.Claim{HostPath: s.HostPath, Local: s.Local, Directory: s.Directory, Err: err}
+			claims[v.Name] = volume.Claim{HostPath: s.HostPath, Local: s.Local, Directory: s.Directory, CSI: s.CSI != nil, Err: err}
 		}
 	}
 	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod, Claims: claims}
@@ -54,7 +54,7 @@ func (j job) podFacts() env.Facts {
 
 // prepare makes what the pod needs on the host. It is repeated when objects
 // change.
-func (j job) prepare() *stepError {
+func (j job) prepare(ctx context.Context) *stepError {
 	if err := os.MkdirAll(j.podDir(string(j.pod.UID)), 0o750); err != nil {
 		return failedStep(failedMount, err)
 	}
@@ -65,7 +65,8 @@ func (j job) prepare() *stepError {
 	if err := os.MkdirAll(j.request.LogDirectory(j.pod), 0o755); err != nil {
 		return failedStep(failedMount, err)
 	}
-	if err := j.volumes().Setup(j.objs, j.podFacts()); err != nil {
+	volumes, err := j.publish(ctx)
+	if err = errors.Join(err, volumes.Setup(j.objs, j.podFacts())); err != nil {
 		for _, one := range each(err) {
 			j.event(j.pod, "", corev1.EventTypeWarning, failedMount, "%v", one)
 		}
@@ -179,6 +180,10 @@ func (j job) teardown(ctx context.Context) *stepError {
 		return failedStep(failedKillPod, err)
 	}
 	if err := volume.Remove(j.request.LogDirectory(j.pod)); err != nil {
+		return failedStep(failedKillPod, err)
+	}
+	if err := j.unpublish(ctx); err != nil {
+		j.event(j.pod, "", corev1.EventTypeWarning, "FailedUnMount", "%v", err)
 		return failedStep(failedKillPod, err)
 	}
 	if err := volume.Remove(j.podDir(uid)); err != nil {

@@ -356,7 +356,7 @@ func (w *worker) job(s plan.Step) job {
 func (j job) run(ctx context.Context) *stepError {
 	switch j.step.Kind {
 	case plan.Prepare:
-		return j.prepare()
+		return j.prepare(ctx)
 	case plan.CreateSandbox:
 		return j.createSandbox(ctx)
 	case plan.StopSandbox:

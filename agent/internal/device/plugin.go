@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -90,31 +91,61 @@ func (r registration) Register(_ context.Context, req *plugin.RegisterRequest) (
 		r.manager.log.Error("a device plugin is not registered", "resource", req.ResourceName, "error", err)
 		return nil, err
 	}
-	conn, err := grpc.NewClient("unix://"+filepath.Join(r.dir, req.Endpoint), grpc.WithTransportCredentials(insecure.NewCredentials()))
+	return &plugin.Empty{}, r.manager.use(r.ctx, req.ResourceName, filepath.Join(r.dir, req.Endpoint), req.Options)
+}
+
+// use begins to follow a plugin.
+func (m *Manager) use(ctx context.Context, resource, socket string, options *plugin.DevicePluginOptions) error {
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
-		return nil, err
+		return err
 	}
-	ctx, cancel := context.WithCancel(r.ctx)
-	p := &endpoint{resource: req.ResourceName, options: req.Options, conn: conn, client: plugin.NewDevicePluginClient(conn),
+	ctx, cancel := context.WithCancel(ctx)
+	p := &endpoint{resource: resource, options: options, conn: conn, client: plugin.NewDevicePluginClient(conn),
 		cancel: cancel, devices: map[string]*plugin.Device{}}
-	r.manager.add(p)
-	go r.manager.watch(ctx, p)
-	return &plugin.Empty{}, nil
+	m.add(p)
+	go m.watch(ctx, p)
+	return nil
+}
+
+// Registered takes device plugins that plugins_registry names (registry.Taker).
+type Registered struct {
+	Manager *Manager
+	Context context.Context // of the agent
+}
+
+// Take begins to use a plugin of a resource.
+func (r Registered) Take(_ context.Context, name, endpoint string, versions []string) error {
+	if !slices.Contains(versions, plugin.Version) {
+		return fmt.Errorf("versions: %v, want %s", versions, plugin.Version)
+	}
+	if err := checkName(name); err != nil {
+		return err
+	}
+	return r.Manager.use(r.Context, name, endpoint, nil)
+}
+
+// Lose does nothing: the connection tells.
+func (r Registered) Lose(string, string) {}
+
+func checkName(resource string) error {
+	if !IsExtended(corev1.ResourceName(resource)) {
+		return fmt.Errorf("resource_name: %q is not the name of an extended resource", resource)
+	}
+	if errs := validation.IsQualifiedName(resource); len(errs) > 0 {
+		return fmt.Errorf("resource_name: %q: %s", resource, strings.Join(errs, "; "))
+	}
+	return nil
 }
 
 func (r registration) check(req *plugin.RegisterRequest) error {
 	switch {
 	case req.Version != plugin.Version:
 		return fmt.Errorf("version: %q is not %s", req.Version, plugin.Version)
-	case !IsExtended(corev1.ResourceName(req.ResourceName)):
-		return fmt.Errorf("resource_name: %q is not the name of an extended resource", req.ResourceName)
 	case req.Endpoint == "" || req.Endpoint != filepath.Base(req.Endpoint) || req.Endpoint == "." || req.Endpoint == "..":
 		return fmt.Errorf("endpoint: %q is not the name of a socket", req.Endpoint)
 	}
-	if errs := validation.IsQualifiedName(req.ResourceName); len(errs) > 0 {
-		return fmt.Errorf("resource_name: %q: %s", req.ResourceName, strings.Join(errs, "; "))
-	}
-	return nil
+	return checkName(req.ResourceName)
 }
 
 // add puts a plugin in the place of the one before it.

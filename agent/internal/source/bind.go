@@ -40,6 +40,7 @@ type Storage struct {
 	HostPath  *corev1.HostPathVolumeSource
 	Local     string // a directory that must be there
 	Directory string // a directory that is made on demand
+	CSI       *corev1.PersistentVolumeSpec
 }
 
 // Claim returns the storage of a claim. The error tells what a pod that uses it
@@ -131,6 +132,8 @@ func (b *Binder) storage(s *Set, key, volume string) bound {
 		return bound{err: fmt.Errorf("persistentvolumeclaim is bound to the volume %q, which is not defined any more", volume)}
 	case v.Spec.HostPath != nil:
 		return bound{storage: Storage{HostPath: v.Spec.HostPath}}
+	case v.Spec.CSI != nil:
+		return bound{storage: Storage{CSI: &v.Spec}}
 	}
 	return bound{storage: Storage{Local: v.Spec.Local.Path}}
 }

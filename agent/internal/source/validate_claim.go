@@ -7,6 +7,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -34,7 +35,7 @@ func (d *Decoder) acceptVolume(v *corev1.PersistentVolume) (warnings []string, e
 	errs = append(errs, validateModes(v.Spec.AccessModes, v.Spec.VolumeMode, spec)...)
 	c := &podCheck{}
 	switch {
-	case v.Spec.HostPath != nil && v.Spec.Local != nil:
+	case sources(v.Spec.HostPath != nil, v.Spec.Local != nil, v.Spec.CSI != nil) > 1:
 		c.add(field.Invalid(spec, v.Name, "must have exactly one source"))
 	case v.Spec.HostPath != nil:
 		defPtr(&v.Spec.HostPath.Type, corev1.HostPathUnset)
@@ -44,12 +45,35 @@ func (d *Decoder) acceptVolume(v *corev1.PersistentVolume) (warnings []string, e
 		if !path.IsAbs(p) || slices.Contains(strings.Split(p, "/"), "..") {
 			c.add(field.Invalid(at, p, "must be an absolute path without '..'"))
 		}
+	case v.Spec.CSI != nil:
+		c.driver(v.Spec.CSI.Driver, spec.Child("csi", "driver"))
+		if v.Spec.CSI.VolumeHandle == "" {
+			c.add(field.Required(spec.Child("csi", "volumeHandle"), ""))
+		}
 	case len(errs) == 0:
-		c.add(field.Required(spec.Child("local"), "or hostPath"))
+		c.add(field.Required(spec.Child("local"), "or hostPath, or csi"))
 	}
 	v.Status = corev1.PersistentVolumeStatus{}
 	clearMeta(&v.ObjectMeta)
 	return warnings, append(errs, c.errs...).ToAggregate()
+}
+
+func sources(set ...bool) (n int) {
+	for _, s := range set {
+		if s {
+			n++
+		}
+	}
+	return n
+}
+
+// driver checks the name of a CSI driver.
+func (c *podCheck) driver(name string, p *field.Path) {
+	if name == "" {
+		c.add(field.Required(p, ""))
+		return
+	}
+	c.invalid(p, name, validation.IsDNS1123Subdomain(strings.ToLower(name)))
 }
 
 // acceptClaim defaults and validates a PersistentVolumeClaim.

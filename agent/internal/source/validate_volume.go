@@ -48,6 +48,8 @@ func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 		}
 	case v.HostPath != nil:
 		c.hostPath(v.HostPath, p.Child("hostPath"))
+	case v.CSI != nil:
+		c.driver(v.CSI.Driver, p.Child("csi", "driver"))
 	case v.Image != nil:
 		at := p.Child("image")
 		if v.Image.Reference == "" {

@@ -11,13 +11,16 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Claim is where the storage of a claim is: one of HostPath, Local and
-// Directory, or Err, what it waits for.
+// Claim is where the storage of a claim is: one of HostPath, Local, Directory and
+// CSI, or Err, what it waits for.
 type Claim struct {
 	HostPath  *corev1.HostPathVolumeSource
 	Local     string // must be there
 	Directory string // is made on demand
-	Err       error
+	// CSI: a driver has mounted it, and the pod's fsGroup is to be put on it if
+	// Own.
+	CSI, Own bool
+	Err      error
 }
 
 func (c Claim) path() string {
@@ -36,6 +39,10 @@ func (p Pod) claim(v *corev1.Volume) error {
 		return c.Err
 	case c.HostPath != nil:
 		return checkHostPath(c.HostPath) // as the kubelet, without fsGroup
+	case c.CSI:
+		if !c.Own {
+			return nil
+		}
 	case c.Directory != "":
 		if err := makeOpen(c.Directory); err != nil {
 			return err
@@ -45,7 +52,7 @@ func (p Pod) claim(v *corev1.Volume) error {
 			return fmt.Errorf("local volume: %s is not a directory of this node", c.Local)
 		}
 	}
-	return p.own(v, c.path())
+	return p.own(v, p.path(v))
 }
 
 // makeOpen makes a directory that everybody may use, unless it is there.

@@ -15,6 +15,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/sys"
 )
 
 // Options is what Mounts needs to know beside the pod.
@@ -54,8 +55,9 @@ func (p Pod) Mounts(c *corev1.Container, o Options) ([]*runtimeapi.Mount, error)
 		mount := &runtimeapi.Mount{
 			ContainerPath: path.Clean("/" + m.MountPath),
 			HostPath:      host,
-			Readonly:      m.ReadOnly || shown(v) || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly,
-			Propagation:   propagation(m.MountPropagation),
+			Readonly: m.ReadOnly || shown(v) || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly ||
+				v.CSI != nil && v.CSI.ReadOnly != nil && *v.CSI.ReadOnly,
+			Propagation: propagation(m.MountPropagation),
 		}
 		if r := m.RecursiveReadOnly; r != nil {
 			switch {
@@ -228,7 +230,7 @@ func makeTarget(fd int, target string) error {
 
 // release undoes a bind to target, of an earlier instance of the container.
 func release(target string) error {
-	for isMount(target) {
+	for sys.IsMount(target) {
 		if err := unix.Unmount(target, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
 			return fmt.Errorf("unmount %s: %w", target, err)
 		}

@@ -17,6 +17,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/sys"
 )
 
 // Pod is the volumes of one pod.
@@ -61,6 +62,8 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 		return p.claim(v)
 	case v.Image != nil:
 		return nil // the runtime mounts it
+	case v.CSI != nil:
+		return nil // its driver has mounted it
 	}
 	files, mode, err := payload(p.Spec, v, objs, facts)
 	dir := p.path(v)
@@ -85,7 +88,7 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 // alive tells whether a volume in memory is still mounted (it is not after a
 // reboot); volumes on disk always are.
 func (p Pod) alive(v *corev1.Volume, dir string) bool {
-	return v.ConfigMap != nil || v.DownwardAPI != nil || isMount(dir)
+	return v.ConfigMap != nil || v.DownwardAPI != nil || sys.IsMount(dir)
 }
 
 // path is where on the host a volume is.
@@ -94,6 +97,8 @@ func (p Pod) path(v *corev1.Volume) string {
 	switch {
 	case v.HostPath != nil:
 		return v.HostPath.Path
+	case v.CSI != nil, p.Claims[v.Name].CSI:
+		return filepath.Join(p.CSI(v.Name), "mount")
 	case v.PersistentVolumeClaim != nil:
 		return p.Claims[v.Name].path()
 	case v.Ephemeral != nil:
@@ -108,6 +113,12 @@ func (p Pod) path(v *corev1.Volume) string {
 		plugin = "projected"
 	}
 	return filepath.Join(p.Dir, "volumes", "kubernetes.io~"+plugin, v.Name)
+}
+
+// CSI is the directory of a volume that a CSI driver mounts; with "" that of all
+// of them.
+func (p Pod) CSI(name string) string {
+	return filepath.Join(p.Dir, "volumes", "kubernetes.io~csi", name)
 }
 
 func (p Pod) find(name string) *corev1.Volume {
@@ -168,7 +179,7 @@ func mountTmpfs(dir string, size int64, group *int64) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	if isMount(dir) {
+	if sys.IsMount(dir) {
 		return nil
 	}
 	options := "mode=0777"
@@ -185,13 +196,6 @@ func mountTmpfs(dir string, size int64, group *int64) error {
 		}
 	}
 	return nil
-}
-
-// isMount tells whether dir is the root of a mount (Linux 5.8).
-func isMount(dir string) bool {
-	var st unix.Statx_t
-	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW, 0, &st)
-	return err == nil && st.Attributes_mask&unix.STATX_ATTR_MOUNT_ROOT != 0 && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0
 }
 
 func checkHostPath(h *corev1.HostPathVolumeSource) error {

@@ -16,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/sys"
 	"podstead/test/host"
 )
 
@@ -184,7 +185,7 @@ func TestVolumesOfObjects(t *testing.T) {
 	if st, _ := os.Stat(at(1, "deep/er/key")); st.Mode().Perm() != 0o440 {
 		t.Errorf("mode of the item %o", st.Mode().Perm())
 	}
-	if !isMount(at(1, "")) || isMount(at(0, "")) {
+	if !sys.IsMount(at(1, "")) || sys.IsMount(at(0, "")) {
 		t.Error("secrets are to be in memory, ConfigMaps on disk")
 	}
 	objs.conf["x"], objs.sec = "2", nil

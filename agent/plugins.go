@@ -5,27 +5,34 @@ import (
 	"path/filepath"
 	"slices"
 
+	api "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
+
+	"podstead/agent/internal/csi"
 	"podstead/agent/internal/device"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/registry"
 )
 
-// newDevices reads which pods have devices.
-func (a *Agent) newDevices() (err error) {
+// newPlugins reads which pods have devices.
+func (a *Agent) newPlugins() (err error) {
 	if a.cfg.RootDir == "" {
 		return nil
 	}
-	a.devices = make(chan struct{}, 1)
-	a.node.devices, err = device.New(filepath.Join(a.cfg.StateDir, "devices.json"), func() {
+	a.plugins = make(chan struct{}, 1)
+	changed := func() {
 		select {
-		case a.devices <- struct{}{}:
+		case a.plugins <- struct{}{}:
 		default: // it will look anyway
 		}
-	}, a.cfg.Log)
+	}
+	a.node.csi = &csi.Drivers{Node: a.cfg.NodeName, Dir: filepath.Join(a.cfg.RootDir, "plugins", "kubernetes.io", "csi"), Changed: changed, Log: a.cfg.Log}
+	a.node.devices, err = device.New(filepath.Join(a.cfg.StateDir, "devices.json"), changed, a.cfg.Log)
 	return err
 }
 
-// serveDevices serves plugins, and those who ask who has what.
-func (a *Agent) serveDevices(ctx context.Context) {
+// servePlugins serves plugins of devices and volumes, and those who ask who has
+// what.
+func (a *Agent) servePlugins(ctx context.Context) {
 	m := a.node.devices
 	if m == nil {
 		return
@@ -42,6 +49,9 @@ func (a *Agent) serveDevices(ctx context.Context) {
 			}
 		})
 	}
+	found := &registry.Registry{Dir: filepath.Join(a.cfg.RootDir, "plugins_registry"), Log: a.cfg.Log, Takers: map[string]registry.Taker{
+		api.CSIPlugin: a.node.csi, api.DevicePlugin: device.Registered{Manager: m, Context: ctx}}}
+	serve(func() error { return found.Run(ctx) })
 	serve(func() error { return m.Run(ctx, filepath.Join(a.cfg.RootDir, "device-plugins")) })
 	serve(func() error { return m.Serve(ctx, filepath.Join(a.cfg.RootDir, "pod-resources"), a.board.list) })
 	a.wg.Go(func() {
@@ -49,7 +59,7 @@ func (a *Agent) serveDevices(ctx context.Context) {
 			select {
 			case <-ctx.Done():
 				return
-			case <-a.devices:
+			case <-a.plugins:
 			}
 			if a.do(ctx, func(context.Context) {
 				for _, w := range a.workers {
