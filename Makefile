@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench fuzz simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench bench-oci fuzz simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -84,6 +84,10 @@ bench: test-deps
 # The agent in simulated worlds, from any seed on; see docs/testing.md.
 simulate:
 	$(GO) test -count=1 -v -timeout 30m ./agent -run 'TestSimulation$$' -sim.first 0 -sim.time 10m
+
+# podstead-oci, and our supervisor, side by side with crun and runc.
+bench-oci: test-deps
+	$(GO) run ./test/bench/oci
 
 # A minute for each fuzz target.
 fuzz:

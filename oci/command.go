@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -56,6 +57,11 @@ func Main(args []string) int {
 }
 
 func (c *cli) main(args []string) int {
+	if slices.ContainsFunc(args, forks) {
+		// Before anything else is done, because it is done again then. What goes
+		// wrong, setUp says.
+		_ = sys.ReadOnlySelf(os.Args)
+	}
 	cmd := c.command()
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(context.Background())
@@ -104,10 +110,14 @@ func (c *cli) command() *cobra.Command {
 	return cmd
 }
 
+// forks tells whether a command makes processes that enter containers.
+func forks(command string) bool {
+	return slices.Contains([]string{"create", "run", "exec", "restore"}, command)
+}
+
 // setUp makes the Runtime of the global flags.
 func (c *cli) setUp(cmd *cobra.Command) error {
-	switch cmd.Name() {
-	case "create", "run", "exec", "restore":
+	if forks(cmd.Name()) {
 		if err := sys.ReadOnlySelf(os.Args); err != nil {
 			return fmt.Errorf("protect the runtime's program: %w", err)
 		}

@@ -69,7 +69,7 @@ func (r *Runtime) Create(ctx context.Context, id string, o CreateOptions) (child
 	c := &container{runtime: r, record: record{
 		Version: recordVersion, ID: id, Bundle: bundle, Rootfs: rootfs, Created: time.Now().UTC(), Owner: owner(),
 		Annotations: spec.Annotations, Systemd: r.UseSystemd, PrivatePids: hasPrivate(spec, specs.PIDNamespace),
-		OwnNetwork: hasNetwork(spec),
+		OwnNetwork: hasNetwork(spec), Plain: isPlain(spec),
 	}}
 	if err := c.nameGroup(spec); err != nil {
 		return nil, err

@@ -66,7 +66,7 @@ func (c *container) destroy(ctx context.Context) error {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
 	c.removeParents()
-	spec, err := c.spec()
+	spec, err := c.laterSpec()
 	if err == nil {
 		err = c.unmountRoot(spec)
 	}
@@ -93,7 +93,7 @@ func (c *container) removeParents() {
 // runPoststop runs the hooks of the end: each gets its turn, and one that fails
 // is only worth a warning (runtime-spec, lifecycle step 13).
 func (c *container) runPoststop(ctx context.Context) {
-	spec, err := c.spec()
+	spec, err := c.laterSpec()
 	if err != nil {
 		if !errors.Is(err, os.ErrNotExist) {
 			c.runtime.Log.Warn("poststop hooks not run", "container", c.ID, "error", err)

@@ -18,11 +18,11 @@ func TestExecFlags(t *testing.T) {
 		b.spec.Process.NoNewPrivileges = false
 		b.up()
 		for flags, c := range map[string]struct{ script, want string }{
-			"":                  {"grep -E '^(NoNewPrivs|CapEff):' /proc/self/status; id -G", "CapEff: 0000000020000420 NoNewPrivs: 0 0"},
-			"-g 5 -g 6":         {"id -G", "0 5 6"},
-			"--no-new-privs":    {"grep NoNewPrivs /proc/self/status", "NoNewPrivs: 1"},
-			"--cap CAP_NET_RAW": {"grep -E '^Cap(Eff|Prm|Inh|Amb):' /proc/self/status | cut -f2", "0000000000000000 0000000020002420 0000000020002420 0000000000000000"},
-			"--preserve-fds 1":  {"cat <&3", "three"},
+			"":                   {"grep -E '^(NoNewPrivs|CapEff):' /proc/self/status; id -G", "CapEff: 0000000020000420 NoNewPrivs: 0 0"},
+			"-g 5 -g 6":          {"id -G", "0 5 6"},
+			"--no-new-privs":     {"grep NoNewPrivs /proc/self/status", "NoNewPrivs: 1"},
+			"--cap CAP_NET_RAW":  {"grep -E '^Cap(Eff|Prm|Inh|Amb):' /proc/self/status | cut -f2", "0000000000000000 0000000020002420 0000000020002420 0000000000000000"},
+			"--preserve-fds 1":   {"cat <&3", "three"},
 			"--env A=x --env B=": {"echo $A$B", "x"},
 		} {
 			cmd := b.cmd(append(append([]string{"exec"}, strings.Fields(flags)...), b.id, "sh", "-c", c.script)...)

@@ -34,6 +34,9 @@ type record struct {
 	Cgroup string `json:"cgroup"`
 	// Systemd tells that the group is a unit of systemd's.
 	Systemd bool `json:"systemd,omitempty"`
+	// Plain tells that start and delete need not read the specification, which
+	// takes longer than the rest of what they do.
+	Plain bool `json:"plain,omitempty"`
 	// RootMount is what was mounted at root.path before, for a container without a
 	// mount namespace of its own.
 	RootMount uint64 `json:"rootMount,omitempty"`
@@ -141,6 +144,20 @@ func (c *container) need(verb string, want ...specs.ContainerState) (specs.Conta
 		return now, fmt.Errorf("cannot %s container %s: container not running (%w: %s)", verb, c.ID, ErrStatus, now)
 	}
 	return now, fmt.Errorf("cannot %s container %s: %w: %s, not %v", verb, c.ID, ErrStatus, now, want[0])
+}
+
+// isPlain tells whether a specification has nothing for later than create.
+func isPlain(s *specs.Spec) bool {
+	return s.Hooks == nil && (s.Linux.Seccomp == nil || s.Linux.Seccomp.ListenerPath == "") && hasPrivate(s, specs.MountNamespace)
+}
+
+// laterSpec is the specification for start and delete, empty if it has nothing for
+// them.
+func (c *container) laterSpec() (*specs.Spec, error) {
+	if c.Plain {
+		return &specs.Spec{Linux: &specs.Linux{Namespaces: []specs.LinuxNamespace{{Type: specs.MountNamespace}}}}, nil
+	}
+	return c.spec()
 }
 
 // spec reads the specification as it was at create.

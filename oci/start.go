@@ -26,7 +26,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 	if _, err := c.need("start", specs.StateCreated); err != nil {
 		return err
 	}
-	spec, err := c.spec()
+	spec, err := c.laterSpec()
 	if err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
 	}

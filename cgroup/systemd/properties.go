@@ -6,7 +6,6 @@ import (
 	"maps"
 	"math"
 	"os"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -272,7 +271,10 @@ func driverName(kind string, major int64) string {
 
 const annotationPrefix = "org.systemd.property."
 
-var propertyName = regexp.MustCompile(`^[A-Za-z]{3,}$`)
+func isPropertyName(s string) bool {
+	noLetter := func(r rune) bool { return !('A' <= r && r <= 'Z' || 'a' <= r && r <= 'z') }
+	return len(s) >= 3 && !strings.ContainsFunc(s, noLetter)
+}
 
 // Annotated are the properties that a specification's annotations ask for, as
 // runc and crun understand them: org.systemd.property.NAME with a value as
@@ -284,7 +286,7 @@ func Annotated(annotations map[string]string) (list []Property, err error) {
 		if !ok {
 			continue
 		}
-		if !propertyName.MatchString(name) {
+		if !isPropertyName(name) {
 			return nil, fmt.Errorf("annotations[%q]: no name of a property", key)
 		}
 		value, err := dbus.ParseVariant(annotations[key], dbus.Signature{})
