@@ -39,6 +39,7 @@ import (
 	"podstead/agent/internal/kubeletapi"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/source"
+	"podstead/agent/internal/stats"
 	"podstead/cgroup"
 	"podstead/cri"
 )
@@ -95,6 +96,9 @@ type Policy struct {
 	// VerifyImages says who may use images that are there.
 	VerifyImages image.Verify
 	Images       ImagePolicy
+	// Shutdown is how pods end when the machine goes down; nothing: it is not held
+	// up for them.
+	Shutdown []ShutdownTier
 	// Node says how much of the node is for pods.
 	Node Reservations
 	// Eviction says when pods go because the node is short of something.
@@ -142,6 +146,8 @@ type Agent struct {
 	kubelet *kubeletapi.Server // may be nil
 	plugins chan struct{}      // there are others than before
 	evictor *evictor
+	figures *stats.Source
+	began   time.Time
 
 	requests chan func(context.Context) // run by the loop
 	touched  chan touch
@@ -189,6 +195,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
+		began:    time.Now(),
 		cfg:      cfg,
 		decoder:  decoder,
 		applied:  &source.Applied{Dir: filepath.Join(cfg.StateDir, "applied"), Decoder: decoder},
@@ -216,6 +223,7 @@ func New(cfg Config) (*Agent, error) {
 	if err := a.newPlugins(); err != nil {
 		return nil, err
 	}
+	a.figures = a.newFigures()
 	if a.kubelet, err = a.newKubelet(); err != nil {
 		return nil, err
 	}

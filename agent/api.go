@@ -7,14 +7,17 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"path/filepath"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"podstead/agent/client"
 	"podstead/agent/internal/api"
+	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 )
 
@@ -184,6 +187,21 @@ func (a *Agent) remove(o source.Object, grace *time.Duration) error {
 		}
 	}
 	return nil
+}
+
+func (b backend) LogPath(pod *corev1.Pod, container string, restarts int32) string {
+	return filepath.Join(b.a.node.request.LogDirectory(pod), request.LogPath(container, restarts))
+}
+
+func (b backend) Summary(ctx context.Context, cpuAndMemory bool) (*stats.Summary, error) {
+	return b.a.figures.Summary(ctx, cpuAndMemory)
+}
+
+func (b backend) Shutdown(ctx context.Context, cancel bool) error {
+	if cancel {
+		return b.a.shutdownCancel(ctx)
+	}
+	return b.a.shutdown(ctx)
 }
 
 // Debug adds an ephemeral container to a pod.

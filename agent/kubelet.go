@@ -36,6 +36,23 @@ func (a *Agent) newKubelet() (*kubeletapi.Server, error) {
 	}
 	n := a.node
 	mine := map[string]string{observe.LabelAgent: n.request.AgentID}
+	s, err := kubeletapi.New(kubeletapi.Config{
+		Settings: *a.cfg.Kubelet, NodeName: a.cfg.NodeName, Addrs: n.hostIPs,
+		Dir: filepath.Join(a.cfg.StateDir, "pki"), LogDir: "/var/log", Checkpoints: filepath.Join(a.cfg.StateDir, "checkpoints"),
+		API: a.handler(), Healthy: backend{a}.Healthy, Pods: a.board.list,
+		Runtime: a.cfg.Runtime, Labels: mine, Stats: a.figures, Metrics: n.metrics, Log: a.cfg.Log,
+	})
+	if err != nil && a.cfg.Kubelet.Lenient {
+		a.cfg.Log.Error("the kubelet's API is not served", "error", err)
+		return nil, nil
+	}
+	return s, err
+}
+
+// newFigures tells what the node and its pods use.
+func (a *Agent) newFigures() *stats.Source {
+	n := a.node
+	mine := map[string]string{observe.LabelAgent: n.request.AgentID}
 	figures := &stats.Source{
 		Runtime: a.cfg.Runtime, Node: a.cfg.NodeName, Labels: mine, Pods: a.board.list, NodeFs: n.podsDir,
 		Logs: func(pod *corev1.Pod, container string) string {
@@ -45,20 +62,10 @@ func (a *Agent) newKubelet() (*kubeletapi.Server, error) {
 			return volume.Pod{Dir: n.podDir(string(pod.UID)), Spec: pod}.Scratch()
 		},
 	}
-	if !n.cgroups.off() {
+	if n.cgroups.hierarchy != nil {
 		figures.PodsCgroup = n.cgroups.hierarchy.Group(n.cgroups.path())
 	}
-	s, err := kubeletapi.New(kubeletapi.Config{
-		Settings: *a.cfg.Kubelet, NodeName: a.cfg.NodeName, Addrs: n.hostIPs,
-		Dir: filepath.Join(a.cfg.StateDir, "pki"), LogDir: "/var/log", Checkpoints: filepath.Join(a.cfg.StateDir, "checkpoints"),
-		API: a.handler(), Healthy: backend{a}.Healthy, Pods: a.board.list,
-		Runtime: a.cfg.Runtime, Labels: mine, Stats: figures, Metrics: n.metrics, Log: a.cfg.Log,
-	})
-	if err != nil && a.cfg.Kubelet.Lenient {
-		a.cfg.Log.Error("the kubelet's API is not served", "error", err)
-		return nil, nil
-	}
-	return s, err
+	return figures
 }
 
 // KubeletAddr is where the kubelet's API of a field of its configuration ("port",

@@ -30,6 +30,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 		return ctx.Err()
 	}
 	a.merge()
+	a.node.down.Store(a.wasDown())
 	a.settle()
 	defer a.node.order.Stop()
 	a.adopt(ctx)
@@ -43,6 +44,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	}
 	a.wg.Go(func() { a.images.Run(ctx) })
 	a.wg.Go(func() { a.evictor.run(ctx) })
+	a.wg.Go(func() { a.watchShutdown(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -348,6 +350,8 @@ type failedRecord struct {
 	Hash string
 	// Evicted: it holds nothing on the node any more; Disk: nor do its containers.
 	Evicted, Disk bool `json:",omitempty"`
+	// Shutdown: it ended because the machine was to go down, and begins again.
+	Shutdown bool `json:",omitempty"`
 }
 
 // endMark says that a pod is to go, before its worker has taken note of it.

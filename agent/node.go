@@ -13,6 +13,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -57,6 +58,7 @@ type node struct {
 	pressure       pressed
 	capacity       corev1.ResourceList
 	allocatable    corev1.ResourceList // of it, for pods
+	down           atomic.Bool         // the machine is about to go, nothing starts any more
 	ledger         *allocation.Ledger
 	order          *allocation.Order // set once, before workers are
 	log            *slog.Logger

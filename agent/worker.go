@@ -100,6 +100,7 @@ type box struct {
 	grace  *time.Duration
 	look   bool
 	evict  *order
+	resume bool // after a shutdown that did not come
 	debug  []debugRequest
 }
 
@@ -225,6 +226,7 @@ func (w *worker) open() {
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
 	w.origin, w.debug = r.Origin, r.Debug
 	maps.Copy(w.ips, r.IPs)
+	w.resume()
 	w.alloc, w.admitted, w.group = r.Allocated, r.Allocated != nil && r.holds(), r.Group
 	if w.admitted {
 		w.node.ledger.Hold(w.uid, request.Requests(r.Pod))
@@ -269,6 +271,9 @@ func (w *worker) unpack() {
 	}
 	for _, r := range b.debug {
 		r.answer <- w.addDebug(r.container)
+	}
+	if b.resume {
+		w.resume()
 	}
 	w.retryResize()
 }
@@ -433,7 +438,7 @@ func (w *worker) describe(now time.Time) {
 	}
 	in.Resize = w.resizeStatus()
 	if w.failed != nil {
-		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted}
+		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted || w.failed.Shutdown}
 	}
 	before := w.status
 	w.status = status.Make(in)

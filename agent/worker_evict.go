@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -19,6 +20,7 @@ import (
 // order to a pod to go.
 type order struct {
 	signal  eviction.Signal // that it is for
+	reason  string          // "" for Evicted; else it is for a shutdown
 	message string
 	grace   time.Duration // the pod's own counts if that is less
 	disk    bool          // what its containers wrote is to be freed, too
@@ -31,14 +33,21 @@ func (w *worker) evict(e order) { w.leave(func(b *box) { b.evict = &e }) }
 // fall begins the end of an evicted pod, unless it is ending or failed anyway.
 func (w *worker) fall(e order) {
 	if w.ending != nil || w.failed != nil || w.last.Finished {
+		if w.ending != nil && !w.ending.Keep && w.evicted == nil {
+			w.evicted = e.ended // it is going already
+			return
+		}
 		close(e.ended)
 		return
 	}
-	w.failed = &failedRecord{Reason: "Evicted", Message: e.message, Hash: specHash(w.hashes), Evicted: true, Disk: e.disk}
-	w.node.event(w.pod, "", corev1.EventTypeWarning, "Evicted", "%s", e.message)
-	w.node.metrics.Evicted(string(e.signal))
-	w.ending = &plan.End{At: time.Now(), Grace: min(w.grace(), e.grace), Keep: true, Free: true}
-	w.prepared = true // there is something to free
+	evicted := e.reason == ""
+	w.failed = &failedRecord{Reason: cmp.Or(e.reason, "Evicted"), Message: e.message, Hash: specHash(w.hashes), Evicted: evicted, Disk: e.disk, Shutdown: !evicted}
+	w.node.event(w.pod, "", corev1.EventTypeWarning, w.failed.Reason, "%s", e.message)
+	if evicted {
+		w.node.metrics.Evicted(string(e.signal))
+	}
+	w.ending = &plan.End{At: time.Now(), Grace: min(w.grace(), e.grace), Keep: true, Free: evicted}
+	w.prepared = w.prepared || evicted // there is something to free
 	clear(w.failures)
 	w.evicted = e.ended
 }
@@ -60,6 +69,9 @@ func (w *worker) hold() *plan.Wait {
 	}
 	if w.seen.Present() {
 		return w.admit()
+	}
+	if w.node.down.Load() {
+		return &plan.Wait{Reason: nodeShutdown, Message: shutdownHoldMessage}
 	}
 	if lack := w.node.devices.Lacks(w.pod); lack != "" {
 		return &plan.Wait{Reason: insufficientDevices, Since: w.start, Message: lack}

@@ -290,7 +290,7 @@ func (w *worker) doing() string {
 		return strings.Join(steps, ", ")
 	case w.last.Finished:
 		return "finished"
-	case w.last.Waits[""].Reason == nodePressure:
+	case w.last.Waits[""].Reason == nodePressure, w.last.Waits[""].Reason == priorityOrder, w.last.Waits[""].Reason == nodeShutdown, w.short != nil && !w.admitted:
 		return "waiting for the node"
 	case len(w.last.Waits) > 0:
 		return "back-off"

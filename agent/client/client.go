@@ -16,6 +16,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 )
 
 // Client talks to the agent that serves a unix socket. Safe for concurrent use.
@@ -103,6 +104,25 @@ func (c *Client) Flight(ctx context.Context, namespace, name string) ([]FlightEn
 // file defines is refused: remove the file.
 func (c *Client) DeletePod(ctx context.Context, namespace, name string, grace *time.Duration) error {
 	_, err := c.bytes(ctx, http.MethodDelete, podPath(namespace, name, ""), graceQuery(grace), nil)
+	return err
+}
+
+// Nodes lists the node.
+func (c *Client) Nodes(ctx context.Context) (*corev1.NodeList, error) {
+	list := &corev1.NodeList{}
+	return list, c.json(ctx, http.MethodGet, "/api/v1/nodes", nil, nil, list)
+}
+
+// Summary tells what the node and its pods use of cpu and memory.
+func (c *Client) Summary(ctx context.Context) (*stats.Summary, error) {
+	sum := &stats.Summary{}
+	return sum, c.json(ctx, http.MethodGet, "/stats/summary", url.Values{"only_cpu_and_memory": {"true"}}, nil, sum)
+}
+
+// Shutdown ends all pods, as before the machine goes down, and returns when they
+// have ended; they begin again after a reboot, or with cancel.
+func (c *Client) Shutdown(ctx context.Context, cancel bool) error {
+	_, err := c.bytes(ctx, http.MethodPost, "/shutdown", url.Values{"cancel": {strconv.FormatBool(cancel)}}, nil)
 	return err
 }
 

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent"
+	"podstead/agent/client"
 	"podstead/agent/internal/eviction"
 )
 
@@ -33,7 +34,7 @@ spec:
   - name: c
     image: test.local/busybox:1
     imagePullPolicy: Never
-    command: [sh, -c, "dd if=/dev/zero of=/x bs=1M count=8; exec sleep 100000"]
+    command: [sh, -c, "echo before; dd if=/dev/zero of=/x bs=1M count=8; exec sleep 100000"]
     resources: {limits: {ephemeral-storage: 4Mi}}
 ---
 apiVersion: v1
@@ -53,6 +54,10 @@ func TestEviction(t *testing.T) {
 		n.until("hog", "ready", ready)
 		n.until("critical", "ready", ready)
 		n.until("layer", "evicted", evicted("Pod ephemeral local storage usage exceeds the total limit of containers 4Mi. "))
+
+		if got := n.log("layer", client.LogOptions{}); !strings.HasPrefix(got, "before\n") {
+			t.Errorf("the log of a container that was removed: %q", got)
+		}
 
 		n.stop()
 		policy := agent.DefaultPolicy()

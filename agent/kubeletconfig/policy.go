@@ -30,7 +30,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
-	return p, errors.Join(images(&p, c), pulls(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c))
+	return p, errors.Join(images(&p, c), pulls(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
 }
 
 func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {

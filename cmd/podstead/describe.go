@@ -16,12 +16,20 @@ import (
 func describeCommand(opt *options) *cobra.Command {
 	var namespace string
 	cmd := &cobra.Command{
-		Use:   "describe pod NAME",
-		Short: "Tell everything about a pod: what it does, what it waits for, what happened",
-		Args:  podArgs("describe"),
+		Use:   "describe pod NAME | describe node",
+		Short: "Tell everything about a pod: what it does, what it waits for, what happened; or about the node",
+		Args: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 && isNode(args[0]) {
+				return nil
+			}
+			return podArgs("describe")(cmd, args)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := opt.client()
 			defer c.Close()
+			if isNode(args[0]) {
+				return describeNode(cmd, c)
+			}
 			ctx, name := cmd.Context(), args[1]
 			pod, err := c.Pod(ctx, namespace, name)
 			if err != nil {

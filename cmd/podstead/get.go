@@ -16,18 +16,21 @@ import (
 func getCommand(opt *options) *cobra.Command {
 	var namespace, output string
 	cmd := &cobra.Command{
-		Use:       "get pods [NAME…]",
-		Short:     "Show pods of the running node",
-		ValidArgs: []string{"pods"},
+		Use:       "get pods [NAME…] | get nodes",
+		Short:     "Show pods of the running node, or the node",
+		ValidArgs: []string{"pods", "nodes"},
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 || !slices.Contains([]string{"pods", "pod", "po"}, args[0]) {
-				return fmt.Errorf("say what to get: pods")
+			if len(args) == 0 || !slices.Contains([]string{"pods", "pod", "po"}, args[0]) && !isNode(args[0]) {
+				return fmt.Errorf("say what to get: pods or nodes")
 			}
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c := opt.client()
 			defer c.Close()
+			if isNode(args[0]) {
+				return printNodes(cmd, c, output)
+			}
 			list, err := c.Pods(cmd.Context(), namespace)
 			if err != nil {
 				return err
@@ -133,6 +136,9 @@ func podStatus(p *corev1.Pod) string {
 		}
 	}
 	status := orElse(p.Status.Reason, string(p.Status.Phase))
+	if p.Status.Phase == corev1.PodPending && p.Status.Reason != "" {
+		return status // it does not start, so no container says more
+	}
 	for _, c := range slices.Backward(p.Status.ContainerStatuses) {
 		switch {
 		case c.State.Waiting != nil && c.State.Waiting.Reason != "":

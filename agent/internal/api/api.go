@@ -22,6 +22,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	kjson "sigs.k8s.io/json"
 
+	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
 	"podstead/agent/client"
 	"podstead/cri"
 )
@@ -45,6 +47,13 @@ type Backend interface {
 	Problems(context.Context) ([]client.Problem, error)
 	Apply(ctx context.Context, manifests []byte) (client.ApplyResult, error)
 	Delete(ctx context.Context, manifests []byte, grace *time.Duration) (client.ApplyResult, error)
+	// LogPath is the log file of an instance of a container.
+	LogPath(pod *corev1.Pod, container string, restarts int32) string
+	Node(context.Context) *corev1.Node
+	// Summary is what the node and its pods use, of cpu and memory alone or of all.
+	Summary(ctx context.Context, cpuAndMemory bool) (*stats.Summary, error)
+	// Shutdown ends all pods before the machine goes down, or lets them begin again.
+	Shutdown(ctx context.Context, cancel bool) error
 	// Debug adds an ephemeral container to a pod.
 	Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error
 	DeletePod(ctx context.Context, namespace, name string, grace *time.Duration) error
@@ -89,6 +98,10 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 	handle(pod+"/exec", s.exec)
 	handle(pod+"/attach", s.attach)
 	handle(pod+"/portforward", s.portForward)
+	handle("GET /api/v1/nodes", s.listNodes)
+	handle("GET /api/v1/nodes/{name}", s.getNode)
+	handle("GET /stats/summary", s.summary)
+	handle("POST /shutdown", s.shutdown)
 	handle("POST /apply", s.apply)
 	handle("POST /delete", s.delete)
 	handle("GET /watch", s.watch)

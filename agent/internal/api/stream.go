@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -199,8 +200,11 @@ func (s *server) podLog(w http.ResponseWriter, r *http.Request) error {
 	}
 	opts.Follow = opts.Follow && !previous
 	st, err := s.runtime.ContainerStatus(r.Context(), &runtimeapi.ContainerStatusRequest{ContainerId: ctr})
+	file := st.GetStatus().GetLogPath()
 	if cri.IsNotFound(err) {
-		return apierrors.NewNotFound(corev1.Resource("containers"), cs.Name)
+		// It was removed, as by an eviction for the disk; its log may still be there.
+		opts.Follow = false
+		file, err = s.keptLog(p, cs, previous)
 	}
 	if err != nil {
 		return err
@@ -210,11 +214,26 @@ func (s *server) podLog(w http.ResponseWriter, r *http.Request) error {
 	if err := http.NewResponseController(w).Flush(); err != nil {
 		return err
 	}
-	err = logs.ReadLogs(r.Context(), st.GetStatus().GetLogPath(), ctr, opts, statusOnly{runtime: s.runtime}, out, out)
+	err = logs.ReadLogs(r.Context(), file, ctr, opts, statusOnly{runtime: s.runtime}, out, out)
 	if err != nil && r.Context().Err() == nil {
 		fmt.Fprintf(out, "read log of container %s: %v\n", cs.Name, err)
 	}
 	return nil
+}
+
+// keptLog is the log file of a container that the runtime has no more.
+func (s *server) keptLog(p *corev1.Pod, cs *corev1.ContainerStatus, previous bool) (string, error) {
+	restarts := cs.RestartCount
+	if previous {
+		restarts--
+	}
+	file := s.backend.LogPath(p, cs.Name, restarts)
+	if _, err := os.Stat(file); err != nil {
+		gone := apierrors.NewNotFound(corev1.Resource("containers"), cs.Name)
+		gone.ErrStatus.Message = fmt.Sprintf("container %s of pod %s was removed, and its log with it", cs.Name, p.Name)
+		return "", gone
+	}
+	return file, nil
 }
 
 // instance is the ID of the container's instance whose log is asked for.

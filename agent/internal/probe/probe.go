@@ -130,7 +130,11 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 			case <-timer.C:
 			}
 			began := time.Now()
-			if done := c.once(ctx, kind, p, &run); done {
+			done := c.once(ctx, kind, p, &run)
+			if !done && c.young(kind, p) {
+				done = c.eager(ctx, kind, p, &run, began.Add(period))
+			}
+			if done {
 				return
 			}
 			timer.Reset(max(0, period-time.Since(began)))

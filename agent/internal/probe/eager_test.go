@@ -1,0 +1,45 @@
+package probe
+
+import (
+	"net"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/intstr"
+)
+
+// Who listens a moment after the first probe is ready long before the second.
+func TestYoungContainersAreProbedMoreOften(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := l.Addr().(*net.TCPAddr)
+	l.Close()
+	spec := &corev1.Container{Name: "app", ReadinessProbe: &corev1.Probe{
+		ProbeHandler:  corev1.ProbeHandler{TCPSocket: &corev1.TCPSocketAction{Port: intstr.FromInt(addr.Port)}},
+		PeriodSeconds: 3600, TimeoutSeconds: 1, SuccessThreshold: 1, FailureThreshold: 1,
+	}}
+	changed := make(chan struct{}, 10)
+	failures := 0
+	c := Watch(t.Context(), Config{ID: "id", Spec: spec, StartedAt: time.Now(), Target: Target{Spec: spec, PodIP: "127.0.0.1"},
+		Changed: func() { changed <- struct{}{} },
+		Failure: func(string) {
+			failures++
+			if l, err = net.Listen("tcp", addr.String()); err != nil {
+				t.Error(err)
+			}
+		},
+	})
+	defer c.Stop()
+	select {
+	case <-changed:
+	case <-time.After(time.Minute):
+		t.Fatal("it is not ready after a minute")
+	}
+	if s := c.State(); !s.Ready || failures != 1 {
+		t.Errorf("ready %t after %d failures", s.Ready, failures)
+	}
+	l.Close()
+}
