@@ -174,7 +174,7 @@ func (h *Hierarchy) Group(p string) *Group {
 	case strings.ContainsAny(p, "\x00\n"):
 		g.bad = fmt.Errorf("cgroup path %q: control character", p)
 	case g.path == "/":
-		g.bad = fmt.Errorf("cgroup path %q: the root group is the host's", p)
+		g.bad = fmt.Errorf("cgroup path %q: no group of one's own", p)
 	}
 	return g
 }

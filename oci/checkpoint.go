@@ -47,6 +47,9 @@ func (c *container) checkpoint(ctx context.Context, o CheckpointOptions) error {
 	if err != nil {
 		return err
 	}
+	if c.runtime.privilege != privileged {
+		return errors.New("only root can checkpoint")
+	}
 	program, err := criu.Find()
 	if err != nil {
 		return err

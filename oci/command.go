@@ -94,12 +94,12 @@ func (c *cli) command() *cobra.Command {
 	}
 	cmd.SetVersionTemplate("podstead-oci version 0\nspec: " + Version + "\ngo: " + runtime.Version() + "\n")
 	f := cmd.PersistentFlags()
-	f.StringVar(&c.root, "root", defaultRoot, "directory of the containers' state, on a tmpfs")
+	f.StringVar(&c.root, "root", "", "directory of the containers' state, on a tmpfs (default: "+defaultRoot+", below $XDG_RUNTIME_DIR for users)")
 	f.StringVar(&c.log, "log", "", "write the log to this file too")
 	f.StringVar(&c.logFormat, "log-format", "text", "text or json")
 	f.BoolVar(&c.debug, "debug", false, "log more")
 	f.BoolVar(&c.systemd, "systemd-cgroup", false, "have systemd make the cgroups: linux.cgroupsPath is slice:prefix:name")
-	f.StringVar(&c.rootless, "rootless", "auto", "true is not supported")
+	f.StringVar(&c.rootless, "rootless", "auto", "do without what only root can: true, false, auto")
 	f.StringVar(&c.criu, "criu", "", "obsolete, ignored")
 	cmd.Flags().BoolP("version", "v", false, "print the version")
 	cmd.AddCommand(
@@ -126,17 +126,20 @@ func (c *cli) setUp(cmd *cobra.Command) error {
 	if err := c.openLog(); err != nil {
 		return err
 	}
-	switch c.rootless {
-	case "auto", "false":
-	default:
-		return fmt.Errorf("--rootless %s: not supported", c.rootless)
+	var err error
+	if c.runtime.privilege, err = detectPrivilege(c.rootless); err != nil {
+		return err
 	}
 	if name := cmd.Name(); name == "features" || name == "spec" || name == "help" || name == "completion" {
 		return nil
 	}
+	if c.root == "" {
+		if c.root, err = defaultRootOf(c.runtime.privilege); err != nil {
+			return err
+		}
+	}
 	c.runtime.UseSystemd = c.systemd
-	c.runtime.Systemd = systemd.New(systemd.Options{Park: launch.Park, Addresses: c.bus})
-	var err error
+	c.runtime.Systemd = systemd.New(systemd.Options{Park: launch.Park, Addresses: c.bus, User: c.runtime.privilege != privileged})
 	if c.runtime.Root, err = filepath.Abs(c.root); err != nil {
 		return fmt.Errorf("--root: %w", err)
 	}

@@ -161,6 +161,14 @@ func (c *container) nameGroup(spec *specs.Spec) error {
 // makeGroup makes the control group and sets the limits that do not get in the
 // way of the preparation.
 func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
+	if err := c.checkRootless(spec); err != nil {
+		return err
+	}
+	if c.runtime.privilege != privileged {
+		if err := c.makeDelegatedGroup(spec); err != nil || !c.hasGroup() {
+			return err
+		}
+	}
 	g := c.group()
 	pids, err := g.Procs()
 	if err != nil {
@@ -202,6 +210,7 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	p, err := launch.Compile(&run, launch.Options{
 		ID: c.ID, Bundle: c.Bundle, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Hooks: true, Listener: true, NetDevices: true, Resctrl: true,
 		KeepKeyring: o.NoNewKeyring, NoPivot: o.NoPivot, SharedMounts: true,
+		Unprivileged: c.runtime.privilege == unprivileged, BindDevices: c.runtime.privilege == nestedRoot,
 	})
 	if err != nil {
 		return nil, err
@@ -224,7 +233,7 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 		stdio = launch.Stdio{}
 	}
 	child, err := launch.ForkWith(p, files, launch.ForkOptions{
-		Stdio: stdio, Extra: o.Extra, Listener: listener,
+		Stdio: stdio, Extra: o.Extra, Listener: listener, WriteMaps: c.runtime.mapIDs(),
 		AtPoint: func(child *launch.Child, at launch.Point) error { return c.hooksAt(ctx, spec, child, at) },
 	})
 	if err != nil {
@@ -253,18 +262,10 @@ func (c *container) saveProgram(p *launch.Program) error {
 // finish sets the remaining limits and tells everybody that the container is
 // there; the pid file comes last.
 func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOptions) error {
-	if err := c.group().Settle(); err != nil {
-		return err
-	}
-	_, late := cgroup.Split(spec.Linux.Resources)
-	if r := spec.Linux.Resources; r != nil && c.Systemd {
-		late.Pids = r.Pids
-	}
-	if late.Devices = deviceRules(spec); c.devicesSet {
-		late.Devices = nil // hooks may have added some
-	}
-	if err := c.group().Set(late); err != nil {
-		return err
+	if c.hasGroup() {
+		if err := c.limit(spec); err != nil {
+			return err
+		}
 	}
 	if err := c.joinResctrl(child.Pid); err != nil {
 		return err
@@ -282,15 +283,32 @@ func (c *container) finish(spec *specs.Spec, child *launch.Child, o CreateOption
 			return err
 		}
 	}
-	var err error
-	if c.Stdio, err = criu.Stdio(child.Pid); err != nil {
-		return err
+	if c.runtime.privilege == privileged { // others may not look, nor checkpoint
+		var err error
+		if c.Stdio, err = criu.Stdio(child.Pid); err != nil {
+			return err
+		}
 	}
 	c.Pid, c.StartTime = child.Pid, child.StartTime
 	if err := c.save(); err != nil {
 		return err
 	}
 	return writePidFile(o.PidFile, child.Pid)
+}
+
+// limit sets what the container's preparation was not to be limited by.
+func (c *container) limit(spec *specs.Spec) error {
+	if err := c.group().Settle(); err != nil {
+		return err
+	}
+	_, late := cgroup.Split(spec.Linux.Resources)
+	if r := spec.Linux.Resources; r != nil && c.Systemd {
+		late.Pids = r.Pids
+	}
+	if late.Devices = deviceRules(spec); c.devicesSet || c.runtime.privilege != privileged {
+		late.Devices = nil // hooks may have added some; and only root can set any
+	}
+	return c.group().Set(late)
 }
 
 // deviceRules are those of the specification and of every container.

@@ -55,12 +55,13 @@ func (c *container) destroy(ctx context.Context) error {
 			return fmt.Errorf("delete container %s: %w", c.ID, err)
 		}
 	}
-	g := c.group()
-	if err := g.Kill(ctx); err != nil {
+	if err := c.killAll(ctx, unix.SIGKILL); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)
 	}
-	if err := g.Remove(ctx); err != nil {
-		return fmt.Errorf("delete container %s: %w", c.ID, err)
+	if c.hasGroup() {
+		if err := c.group().Remove(ctx); err != nil {
+			return fmt.Errorf("delete container %s: %w", c.ID, err)
+		}
 	}
 	if err := c.removeResctrl(); err != nil {
 		return fmt.Errorf("delete container %s: %w", c.ID, err)

@@ -77,6 +77,7 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 	proc := withHome(o.Process, fmt.Sprintf("/proc/%d/root", c.Pid))
 	p, err := launch.CompileExec(spec, proc, launch.ExecOptions{
 		ID: c.ID, Pid: c.Pid, CgroupJoin: join, CgroupDir: dir, Listener: true,
+		Unprivileged: c.runtime.privilege == unprivileged,
 	})
 	if err != nil {
 		return nil, err
@@ -101,6 +102,9 @@ func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
 // subgroups are the files to join, and the directory to be born in, of existing
 // groups below the container's.
 func (c *container) subgroups(list []string) (join []string, dir string, err error) {
+	if !c.hasGroup() && len(list) == 0 {
+		return nil, "", nil
+	}
 	g := c.group()
 	join, dir = g.JoinFiles(), g.Dir()
 	for _, s := range list {

@@ -15,7 +15,7 @@ import (
 // the container's process waits.
 func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch.Child, at launch.Point) error {
 	h := spec.Hooks
-	if at == launch.PointCreated {
+	if at == launch.PointCreated && len(spec.Linux.NetDevices) > 0 {
 		if err := netdevice.Move(spec.Linux.NetDevices, fmt.Sprintf("/proc/%d/ns/net", child.Pid)); err != nil {
 			return err
 		}
@@ -28,10 +28,12 @@ func (c *container) hooksAt(ctx context.Context, spec *specs.Spec, child *launch
 	}
 	// The nodes are made. Hooks of device vendors let more devices in, which a
 	// later change of the rules would take back.
-	if err := c.group().Set(&specs.LinuxResources{Devices: deviceRules(spec)}); err != nil {
-		return err
+	if c.runtime.privilege == privileged {
+		if err := c.group().Set(&specs.LinuxResources{Devices: deviceRules(spec)}); err != nil {
+			return err
+		}
+		c.devicesSet = true
 	}
-	c.devicesSet = true
 	state := c.state(specs.StateCreated) // as runtime-spec has it after step 2 of the lifecycle
 	state.Pid = child.Pid
 	//nolint:staticcheck // prestart is deprecated, but widely used

@@ -57,6 +57,9 @@ func (c *container) signal(sig unix.Signal) error {
 // killAll signals every process of the container's cgroup. Other signals than
 // SIGKILL reach those that are there at that moment.
 func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
+	if !c.hasGroup() {
+		return c.killFirst(ctx, sig)
+	}
 	g := c.group()
 	if sig == unix.SIGKILL {
 		return g.Kill(ctx)
@@ -72,6 +75,26 @@ func (c *container) killAll(ctx context.Context, sig unix.Signal) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// killFirst signals the first process of a container that has no control group,
+// which is all that can be found, and after SIGKILL waits until it is gone.
+func (c *container) killFirst(ctx context.Context, sig unix.Signal) error {
+	if c.Pid == 0 {
+		return nil
+	}
+	err := c.signal(sig)
+	for err == nil && sig == unix.SIGKILL && c.alive() {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Millisecond):
+		}
+	}
+	if errors.Is(err, os.ErrProcessDone) || errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return err
 }
 
 // parseSignal reads "9", "KILL", "SIGKILL", "sigkill" or "RTMIN+3".

@@ -54,6 +54,8 @@ type Runtime struct {
 	// those that it made in any case.
 	Systemd    *systemd.Manager
 	UseSystemd bool
+	// privilege is what we may do on the host.
+	privilege privilege
 	// Resctrl is the file system for linux.intelRdt; nil means the mounted one.
 	Resctrl *resctrl.FS
 }
@@ -95,7 +97,8 @@ type container struct {
 func (c *container) dir() string             { return c.runtime.dir(c.ID) }
 func (c *container) file(name string) string { return filepath.Join(c.dir(), name) }
 
-// group is the container's control group.
+// group is the container's control group. That of a container which has none
+// says so in all that it is asked.
 func (c *container) group() *cgroup.Group {
 	if c.groups == nil {
 		c.groups = c.runtime.Cgroups

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -50,6 +51,8 @@ type box struct {
 	id      string
 	// groupPath is where the control group is, if not at cgroupsPath.
 	groupPath string
+	// user is the runtime directory of a user who is not root, "" for root.
+	user string
 }
 
 // wholeVariable asks for what takes longer than it is worth for each change.
@@ -144,7 +147,7 @@ func makeRootfs(t testing.TB, dir string) {
 	if err := os.WriteFile(dir+"/bin/busybox", busybox, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	for _, name := range strings.Fields("sh cat id ls true false sleep hostname readlink head mkdir mknod tty stty trap kill env touch pwd") {
+	for _, name := range strings.Fields("sh cat id ls true false sleep hostname readlink head mkdir mknod tty stty trap kill env touch pwd wc") {
 		if err := os.Symlink("busybox", dir+"/bin/"+name); err != nil {
 			t.Fatal(err)
 		}
@@ -207,6 +210,11 @@ func (b *box) cmd(args ...string) *exec.Cmd {
 	}
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "PODSTEAD_OCI_MAIN=1")
+	if b.user != "" {
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: daemonUser, Gid: daemonUser}}
+		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+b.user)
+		cmd.Dir = b.bundle
+	}
 	cmd.WaitDelay = time.Second
 	return cmd
 }

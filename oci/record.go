@@ -89,6 +89,9 @@ func (c *container) status() (specs.ContainerState, error) {
 	if _, err := os.Lstat(c.file(startSocket)); err == nil {
 		return specs.StateCreated, nil
 	}
+	if !c.hasGroup() {
+		return specs.StateRunning, nil
+	}
 	frozen, err := c.group().Frozen()
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return "", fmt.Errorf("container %s: %w", c.ID, err)

@@ -69,6 +69,9 @@ func (r *Runtime) restore(ctx context.Context, id string, o RestoreOptions) (p r
 	if err := c.nameGroup(spec); err != nil {
 		return p, err
 	}
+	if r.privilege != privileged {
+		return p, errors.New("only root can restore")
+	}
 	var undo sys.Undo
 	defer undo.OnError(ctx, &err)
 	if err := c.makeDir(&undo); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
@@ -60,6 +61,24 @@ func exampleMounts() []specs.Mount {
 	}
 }
 
+// makeRootless makes it one that the caller can run without privilege: in a user
+// namespace with one user, on the host's network, whose sysfs is bound.
+func makeRootless(s *specs.Spec) {
+	s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.NetworkNamespace })
+	s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+	s.Linux.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(os.Geteuid()), Size: 1}}
+	s.Linux.GIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: uint32(os.Getegid()), Size: 1}}
+	s.Linux.Resources = nil
+	s.Mounts = slices.DeleteFunc(s.Mounts, func(m specs.Mount) bool { return m.Destination == "/sys/fs/cgroup" })
+	for i := range s.Mounts {
+		m := &s.Mounts[i]
+		m.Options = slices.DeleteFunc(m.Options, func(o string) bool { return o == "gid=5" }) // there is no such group
+		if m.Destination == "/sys" {
+			*m = specs.Mount{Destination: "/sys", Type: "none", Source: "/sys", Options: []string{"rbind", "nosuid", "noexec", "nodev", "ro"}}
+		}
+	}
+}
+
 func specCommand() *cobra.Command {
 	var bundle string
 	var rootless bool
@@ -68,10 +87,11 @@ func specCommand() *cobra.Command {
 		Short: "Write a config.json to start from",
 		Args:  cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
+			spec := ExampleSpec()
 			if rootless {
-				return errors.New("--rootless: not supported")
+				makeRootless(spec)
 			}
-			b, err := json.MarshalIndent(ExampleSpec(), "", "\t")
+			b, err := json.MarshalIndent(spec, "", "\t")
 			if err != nil {
 				return err
 			}
@@ -88,6 +108,6 @@ func specCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&bundle, "bundle", "b", "", "directory of the bundle (default: the current one)")
-	cmd.Flags().BoolVar(&rootless, "rootless", false, "not supported")
+	cmd.Flags().BoolVar(&rootless, "rootless", false, "for a user who is not root")
 	return cmd
 }

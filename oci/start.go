@@ -37,7 +37,7 @@ func (r *Runtime) Start(ctx context.Context, id string) error {
 		return nil
 	}
 	if err := hook.Run(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
-		return fmt.Errorf("start container %s: %w", id, errors.Join(err, c.group().Kill(ctx)))
+		return fmt.Errorf("start container %s: %w", id, errors.Join(err, c.killAll(ctx, unix.SIGKILL)))
 	}
 	return nil
 }

@@ -57,7 +57,7 @@ func runInside(ctx context.Context, spec *specs.Spec, h specs.Hook, pid int, sta
 		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
 		defer cancel()
 	}
-	p, err := launch.CompileHook(spec, h.Path, h, launch.ExecOptions{ID: state.ID, Pid: pid})
+	p, err := launch.CompileHook(spec, h.Path, h, launch.ExecOptions{ID: state.ID, Pid: pid, Unprivileged: os.Geteuid() != 0})
 	if err != nil {
 		return nil, err
 	}
@@ -107,8 +107,9 @@ func followHook(ctx context.Context, child *launch.Child, feed, drain *os.File, 
 		_, _ = io.Copy(&out, drain)
 	}()
 	var status unix.WaitStatus
+	var waitErr error
 	for {
-		if _, err := unix.Wait4(child.Pid, &status, unix.WALL, nil); err != unix.EINTR {
+		if _, waitErr = unix.Wait4(child.Pid, &status, unix.WALL, nil); waitErr != unix.EINTR {
 			break
 		}
 	}
@@ -121,6 +122,8 @@ func followHook(ctx context.Context, child *launch.Child, feed, drain *os.File, 
 	switch {
 	case startErr != nil:
 		return nil, startErr
+	case waitErr != nil:
+		return nil, fmt.Errorf("wait for process %d: %w", child.Pid, waitErr)
 	case ctx.Err() != nil:
 		return out.Bytes(), fmt.Errorf("timed out: %w", ctx.Err())
 	case status.Signaled():

@@ -39,7 +39,7 @@ func (c *compiler) mountCgroup(m *parsedMount) {
 			c.do(text, cMoveMount, c.groupTree(text, group, m), "", target, "", moveByFd)
 			return
 		}
-		fs := c.newMount(text, "cgroup2", "cgroup", m.data, m.all())
+		fs := c.newMountOr(text, "cgroup2", "cgroup", m.data, m.all())
 		c.do(text, cMoveMount, fs, "", target, "", moveByFd)
 		return
 	}
@@ -81,5 +81,5 @@ func (c *compiler) mountHierarchy(dir reg, h hierarchy, m *parsedMount) {
 // groupTree is a bind mount of the container's group, for a container that
 // shares the host's cgroup namespace.
 func (c *compiler) groupTree(text, group string, m *parsedMount) reg {
-	return c.addSlot(slot{kind: slotTree, path: group, set: m.all(), propagation: unix.MS_PRIVATE, label: text})
+	return c.tree(slot{kind: slotTree, path: group, set: m.all(), propagation: unix.MS_PRIVATE, label: text})
 }

@@ -65,8 +65,8 @@ type message struct {
 
 // The messages, in the order in which they can come:
 //
-//	child → forker   forked     a sibling goes on; with its pidfd
-//	forker → child   (1 byte)   id maps are written
+//	child → forker   forked     a sibling goes on when it is let on; with its pidfd
+//	forker → child   (1 byte)   it is known, and its id maps, if any, are written
 //	child → forker   warning    a step was passed over
 //	child → forker   console    with the master of the pty
 //	child → forker   point      waits for what is to be done from outside
@@ -306,8 +306,16 @@ func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
 	m.clone.exitSignal = 0 // that of this process, as CLONE_PARENT wants it
 	m.clone.cgroup = 0
 	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
-	if e != 0 || pid == 0 {
+	if e != 0 {
 		return e
+	}
+	if pid == 0 {
+		// The forker has to know of this process before it says anything. One with
+		// a new user namespace waits for its maps next.
+		if namespaces&unix.CLONE_NEWUSER == 0 {
+			m.wait()
+		}
+		return 0
 	}
 	if e := m.tellWithFd(msgForked, pc, 0, m.pidfd); e != 0 {
 		m.exit(exitFailed)

@@ -29,6 +29,8 @@ type compiler struct {
 	pts       reg                               // its devpts, 0 if there is none of its own
 	seed      reg                               // mount namespace to start from, none if the forker's
 	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
+	entered   bool                              // the child's own calls can open mounts
+	trees     []pendingTree                     // mounts to be opened as soon as they can
 	cwdFailed reg                               // 1 if root may not enter the working directory
 	cwd       ref                               // where getcwd writes, 0 before there is one
 	chosen    reg                               // which of the candidates is to be executed
@@ -114,6 +116,7 @@ func (c *compiler) checkSupported() error {
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.StartContainer) > 0, "hooks.startContainer"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststart) > 0, "hooks.poststart"},
 		{!c.opt.Hooks && c.spec.Hooks != nil && len(c.spec.Hooks.Poststop) > 0, "hooks.poststop"},
+		{c.opt.Unprivileged && c.opt.Rootfs != nil, "an overlay root without privilege"},
 		{!c.opt.Resctrl && l.IntelRdt != nil, "linux.intelRdt"},
 		{!c.opt.NetDevices && len(l.NetDevices) > 0, "linux.netDevices"},
 	}
@@ -209,6 +212,9 @@ func (c *compiler) namespaces() error {
 			kind: slotFile, path: ns.Path, flags: unix.O_RDONLY,
 			label: "open " + string(ns.Type) + " namespace",
 		})
+	}
+	if c.opt.Unprivileged && (!c.has[specs.UserNamespace] || c.sharesMounts()) {
+		return fmt.Errorf("linux.namespaces: without privilege, a user namespace and a new mount namespace are required")
 	}
 	if c.sharesMounts() {
 		if err := c.checkSharedMounts(); err != nil {

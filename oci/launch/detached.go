@@ -25,6 +25,9 @@ type ForkOptions struct {
 	AtPoint func(*Child, Point) error
 	// AtListener is Child.AtListener.
 	AtListener func(*Child, *os.File) error
+	// WriteMaps writes the id maps of a process in a new user namespace, for a
+	// forker that may not write them itself.
+	WriteMaps func(pid int, uid, gid string) error
 	// Start starts the child without a wait in between: ForkWith returns when
 	// the new image runs, and a child whose start failed is reaped. It saves
 	// what it takes to wake up twice, a third of an exec.
@@ -148,9 +151,31 @@ func moveOutOfTheWay(files []*os.File, end int, needed bool) (moved []*os.File, 
 
 // points makes the child stop where hooks are to run.
 func (c *compiler) point(p Point) {
-	if c.stopsAt(p) {
-		c.do("wait for network devices and hooks", cPoint, uint32(p))
+	if !c.stopsAt(p) {
+		return
 	}
+	const text = "wait for network devices and hooks"
+	if !c.opt.Unprivileged || !c.hooksInside(p) {
+		c.do(text, cPoint, uint32(p))
+		return
+	}
+	// Who has no privilege can enter the namespaces only of a process that may be
+	// traced: nobody else is in there yet.
+	if c.new&unix.CLONE_NEWPID == 0 {
+		c.fail(fmt.Errorf("hooks: without privilege, createContainer and startContainer hooks need a pid namespace of the container's own"))
+	}
+	c.do("let hooks in", cSetDumpable, 1)
+	c.do(text, cPoint, uint32(p))
+	c.do("become undumpable", cSetDumpable, 0)
+}
+
+// hooksInside tells whether hooks run in the container's namespaces at a point.
+func (c *compiler) hooksInside(p Point) bool {
+	h := c.spec.Hooks
+	if p == PointStart {
+		return c.hooksAt(p)
+	}
+	return c.hooksAt(p) && len(h.CreateContainer) > 0
 }
 
 func (c *compiler) stopsAt(p Point) bool {
@@ -189,11 +214,15 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 		}
 	}
 	target := c.addSlot(slot{kind: slotPidfd, path: strconv.Itoa(opt.Pid), label: "join process " + strconv.Itoa(opt.Pid)})
-	c.p.pidns = int(c.addSlot(slot{
-		kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace",
-	}))
 	c.do("become undumpable", cSetDumpable, 0) // as any process that enters a container
-	c.do("join the container's namespaces", cSetns, target, flags)
+	if opt.Unprivileged {
+		c.joinUnprivileged(target, flags|unix.CLONE_NEWPID)
+	} else {
+		c.p.pidns = int(c.addSlot(slot{
+			kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace",
+		}))
+		c.do("join the container's namespaces", cSetns, target, flags)
+	}
 	if flags&unix.CLONE_NEWUSER != 0 {
 		c.becomeRoot()
 	}

@@ -75,8 +75,8 @@ func checkDevice(d specs.LinuxDevice) error {
 // bound instead.
 func (c *compiler) device(dev reg, d specs.LinuxDevice) {
 	text := "make device " + d.Path
-	if c.has[specs.UserNamespace] && d.Type != "p" {
-		tree := c.addSlot(slot{kind: slotTree, path: d.Path, propagation: unix.MS_PRIVATE, label: text})
+	if (c.has[specs.UserNamespace] || c.opt.BindDevices) && d.Type != "p" {
+		tree := c.tree(slot{kind: slotTree, path: d.Path, propagation: unix.MS_PRIVATE, label: text})
 		target := c.target(strings.TrimPrefix(d.Path, "/"), tree)
 		c.do(text, cMoveMount, tree, "", target, "", moveByFd)
 		return

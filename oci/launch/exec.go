@@ -26,7 +26,7 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 		c.has[ns.Type] = true
 		flags |= f
 		if ns.Path == "" {
-			c.new |= f
+			c.new |= f & unix.CLONE_NEWNS // none is made: it says what sharesMounts asks for
 		}
 	}
 	if host, ok := hostID(c.spec.Linux.UIDMappings, c.proc.User.UID); ok {
@@ -34,7 +34,8 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	}
 	dir := "/proc/" + strconv.Itoa(opt.Pid)
 	target := c.addSlot(slot{kind: slotPidfd, path: strconv.Itoa(opt.Pid), label: "join process " + strconv.Itoa(opt.Pid)})
-	if c.has[specs.PIDNamespace] {
+	c.opt.Unprivileged = opt.Unprivileged
+	if c.has[specs.PIDNamespace] && !opt.Unprivileged {
 		c.p.pidns = int(c.addSlot(slot{kind: slotFile, path: dir + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace"}))
 	}
 	root := none // that of the mount namespace, but for containers that share one
@@ -48,7 +49,11 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if a := c.proc.ExecCPUAffinity; a != nil {
 		c.affinity("final", a.Final)
 	}
-	c.do("join the container's namespaces", cSetns, target, flags&execFlags)
+	if opt.Unprivileged {
+		c.joinUnprivileged(target, flags)
+	} else {
+		c.do("join the container's namespaces", cSetns, target, flags&execFlags)
+	}
 	if root != none {
 		c.do("enter the container's root", cFchdir, root)
 		c.do("enter the container's root", cChroot, ".")

@@ -57,6 +57,7 @@ type Child struct {
 	AtListener func(*Child, *os.File) error
 
 	program   *Program
+	mapIDs    func(pid int, uid, gid string) error // nil: by the files of /proc
 	executing bool
 	listened  bool // the listener was handed over
 }
@@ -124,7 +125,7 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	peer = -1
 	c := &Child{
 		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
-		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p,
+		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p, mapIDs: opt.WriteMaps,
 	}
 	if err := c.prepare(); err != nil {
 		c.discard()
@@ -198,7 +199,7 @@ func (c *Child) follow(msg message, files []*os.File) error {
 	c.Pidfd = os.NewFile(uintptr(fd), "pidfd "+strconv.Itoa(pid))
 	if c.program.maps == nil || msg.Op >= uint32(len(c.program.ops)) ||
 		c.program.ops[msg.Op].args[0].value&unix.CLONE_NEWUSER == 0 {
-		return nil
+		return c.release()
 	}
 	return c.writeMaps()
 }
@@ -225,12 +226,18 @@ func pidOf(pidfd *os.File) (int, error) {
 // else needs privilege outside of it, and lets the child go on.
 func (c *Child) writeMaps() error {
 	dir := "/proc/" + strconv.Itoa(c.Pid) + "/"
-	for _, f := range []struct{ name, content string }{
-		{"uid_map", c.program.maps.UID},
-		{"gid_map", c.program.maps.GID},
-	} {
-		if err := os.WriteFile(dir+f.name, []byte(f.content), 0); err != nil {
-			return fmt.Errorf("write %s: %w", f.name, errnoOf(err))
+	if c.mapIDs != nil {
+		if err := c.mapIDs(c.Pid, c.program.maps.UID, c.program.maps.GID); err != nil {
+			return err
+		}
+	} else {
+		for _, f := range []struct{ name, content string }{
+			{"uid_map", c.program.maps.UID},
+			{"gid_map", c.program.maps.GID},
+		} {
+			if err := os.WriteFile(dir+f.name, []byte(f.content), 0); err != nil {
+				return fmt.Errorf("write %s: %w", f.name, errnoOf(err))
+			}
 		}
 	}
 	for _, s := range c.program.parent {

@@ -110,7 +110,7 @@ func (c *compiler) rlimits() {
 			return
 		}
 		text := fmt.Sprintf("%s: set %s to %d:%d", field, r.Type, r.Soft, r.Hard)
-		if c.new&unix.CLONE_NEWUSER != 0 {
+		if c.new&unix.CLONE_NEWUSER != 0 && !c.opt.Unprivileged {
 			c.p.parent = append(c.p.parent, parentStep{label: text, resource: resource, soft: r.Soft, hard: r.Hard})
 			continue
 		}

@@ -17,7 +17,7 @@
 // opened by what they are and not by their names. testdata has programs to read.
 //
 // It needs Linux 5.12 (mount_setattr), for overlay roots 6.7 ("lowerdir+"), on
-// amd64 or arm64, and a forker with CAP_SYS_ADMIN: it is not for rootless use.
+// amd64 or arm64, and a forker with CAP_SYS_ADMIN or Options.Unprivileged.
 // What is not supported is refused by the name of its field:
 // linux.intelRdt without Options.Resctrl, netDevices without Options.NetDevices, a mount namespace to be joined, and
 // none at all; seccomp notification without Options.Listener.
@@ -49,6 +49,13 @@ type Options struct {
 	// NetDevices tells that the forker moves linux.netDevices at PointCreated;
 	// without, they are refused.
 	NetDevices bool
+	// Unprivileged tells that the forker has no privilege of its own: the child
+	// opens what it mounts itself, in the user namespace that the container must
+	// have then, and what the kernel does not mount there is bound from the host.
+	Unprivileged bool
+	// BindDevices binds the host's device nodes also without a user namespace of
+	// the container's: for a forker that is root of one itself.
+	BindDevices bool
 	// Resctrl tells that the forker sees to linux.intelRdt; without, it is refused.
 	Resctrl bool
 	// KeepKeyring leaves the process in the forker's session keyring.
@@ -109,6 +116,9 @@ type ExecOptions struct {
 	CgroupDir  string          // see Options
 	Filter     *seccomp.Filter // see Options
 	Listener   bool            // see Options
+	// Unprivileged tells that the forker must enter the container's user
+	// namespace first.
+	Unprivileged bool
 }
 
 // CompileExec translates a process that joins a running container. spec is the

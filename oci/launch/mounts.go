@@ -56,7 +56,7 @@ func (c *compiler) openRoot(opt Options) error {
 	if c.spec.Root == nil || c.spec.Root.Path == "" {
 		return fmt.Errorf("root.path: is missing")
 	}
-	c.root = c.addSlot(slot{
+	c.root = c.tree(slot{
 		kind: slotTree, path: inBundle(opt.Bundle, c.spec.Root.Path), flags: treeRecursive,
 		propagation: unix.MS_PRIVATE, label: "open the root",
 	})
@@ -124,7 +124,7 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	if m.Source == "" {
 		return p, fmt.Errorf(".source: is missing")
 	}
-	p.tree = c.addSlot(p.bindSlot(opt.Bundle))
+	p.tree = c.tree(p.bindSlot(opt.Bundle))
 	return p, nil
 }
 
@@ -243,6 +243,7 @@ func (c *compiler) attachRoot() {
 		flags = unix.MS_REC | unix.MS_SLAVE
 	}
 	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
+	c.openTrees()
 	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, c.rootAt(), unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -282,7 +283,7 @@ func (c *compiler) mount(m *parsedMount) {
 	if m.copyUp {
 		attr &^= unix.MOUNT_ATTR_RDONLY // comes when it is filled
 	}
-	fs := c.newMount(text, m.typ, m.src, c.labelled(m.typ, m.data), attr)
+	fs := c.newMountOr(text, m.typ, m.src, c.labelled(m.typ, m.data), attr)
 	m.fs = fs
 	c.labelMount(text, m.typ, fs)
 	switch m.typ {
