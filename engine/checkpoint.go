@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -59,7 +60,7 @@ func (e *Engine) CheckpointContainer(ctx context.Context, req *runtimeapi.Checkp
 func withCode(ctx context.Context, err error) error {
 	var failed *criu.Error
 	switch {
-	case errors.Is(err, criu.ErrAbsent), errors.As(err, &failed):
+	case errors.Is(err, criu.ErrAbsent), errors.Is(err, handler.ErrDump), errors.As(err, &failed):
 		return cri.Errorf(codes.FailedPrecondition, "%s", err)
 	case errors.Is(err, criu.ErrForbidden), errors.Is(err, checkpoint.ErrFormat):
 		return cri.Errorf(codes.InvalidArgument, "%s", err)
@@ -136,12 +137,26 @@ func (e *Engine) canCheckpoint(c *container) error {
 	if rec.Phase != containerRunning {
 		return cri.Errorf(codes.FailedPrecondition, "container %s is %s, not running", c.id, rec.Phase)
 	}
-	_, err := e.checkpointer(rec.Runtime)
+	_, err := e.dumper(rec.Runtime)
 	return err
 }
 
-// checkpointer returns the side for checkpoints of the handler that something was
-// made with.
+// dumper returns the side for checkpoints of the handler that something was made
+// with. Shims have one of their own, which is not used.
+func (e *Engine) dumper(c config.Handler) (handler.Dumper, error) {
+	h, err := e.handlerOf(c)
+	if err != nil {
+		return nil, err
+	}
+	d, ok := h.(handler.Dumper)
+	if _, shim := h.(handler.Pods); !ok || shim {
+		return nil, cri.Errorf(codes.Unimplemented, "runtime handler %q cannot checkpoint containers", c.Name)
+	}
+	return d, nil
+}
+
+// checkpointer returns the handler that something was made with, if it restores,
+// too.
 func (e *Engine) checkpointer(c config.Handler) (handler.Checkpointer, error) {
 	h, err := e.handlerOf(c)
 	if err != nil {
@@ -149,7 +164,7 @@ func (e *Engine) checkpointer(c config.Handler) (handler.Checkpointer, error) {
 	}
 	k, ok := h.(handler.Checkpointer)
 	if !ok {
-		return nil, cri.Errorf(codes.Unimplemented, "runtime handler %q can neither checkpoint nor restore containers", c.Name)
+		return nil, cri.Errorf(codes.Unimplemented, "runtime handler %q cannot restore containers", c.Name)
 	}
 	return k, nil
 }
@@ -157,7 +172,7 @@ func (e *Engine) checkpointer(c config.Handler) (handler.Checkpointer, error) {
 // dump fills a directory with the checkpoint of a container that stands still.
 func (e *Engine) dump(ctx context.Context, c *container, dir checkpoint.Dir) error {
 	rec := c.record()
-	h, err := e.checkpointer(rec.Runtime)
+	h, err := e.dumper(rec.Runtime)
 	if err != nil {
 		return err
 	}
@@ -186,7 +201,7 @@ func (e *Engine) dump(ctx context.Context, c *container, dir checkpoint.Dir) err
 		return err
 	}
 	return dir.WriteConfig(checkpoint.Config{
-		ID: c.id, Name: rec.config().GetMetadata().GetName(), OCIRuntime: "podstead",
+		ID: c.id, Name: rec.config().GetMetadata().GetName(), OCIRuntime: cmp.Or(rec.Runtime.Name, "podstead"),
 		RootfsImage: rec.ImageName, RootfsImageRef: rec.ImageRef, RootfsImageName: rec.ImageName,
 		CreatedTime: rec.CreatedAt, CheckpointedAt: time.Now(),
 	})

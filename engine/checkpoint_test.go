@@ -20,6 +20,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/config"
 	"podstead/image/imagetest"
 	"podstead/oci/criu"
 )
@@ -159,6 +160,39 @@ func checkpointImage(t testing.TB, archive []byte) imagetest.Image {
 		t.Fatal(err)
 	}
 	return img
+}
+
+// TestCheckpointOnRunc: another runtime's container is checkpointed by that
+// runtime's command, goes on, and is restored by the built-in handler alone.
+func TestCheckpointOnRunc(t *testing.T) {
+	needCRIU(t)
+	n := newNode(t, runc(t), config.Handler{Name: "own", Type: config.Builtin})
+	pod := n.run(n.pod())
+	c := n.begin(pod, n.script(counting))
+	eventually(t, "a first count", func() bool { return len(n.sh(c, "cat /count").Stdout) > 0 })
+	dir := t.TempDir()
+	archive := filepath.Join(dir, "archive.tar")
+	if _, err := n.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: c, Location: archive}); err != nil {
+		t.Fatal(err)
+	}
+	n.countsFrom(c, n.count(c))
+	names := archiveNames(t, archive)
+	for _, want := range []string{"config.dump", "spec.dump", "checkpoint/inventory.img", "rootfs-diff.tar", "deleted.files", "dump.log"} {
+		if !names[want] {
+			t.Errorf("the archive has no %s", want)
+		}
+	}
+	from := func(c *runtimeapi.ContainerConfig) { c.Image.Image = archive }
+	_, err := n.CreateContainer(t.Context(), &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: n.script("not executed", from)})
+	if cri.Code(err) != codes.Unimplemented {
+		t.Errorf("a restore by runc: %v", err)
+	}
+	own, err := n.RunPodSandbox(t.Context(), &runtimeapi.RunPodSandboxRequest{Config: n.pod(), RuntimeHandler: "own"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	restored := n.begin(own.PodSandboxId, n.script("not executed", from))
+	n.countsFrom(restored, n.count(restored))
 }
 
 // TestHostileCheckpointImages: an image that says to be a checkpoint, and is

@@ -99,6 +99,29 @@ func TestRecursiveReadOnlyIsRefused(t *testing.T) {
 	}
 }
 
+// TestFeaturesOfHandlers: what no handler has is not claimed.
+func TestFeaturesOfHandlers(t *testing.T) {
+	n := newNode(t)
+	features := func() *runtimeapi.RuntimeFeatures {
+		r, err := n.Status(context.Background(), &runtimeapi.StatusRequest{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Features
+	}
+	if f := features(); f.UserNamespacesHostNetwork != n.host.userNamespaces || !f.MountOptions || !f.SupplementalGroupsPolicy {
+		t.Errorf("features are %v", f)
+	}
+	settings := n.with(runc(t))
+	settings.DefaultHandler = "runc"
+	if err := n.Reload(settings); err != nil {
+		t.Fatal(err)
+	}
+	if f := features(); f.UserNamespacesHostNetwork {
+		t.Errorf("with runc alone features are %v", f)
+	}
+}
+
 // TestImageOfManyNames lists an image with several names once, and removes it
 // with all of them, while a container made from it goes on.
 func TestImageOfManyNames(t *testing.T) {

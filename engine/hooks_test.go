@@ -128,6 +128,39 @@ func TestLateHooks(t *testing.T) {
 	}
 }
 
+// TestHooksOfFiles gives containers hooks by annotation, from the configuration.
+func TestHooksOfFiles(t *testing.T) {
+	l := newHookLab(t)
+	ctx := context.Background()
+	dir := t.TempDir()
+	settings := l.cfg.Settings
+	settings.Hooks.Dirs = []string{dir}
+	if err := l.Reload(settings); err != nil {
+		t.Fatal(err)
+	}
+	file := `{"version": "1.0.0", "hook": {"path": "` + l.out + `/note", "args": ["note", "by file"], "env": ["PATH=/usr/bin:/bin"]},
+		"when": {"annotations": {"^noted$": "^yes$"}}, "stages": ["poststart", "poststop"]}`
+	if err := os.WriteFile(dir+"/note.json", []byte(file), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	noted := func(c *runtimeapi.ContainerConfig) { c.Annotations = map[string]string{"noted": "yes"} }
+	pod := l.run(l.pod())
+	l.exited(l.begin(pod, l.script("true")))
+	c := l.ready(l.begin(pod, l.script(forever, noted)))
+	l.says("by file running process=yes\n")
+	if _, err := l.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+		t.Fatal(err)
+	}
+	l.says("by file stopped process=no\n")
+	if err := os.WriteFile(dir+"/bad.json", []byte("{"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, err := l.CreateContainer(ctx, &runtimeapi.CreateContainerRequest{PodSandboxId: pod, Config: l.script("true")})
+	if err == nil || !strings.Contains(err.Error(), "bad.json") {
+		t.Errorf("with a bad file: %v", err)
+	}
+}
+
 // TestLateHooksThatFail: a start whose hook fails has failed, and nothing of the
 // container runs; a hook of the end is only told of.
 func TestLateHooksThatFail(t *testing.T) {

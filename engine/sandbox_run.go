@@ -252,7 +252,8 @@ func (e *Engine) pause(ctx context.Context, s *sandbox, sp *specs.Spec) (pid int
 		return 0, err
 	}
 	sp.Version = specs.Version
-	sp.Process = &specs.Process{Cwd: "/", NoNewPrivileges: true}
+	sp.Process = &specs.Process{Cwd: "/", NoNewPrivileges: true, SelinuxLabel: rec.Labels.Process}
+	sp.Linux.MountLabel = rec.Labels.Mount
 	p, err := e.builtin.Pause(ctx, handler.Container{
 		ID: s.id, Bundle: e.sandboxRunDir(s.id), CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Spec: sp,
 	})

@@ -42,12 +42,14 @@ func (e *Engine) Status(_ context.Context, req *runtimeapi.StatusRequest) (*runt
 	resp := &runtimeapi.StatusResponse{
 		Status: &runtimeapi.RuntimeStatus{Conditions: []*runtimeapi.RuntimeCondition{runtime, network}},
 		Features: &runtimeapi.RuntimeFeatures{
-			SupplementalGroupsPolicy: true, MountOptions: true, UserNamespacesHostNetwork: e.host.userNamespaces,
+			SupplementalGroupsPolicy: true, MountOptions: true,
 		},
 	}
 	handlers := e.settings.Load().handlers
 	for _, name := range slices.Sorted(maps.Keys(handlers)) {
 		f := handlers[name].is.Features()
+		// Where there are user namespaces, they go with the host's network.
+		resp.Features.UserNamespacesHostNetwork = resp.Features.UserNamespacesHostNetwork || f.UserNamespaces
 		resp.RuntimeHandlers = append(resp.RuntimeHandlers, &runtimeapi.RuntimeHandler{
 			Name: name,
 			Features: &runtimeapi.RuntimeHandlerFeatures{

@@ -47,6 +47,7 @@ type Config struct {
 	CDI          CDI     `json:"cdi"`
 	NRI          NRI     `json:"nri"`
 	SELinux      SELinux `json:"selinux"`
+	Hooks        Hooks   `json:"hooks"`
 }
 
 // Drivers of control groups.
@@ -126,6 +127,12 @@ type Logs struct {
 // CDI is about devices that containers get by name.
 type CDI struct {
 	// Dirs have the files that describe them; the later ones win.
+	Dirs []string `json:"dirs,omitempty"`
+}
+
+// Hooks are programs that containers get called, as files of oci-hooks(5) say.
+type Hooks struct {
+	// Dirs have them, *.json; of files of one name the later directory's counts.
 	Dirs []string `json:"dirs,omitempty"`
 }
 

@@ -28,6 +28,7 @@ logs: {maxBytes: 1Mi, maxFiles: 3}
 cdi: {dirs: [/cdi]}
 nri: {disabled: true, socket: /s, pluginDir: /p, configDir: /c, requiredPlugins: [a], requiredUnless: b/c, registrationTimeout: 9s, requestTimeout: 3s}
 selinux: {disabled: true}
+hooks: {dirs: [/h]}
 `
 
 func TestParse(t *testing.T) {
@@ -49,7 +50,7 @@ func TestParse(t *testing.T) {
 		CDI:            CDI{Dirs: []string{"/cdi"}},
 		NRI: NRI{Disabled: true, Socket: "/s", PluginDir: "/p", ConfigDir: "/c", RequiredPlugins: []string{"a"}, RequiredUnless: "b/c",
 			RegistrationTimeout: Duration{Duration: 9 * time.Second}, RequestTimeout: Duration{Duration: 3 * time.Second}},
-		SELinux: SELinux{Disabled: true},
+		SELinux: SELinux{Disabled: true}, Hooks: Hooks{Dirs: []string{"/h"}},
 	}
 	if !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v\nwant %+v", got, want)

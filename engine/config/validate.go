@@ -52,6 +52,7 @@ func (c Config) Validate() error {
 	c.Streams.validate(&f)
 	c.Logs.validate(&f)
 	directories("cdi.dirs", c.CDI.Dirs, &f)
+	directories("hooks.dirs", c.Hooks.Dirs, &f)
 	absolute("nri.socket", c.NRI.Socket, &f)
 	absolute("nri.pluginDir", c.NRI.PluginDir, &f)
 	absolute("nri.configDir", c.NRI.ConfigDir, &f)

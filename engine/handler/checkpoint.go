@@ -16,11 +16,16 @@ import (
 	"podstead/sys"
 )
 
-// Checkpointer is a Handler that writes the state of running containers to files
-// and brings it back.
-type Checkpointer interface {
+// Dumper is a Handler that writes the state of running containers to files.
+type Dumper interface {
 	// Checkpoint writes CRIU's image files of a container, which goes on.
 	Checkpoint(context.Context, Checkpoint) error
+}
+
+// Checkpointer is a Dumper that brings it back, too, and looks at what came of
+// that before it runs.
+type Checkpointer interface {
+	Dumper
 	// CreateRestored prepares a container that is to be restored, up to where
 	// Restoring.Start goes on.
 	CreateRestored(ctx context.Context, c Container, images string) (*Restoring, supervisor.Process, error)

@@ -133,9 +133,9 @@ func CompileExec(spec *specs.Spec, proc *specs.Process, opt ExecOptions) (*Progr
 
 // CompilePause returns the program of a pod's pid-1 process in a new pid
 // namespace: it reaps orphans, ends at SIGTERM, and does nothing else. Of the
-// specification only the namespaces and names are looked at.
+// specification only namespaces, names and SELinux labels are looked at.
 func CompilePause(spec *specs.Spec, opt Options) (*Program, error) {
-	c, err := newCompiler(spec, pauseProcess(), opt)
+	c, err := newCompiler(spec, pauseProcess(spec), opt)
 	if err != nil {
 		return nil, err
 	}

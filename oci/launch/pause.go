@@ -26,9 +26,12 @@ func (c *compiler) pause(opt Options) (*Program, error) {
 		return nil, err
 	}
 	exe := c.addSlot(slot{kind: slotMemfd, path: "pause", content: image, label: "make the pause image"})
+	if label := c.spec.Linux.MountLabel; label != "" { // processes of the pod may begin with it
+		c.do("linux.mountLabel: label the pause image", cFsetxattr, exe, "security.selinux", label, len(label)+1, 0)
+	}
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
 	c.enterNamespaces()
-	c.root = c.newMount("make an empty root", "tmpfs", "tmpfs", []string{"nr_blocks=1", "nr_inodes=1"}, unix.MOUNT_ATTR_RDONLY)
+	c.root = c.newMount("make an empty root", "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"nr_blocks=1", "nr_inodes=1"}), unix.MOUNT_ATTR_RDONLY)
 	c.attachRoot()
 	c.do("start a session", cSetsid)
 	c.names()
@@ -44,9 +47,14 @@ func (c *compiler) pause(opt Options) (*Program, error) {
 	return c.finish()
 }
 
-func pauseProcess() *specs.Process {
+func pauseProcess(spec *specs.Spec) *specs.Process {
+	var label string
+	if spec.Process != nil {
+		label = spec.Process.SelinuxLabel
+	}
 	return &specs.Process{
-		Args: []string{"pause"}, Cwd: "/", NoNewPrivileges: true,
+		SelinuxLabel: label,
+		Args:         []string{"pause"}, Cwd: "/", NoNewPrivileges: true,
 		User: specs.User{UID: pauseUser, GID: pauseUser},
 	}
 }
