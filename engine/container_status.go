@@ -11,6 +11,8 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/engine/internal/pod"
 )
 
 // ContainerStatus tells what a container is and how it does.
@@ -37,7 +39,7 @@ func (e *Engine) ListContainers(_ context.Context, req *runtimeapi.ListContainer
 		labels := rec.config().GetLabels()
 		if rec.Phase == containerCreating || !strings.HasPrefix(c.id, f.GetId()) ||
 			!strings.HasPrefix(c.sandboxID, f.GetPodSandboxId()) ||
-			f.GetState() != nil && f.State.State != state || !selects(f.GetLabelSelector(), labels) {
+			f.GetState() != nil && f.State.State != state || !pod.Selects(f.GetLabelSelector(), labels) {
 			continue
 		}
 		resp.Containers = append(resp.Containers, &runtimeapi.Container{
@@ -47,7 +49,7 @@ func (e *Engine) ListContainers(_ context.Context, req *runtimeapi.ListContainer
 			Labels: maps.Clone(labels), Annotations: maps.Clone(rec.config().GetAnnotations()),
 		})
 	}
-	slices.SortFunc(resp.Containers, func(a, b *runtimeapi.Container) int { return newestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
+	slices.SortFunc(resp.Containers, func(a, b *runtimeapi.Container) int { return pod.NewestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
 	return resp, nil
 }
 

@@ -4,11 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"math"
 	"os"
 	"slices"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,6 +13,7 @@ import (
 
 	"podstead/cri"
 	"podstead/engine/internal/figure"
+	"podstead/engine/internal/spec"
 	"podstead/image"
 )
 
@@ -123,15 +121,6 @@ func (e *Engine) criImage(img image.Image) *runtimeapi.Image {
 		Size: uint64(max(img.Size, 1)), Pinned: img.Pinned || e.isPinned(img),
 		Spec: &runtimeapi.ImageSpec{Image: img.ID},
 	}
-	// The kubelet compares a number with runAsNonRoot and cannot judge a name.
-	user, _, _ := strings.Cut(img.Config.Config.User, ":")
-	switch n, err := strconv.ParseInt(user, 10, 64); {
-	case user == "":
-		out.Uid = &runtimeapi.Int64Value{}
-	case err == nil && n >= 0 && n <= math.MaxInt32:
-		out.Uid = &runtimeapi.Int64Value{Value: n}
-	default:
-		out.Username = user
-	}
+	spec.SetImageUser(out, img.Config.Config.User)
 	return out
 }

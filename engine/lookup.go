@@ -105,13 +105,3 @@ func (e *Engine) containersOf(sandboxID string) []*container {
 	}
 	return own
 }
-
-// selects tells whether labels have all that selector asks for.
-func selects(selector, labels map[string]string) bool {
-	for k, v := range selector {
-		if got, ok := labels[k]; !ok || got != v {
-			return false
-		}
-	}
-	return true
-}

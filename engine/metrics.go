@@ -14,7 +14,6 @@ import (
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/metric"
 	"podstead/engine/internal/netdev"
-	"podstead/engine/internal/proc"
 )
 
 // ListMetricDescriptors lists what ListPodSandboxMetrics may give.
@@ -131,25 +130,11 @@ func (s *scrape) container(c *container, pod *runtimeapi.PodSandboxMetadata) []*
 			sample.Disk.Used, sample.Disk.UsedAt = &u.Bytes, u.At
 		}
 	}
-	sample.Processes = processes(g, s.e.hostPid(&rec))
+	sample.Processes = metric.ProcessesOf(g, s.e.hostPid(&rec))
 	if c.record().Phase != containerRunning {
 		return nil
 	}
 	return s.e.metrics.Of(sample)
-}
-
-// processes looks at a container's processes, first being the first one.
-func processes(g *cgroup.Group, first int) *metric.Processes {
-	pids, err := g.Procs()
-	if err != nil {
-		return nil
-	}
-	p := &metric.Processes{Count: uint64(len(pids)), MaxOpenFiles: proc.MaxOpenFiles(first)}
-	p.OpenFiles, p.Sockets = proc.Files(pids)
-	if tids, more, err := g.Threads(proc.MaxThreads); err == nil && !more {
-		p.Threads = new(metric.ThreadStates(proc.StatesOf(tids)))
-	}
-	return p
 }
 
 // device names a block device as /dev has it, "" if nobody knows.

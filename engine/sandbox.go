@@ -18,6 +18,7 @@ import (
 
 	"podstead/engine/config"
 	"podstead/engine/internal/figure"
+	"podstead/engine/internal/pod"
 	"podstead/engine/internal/selinux"
 	"podstead/engine/internal/spec"
 	"podstead/engine/internal/store"
@@ -147,25 +148,7 @@ func (e *Engine) netnsPath(r *sandboxRecord) string {
 
 // networkPod describes the sandbox to package network.
 func (e *Engine) networkPod(r *sandboxRecord, netns string) network.Pod {
-	m := r.config().GetMetadata()
-	pod := network.Pod{
-		ID: r.ID, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
-		Netns: netns, Annotations: r.config().GetAnnotations(), CgroupParent: r.CgroupParent,
-	}
-	if d := r.config().GetDnsConfig(); d != nil {
-		pod.DNS = network.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
-	}
-	for _, p := range r.config().GetPortMappings() {
-		if p.HostPort == 0 {
-			continue
-		}
-		ip, _ := netip.ParseAddr(p.HostIp) // checked by cri.Validate; empty is all addresses
-		pod.Ports = append(pod.Ports, network.PortMapping{
-			Protocol: p.Protocol.String(), HostIP: ip,
-			HostPort: uint16(p.HostPort), ContainerPort: uint16(p.ContainerPort),
-		})
-	}
-	return pod
+	return pod.Network(r.ID, netns, r.CgroupParent, r.config())
 }
 
 // releaseSandbox takes apart all that a sandbox has in the kernel, however far

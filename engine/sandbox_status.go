@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -14,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/pod"
 
 	"google.golang.org/grpc/codes"
 )
@@ -46,26 +46,13 @@ func (e *Engine) ListPodSandbox(_ context.Context, req *runtimeapi.ListPodSandbo
 		rec := s.record()
 		st := sandboxStatus(&rec)
 		if rec.Phase == sandboxCreating || !strings.HasPrefix(s.id, f.GetId()) ||
-			f.GetState() != nil && f.State.State != st.State || !selects(f.GetLabelSelector(), st.Labels) {
+			f.GetState() != nil && f.State.State != st.State || !pod.Selects(f.GetLabelSelector(), st.Labels) {
 			continue
 		}
-		resp.Items = append(resp.Items, &runtimeapi.PodSandbox{
-			Id: st.Id, Metadata: st.Metadata, State: st.State, CreatedAt: st.CreatedAt,
-			Labels: st.Labels, Annotations: st.Annotations, RuntimeHandler: st.RuntimeHandler,
-		})
+		resp.Items = append(resp.Items, pod.Item(st))
 	}
-	slices.SortFunc(resp.Items, func(a, b *runtimeapi.PodSandbox) int { return newestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
+	slices.SortFunc(resp.Items, func(a, b *runtimeapi.PodSandbox) int { return pod.NewestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
 	return resp, nil
-}
-
-func newestFirst(a, b int64, idA, idB string) int {
-	switch {
-	case a > b:
-		return -1
-	case a < b:
-		return 1
-	}
-	return strings.Compare(idA, idB)
 }
 
 // UpdatePodSandboxResources records the pod's new sums. The limits of the pod's
@@ -97,30 +84,11 @@ func (e *Engine) UpdatePodSandboxResources(ctx context.Context, req *runtimeapi.
 }
 
 func sandboxStatus(r *sandboxRecord) *runtimeapi.PodSandboxStatus {
-	c := r.config()
-	st := &runtimeapi.PodSandboxStatus{
-		Id: r.ID, Metadata: proto.CloneOf(c.Metadata), State: runtimeapi.PodSandboxState_SANDBOX_NOTREADY,
-		CreatedAt: r.CreatedAt.UnixNano(), RuntimeHandler: r.Handler,
-		Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
-		Network: &runtimeapi.PodSandboxNetworkStatus{},
-		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{
-			Options: &runtimeapi.NamespaceOption{
-				Network: r.namespaces().GetNetwork(), Pid: r.namespaces().GetPid(), Ipc: r.namespaces().GetIpc(),
-				TargetId: r.namespaces().GetTargetId(), UsernsOptions: proto.CloneOf(r.namespaces().GetUsernsOptions()),
-			},
-		}},
+	f := pod.Facts{ID: r.ID, Config: r.config(), Handler: r.Handler, CreatedAt: r.CreatedAt.UnixNano(), Ready: r.Phase == sandboxReady}
+	for _, ip := range r.IPs {
+		f.IPs = append(f.IPs, ip.String())
 	}
-	if r.Phase == sandboxReady {
-		st.State = runtimeapi.PodSandboxState_SANDBOX_READY
-	}
-	for i, ip := range r.IPs {
-		if i == 0 {
-			st.Network.Ip = ip.String()
-			continue
-		}
-		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip.String()})
-	}
-	return st
+	return pod.Status(f)
 }
 
 // sandboxInfo is for people: what verbose shows.

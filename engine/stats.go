@@ -15,6 +15,7 @@ import (
 	"podstead/cri"
 	"podstead/engine/internal/figure"
 	"podstead/engine/internal/netdev"
+	"podstead/engine/internal/pod"
 )
 
 // ContainerStats tells what a container uses. One that does not run uses disk.
@@ -40,7 +41,7 @@ func (e *Engine) ListContainerStats(ctx context.Context, req *runtimeapi.ListCon
 	f := req.GetFilter()
 	byPod := e.runningStats(ctx, func(r *containerRecord) bool {
 		return strings.HasPrefix(r.ID, f.GetId()) && strings.HasPrefix(r.SandboxID, f.GetPodSandboxId()) &&
-			selects(f.GetLabelSelector(), r.config().GetLabels())
+			pod.Selects(f.GetLabelSelector(), r.config().GetLabels())
 	})
 	resp := &runtimeapi.ListContainerStatsResponse{}
 	for _, of := range byPod {
@@ -132,7 +133,7 @@ func (e *Engine) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListPo
 	var wanted []*sandbox
 	for _, s := range e.allSandboxes() {
 		rec := s.record()
-		if rec.Phase == sandboxReady && strings.HasPrefix(s.id, f.GetId()) && selects(f.GetLabelSelector(), rec.config().GetLabels()) {
+		if rec.Phase == sandboxReady && strings.HasPrefix(s.id, f.GetId()) && pod.Selects(f.GetLabelSelector(), rec.config().GetLabels()) {
 			wanted = append(wanted, s)
 		}
 	}

@@ -34,18 +34,10 @@ func (r *Runtime) checkSandbox(c *runtimeapi.PodSandboxConfig) error {
 }
 
 func checkNamespaces(o *runtimeapi.NamespaceOption) error {
-	const field = "linux.security_context.namespace_options"
-	pod, node := runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE
-	if m := o.GetNetwork(); m != pod && m != node {
-		return invalid("%s.network: %v is not POD or NODE", field, m)
-	}
-	if m := o.GetIpc(); m != pod && m != node {
-		return invalid("%s.ipc: %v is not POD or NODE", field, m)
-	}
 	if spec.HasUserNamespace(o) {
-		return invalid("%s.userns_options: Docker has no user namespace for a single pod", field)
+		return invalid("linux.security_context.namespace_options.userns_options: Docker has no user namespace for a single pod")
 	}
-	return nil
+	return spec.CheckNamespaces(o)
 }
 
 // checkContainer refuses what Docker cannot do for a container, by name.

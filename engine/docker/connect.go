@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 
 	"google.golang.org/grpc/codes"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/pod"
 	"podstead/network"
 )
 
@@ -97,33 +97,15 @@ func (c *Config) teardown(ctx context.Context, pod network.Pod) error {
 }
 
 // networkPod describes the sandbox to package network.
-func (r *Runtime) networkPod(p *pod) network.Pod {
+func (r *Runtime) networkPod(p *sandbox) network.Pod {
 	c := p.rec.config()
-	m := c.GetMetadata()
-	out := network.Pod{
-		ID: p.id, Namespace: m.GetNamespace(), Name: m.GetName(), UID: m.GetUid(),
-		Netns: p.netns(), Annotations: c.GetAnnotations(), CgroupParent: c.GetLinux().GetCgroupParent(),
-	}
-	if d := c.GetDnsConfig(); d != nil {
-		out.DNS = network.DNS{Servers: d.Servers, Searches: d.Searches, Options: d.Options}
-	}
-	for _, pm := range c.GetPortMappings() {
-		if pm.HostPort == 0 {
-			continue
-		}
-		ip, _ := netip.ParseAddr(pm.HostIp) // checked by cri.Validate; empty is all addresses
-		out.Ports = append(out.Ports, network.PortMapping{
-			Protocol: pm.Protocol.String(), HostIP: ip,
-			HostPort: uint16(pm.HostPort), ContainerPort: uint16(pm.ContainerPort),
-		})
-	}
-	return out
+	return pod.Network(p.id, p.netns(), c.GetLinux().GetCgroupParent(), c)
 }
 
 // netns is the path of the pod's network namespace, "" if it is the host's or
 // gone. It is where Docker binds it, which no other pod's ever is: that below
 // /proc may be another process's by the time that the pod is disconnected.
-func (p *pod) netns() string {
+func (p *sandbox) netns() string {
 	if p.rec.hostNetwork() || p.state.Pid == 0 {
 		return ""
 	}

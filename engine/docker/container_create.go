@@ -22,7 +22,7 @@ import (
 
 // creation is a container that is being made.
 type creation struct {
-	pod    *pod
+	pod    *sandbox
 	config *runtimeapi.ContainerConfig
 	rec    containerRecord
 	image  image.InspectResponse

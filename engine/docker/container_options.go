@@ -170,17 +170,7 @@ func (r *Runtime) seLinux(o *runtimeapi.SELinuxOption) (options []string) {
 
 // appArmor is the profile's name, "" for Docker's own default.
 func (r *Runtime) appArmor(sc *runtimeapi.LinuxContainerSecurityContext) (string, error) {
-	name := sc.GetApparmorProfile()
-	if p := sc.GetApparmor(); p != nil {
-		switch p.ProfileType {
-		case runtimeapi.SecurityProfile_Unconfined:
-			name = "unconfined"
-		case runtimeapi.SecurityProfile_RuntimeDefault:
-			name = "runtime/default"
-		default:
-			name = "localhost/" + strings.TrimPrefix(p.LocalhostRef, "localhost/")
-		}
-	}
+	name := spec.AppArmorWanted(sc)
 	switch {
 	case !r.hasSecurity("apparmor") && name != "" && name != "unconfined":
 		return "", invalid("apparmor: profile %q is asked for, and this Docker Engine has no AppArmor", name)

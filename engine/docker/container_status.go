@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/engine/internal/pod"
 )
 
 // Reasons of an exit, in the words that kubelets and people know.
@@ -139,7 +141,7 @@ func (r *Runtime) ListContainers(ctx context.Context, req *runtimeapi.ListContai
 	for _, c := range all {
 		cfg := c.rec.config()
 		if !strings.HasPrefix(c.id, f.GetId()) || !strings.HasPrefix(c.rec.SandboxID, f.GetPodSandboxId()) ||
-			!selects(f.GetLabelSelector(), cfg.Labels) {
+			!pod.Selects(f.GetLabelSelector(), cfg.Labels) {
 			continue
 		}
 		if c.state.Status == container.StateCreated {
@@ -163,6 +165,6 @@ func (r *Runtime) ListContainers(ctx context.Context, req *runtimeapi.ListContai
 			Labels: cfg.Labels, Annotations: cfg.Annotations,
 		})
 	}
-	slices.SortFunc(resp.Containers, func(a, b *runtimeapi.Container) int { return newestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
+	slices.SortFunc(resp.Containers, func(a, b *runtimeapi.Container) int { return pod.NewestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
 	return resp, nil
 }

@@ -217,7 +217,7 @@ func (t *teller) picture(ctx context.Context, h *happening) *runtimeapi.PodSandb
 	}
 	st := t.pods[h.sandboxID]
 	if st == nil && h.pod != nil {
-		st = t.r.podStatus(&pod{id: h.id, rec: *h.pod})
+		st = t.r.podStatus(&sandbox{id: h.id, rec: *h.pod})
 	}
 	if h.id == h.sandboxID && h.what == runtimeapi.ContainerEventType_CONTAINER_DELETED_EVENT {
 		delete(t.pods, h.sandboxID)

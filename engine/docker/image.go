@@ -3,9 +3,7 @@ package docker
 import (
 	"context"
 	"encoding/json"
-	"math"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 
@@ -16,6 +14,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/engine/internal/spec"
 )
 
 // imageUsers keeps the users of images, by ID, which only an inspection tells
@@ -131,16 +130,7 @@ func describe(id string, tags, digests []string, size int64, user string) *runti
 		Id: id, Size: uint64(max(size, 1)), RepoTags: names(tags), RepoDigests: names(digests),
 		Spec: &runtimeapi.ImageSpec{Image: id}, Pinned: slices.Contains(tags, pauseImage),
 	}
-	// The kubelet compares a number with runAsNonRoot and cannot judge a name.
-	user, _, _ = strings.Cut(user, ":")
-	switch n, err := strconv.ParseInt(user, 10, 64); {
-	case user == "":
-		out.Uid = &runtimeapi.Int64Value{}
-	case err == nil && n >= 0 && n <= math.MaxInt32:
-		out.Uid = &runtimeapi.Int64Value{Value: n}
-	default:
-		out.Username = user
-	}
+	spec.SetImageUser(out, user)
 	return out
 }
 

@@ -15,8 +15,8 @@ import (
 	"podstead/cri"
 )
 
-// pod is a sandbox as Docker knows it.
-type pod struct {
+// sandbox is one as Docker knows it.
+type sandbox struct {
 	id    string
 	rec   sandboxRecord
 	state container.State // Status alone, if it comes from a list
@@ -50,7 +50,7 @@ func (r *Runtime) inspect(ctx context.Context, id, kind string) (*container.Insp
 }
 
 // pod finds a sandbox, nil if there is none.
-func (r *Runtime) pod(ctx context.Context, id string) (*pod, error) {
+func (r *Runtime) pod(ctx context.Context, id string) (*sandbox, error) {
 	if id == "" {
 		return nil, invalid("the ID of the pod sandbox is missing")
 	}
@@ -58,7 +58,7 @@ func (r *Runtime) pod(ctx context.Context, id string) (*pod, error) {
 	if c == nil || err != nil {
 		return nil, err
 	}
-	p := &pod{id: c.ID, state: *c.State, seen: c}
+	p := &sandbox{id: c.ID, state: *c.State, seen: c}
 	if err := decodeRecord(c.Config.Labels, &p.rec); err != nil {
 		return nil, fmt.Errorf("pod sandbox %s: %w", c.ID, err)
 	}
@@ -82,7 +82,7 @@ func (r *Runtime) ctr(ctx context.Context, id string) (*ctr, error) {
 }
 
 // mustPod and mustCtr make a missing object an error.
-func (r *Runtime) mustPod(ctx context.Context, id string) (*pod, error) {
+func (r *Runtime) mustPod(ctx context.Context, id string) (*sandbox, error) {
 	p, err := r.pod(ctx, id)
 	if p == nil && err == nil {
 		err = cri.Errorf(codes.NotFound, "pod sandbox %q does not exist", id)
@@ -99,14 +99,14 @@ func (r *Runtime) mustCtr(ctx context.Context, id string) (*ctr, error) {
 }
 
 // pods lists all sandboxes.
-func (r *Runtime) pods(ctx context.Context) ([]*pod, error) {
+func (r *Runtime) pods(ctx context.Context) ([]*sandbox, error) {
 	items, err := r.list(ctx, make(client.Filters).Add("label", labelType+"="+typeSandbox))
 	if err != nil {
 		return nil, err
 	}
-	var pods []*pod
+	var pods []*sandbox
 	for _, s := range items {
-		p := &pod{id: s.ID, state: container.State{Status: s.State, Running: s.State == container.StateRunning}}
+		p := &sandbox{id: s.ID, state: container.State{Status: s.State, Running: s.State == container.StateRunning}}
 		if err := decodeRecord(s.Labels, &p.rec); err != nil {
 			r.log.Warn("a pod sandbox's record cannot be read", "pod", s.ID, "error", err)
 			continue

@@ -7,11 +7,9 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
-	"podstead/cgroup"
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/metric"
 	"podstead/engine/internal/netdev"
-	"podstead/engine/internal/proc"
 )
 
 // ListMetricDescriptors lists what ListPodSandboxMetrics may give.
@@ -103,7 +101,7 @@ func (r *Runtime) ctrMetrics(ctx context.Context, c *ctr, pod *runtimeapi.PodSan
 		},
 		Seen: time.Now(), Usage: &usage, DeviceName: disk.DeviceName, OOMKills: usage.OOMKills, // its group began with it
 		Created: time.Unix(0, c.rec.CreatedAt), Started: time.Unix(0, nanoseconds(c.state.StartedAt)),
-		Resources: r.resources(c), Processes: processes(g, c.state.Pid),
+		Resources: r.resources(c), Processes: metric.ProcessesOf(g, c.state.Pid),
 	}
 	if f, err := disk.FilesystemOf(r.info().DockerRootDir); err == nil {
 		sample.Disk = &metric.Disk{Device: f.Device, Bytes: f.Bytes, Inodes: f.Inodes, InodesFree: f.InodesFree}
@@ -116,18 +114,4 @@ func (r *Runtime) ctrMetrics(ctx context.Context, c *ctr, pod *runtimeapi.PodSan
 		}
 	}
 	return r.metrics.Of(sample)
-}
-
-// processes looks at a container's processes, first being the first one.
-func processes(g *cgroup.Group, first int) *metric.Processes {
-	pids, err := g.Procs()
-	if err != nil {
-		return nil
-	}
-	p := &metric.Processes{Count: uint64(len(pids)), MaxOpenFiles: proc.MaxOpenFiles(first)}
-	p.OpenFiles, p.Sockets = proc.Files(pids)
-	if tids, more, err := g.Threads(proc.MaxThreads); err == nil && !more {
-		p.Threads = new(metric.ThreadStates(proc.StatesOf(tids)))
-	}
-	return p
 }

@@ -61,7 +61,7 @@ func dropGone[T any](s *states[T], live map[string]bool) error {
 
 // reconcileNetwork releases the addresses of sandboxes that somebody removed
 // without us.
-func (r *Runtime) reconcileNetwork(ctx context.Context, pods []*pod) error {
+func (r *Runtime) reconcileNetwork(ctx context.Context, pods []*sandbox) error {
 	var connected []string
 	for _, p := range pods {
 		if p.rec.Connected {

@@ -123,7 +123,7 @@ func (r *Runtime) makeSandbox(ctx context.Context, req *runtimeapi.RunPodSandbox
 	if err := r.startSandbox(ctx, res.ID, &rec); err != nil {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), removeTimeout)
 		defer cancel()
-		return "", errors.Join(err, r.discardSandbox(ctx, &pod{id: res.ID, rec: rec}))
+		return "", errors.Join(err, r.discardSandbox(ctx, &sandbox{id: res.ID, rec: rec}))
 	}
 	m := req.Config.Metadata
 	r.log.Info("pod sandbox is ready", "pod", res.ID, "name", m.Name, "namespace", m.Namespace)
@@ -131,7 +131,7 @@ func (r *Runtime) makeSandbox(ctx context.Context, req *runtimeapi.RunPodSandbox
 }
 
 // halfMade tells whether a crash interrupted a sandbox's creation.
-func (r *Runtime) halfMade(p *pod) bool {
+func (r *Runtime) halfMade(p *sandbox) bool {
 	return p.state.Status == container.StateCreated || p.state.Running && !r.ready(p)
 }
 
@@ -155,7 +155,7 @@ func (r *Runtime) startSandbox(ctx context.Context, id string, rec *sandboxRecor
 
 // discardSandbox removes all that a sandbox has, however far its creation came.
 // Docker's record goes last, since it tells a next attempt what there is to do.
-func (r *Runtime) discardSandbox(ctx context.Context, p *pod) error {
+func (r *Runtime) discardSandbox(ctx context.Context, p *sandbox) error {
 	if p.rec.Connected {
 		if err := r.cfg.teardown(ctx, r.networkPod(p)); err != nil {
 			return err
@@ -176,7 +176,7 @@ func (r *Runtime) discardSandbox(ctx context.Context, p *pod) error {
 }
 
 // removePodCgroup removes the pod's group if nobody else had made it.
-func (r *Runtime) removePodCgroup(ctx context.Context, p *pod) error {
+func (r *Runtime) removePodCgroup(ctx context.Context, p *sandbox) error {
 	if !p.rec.OwnCgroup {
 		return nil
 	}

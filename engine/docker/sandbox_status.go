@@ -11,10 +11,12 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/engine/internal/pod"
 )
 
 // ready tells whether a sandbox is complete and runs.
-func (r *Runtime) ready(p *pod) bool {
+func (r *Runtime) ready(p *sandbox) bool {
 	if !p.state.Running || p.state.Status != "running" {
 		return false
 	}
@@ -23,13 +25,6 @@ func (r *Runtime) ready(p *pod) bool {
 	}
 	s, _ := r.sandboxState.get(p.id)
 	return s.Connected
-}
-
-func (r *Runtime) podState(p *pod) runtimeapi.PodSandboxState {
-	if r.ready(p) {
-		return runtimeapi.PodSandboxState_SANDBOX_READY
-	}
-	return runtimeapi.PodSandboxState_SANDBOX_NOTREADY
 }
 
 // PodSandboxStatus tells what a sandbox is and how it does.
@@ -65,30 +60,15 @@ func verboseInfo(config proto.Message, facts map[string]any) (map[string]string,
 	return map[string]string{"info": string(b)}, nil
 }
 
-func (r *Runtime) podStatus(p *pod) *runtimeapi.PodSandboxStatus {
-	c, o := p.rec.config(), p.rec.namespaces()
-	st := &runtimeapi.PodSandboxStatus{
-		Id: p.id, Metadata: proto.CloneOf(c.Metadata), State: r.podState(p), CreatedAt: p.rec.CreatedAt,
-		RuntimeHandler: p.rec.Handler, Labels: maps.Clone(c.Labels), Annotations: maps.Clone(c.Annotations),
-		Network: &runtimeapi.PodSandboxNetworkStatus{},
-		Linux: &runtimeapi.LinuxPodSandboxStatus{Namespaces: &runtimeapi.Namespace{Options: &runtimeapi.NamespaceOption{
-			Network: o.GetNetwork(), Pid: o.GetPid(), Ipc: o.GetIpc(), TargetId: o.GetTargetId(),
-			UsernsOptions: proto.CloneOf(o.GetUsernsOptions()),
-		}}},
-	}
-	for i, ip := range r.podIPs(p) {
-		if i == 0 {
-			st.Network.Ip = ip
-			continue
-		}
-		st.Network.AdditionalIps = append(st.Network.AdditionalIps, &runtimeapi.PodIP{Ip: ip})
-	}
-	return st
+func (r *Runtime) podStatus(p *sandbox) *runtimeapi.PodSandboxStatus {
+	return pod.Status(pod.Facts{
+		ID: p.id, Config: p.rec.config(), Handler: p.rec.Handler, CreatedAt: p.rec.CreatedAt, Ready: r.ready(p), IPs: r.podIPs(p),
+	})
 }
 
 // podIPs are the addresses of a sandbox that was inspected, the primary one
 // first.
-func (r *Runtime) podIPs(p *pod) []string {
+func (r *Runtime) podIPs(p *sandbox) []string {
 	if p.rec.hostNetwork() {
 		return nil
 	}
@@ -121,31 +101,18 @@ func (r *Runtime) ListPodSandbox(ctx context.Context, req *runtimeapi.ListPodSan
 	}
 	resp := &runtimeapi.ListPodSandboxResponse{}
 	for _, p := range all {
-		c, state := p.rec.config(), r.podState(p)
-		if !strings.HasPrefix(p.id, f.GetId()) || f.GetState() != nil && f.State.State != state || !selects(f.GetLabelSelector(), c.Labels) {
+		st := r.podStatus(p)
+		if !strings.HasPrefix(p.id, f.GetId()) || f.GetState() != nil && f.State.State != st.State || !pod.Selects(f.GetLabelSelector(), st.Labels) {
 			continue
 		}
-		resp.Items = append(resp.Items, &runtimeapi.PodSandbox{
-			Id: p.id, Metadata: c.Metadata, State: state, CreatedAt: p.rec.CreatedAt,
-			Labels: c.Labels, Annotations: c.Annotations, RuntimeHandler: p.rec.Handler,
-		})
+		resp.Items = append(resp.Items, pod.Item(st))
 	}
-	slices.SortFunc(resp.Items, func(a, b *runtimeapi.PodSandbox) int { return newestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
+	slices.SortFunc(resp.Items, func(a, b *runtimeapi.PodSandbox) int { return pod.NewestFirst(a.CreatedAt, b.CreatedAt, a.Id, b.Id) })
 	return resp, nil
 }
 
-func newestFirst(a, b int64, idA, idB string) int {
-	switch {
-	case a > b:
-		return -1
-	case a < b:
-		return 1
-	}
-	return strings.Compare(idA, idB)
-}
-
 // updated is the sandbox's configuration with its sums as they are now.
-func (r *Runtime) updated(p *pod) *runtimeapi.PodSandboxConfig {
+func (r *Runtime) updated(p *sandbox) *runtimeapi.PodSandboxConfig {
 	s, _ := r.sandboxState.get(p.id)
 	if !s.Updated {
 		return p.rec.config()

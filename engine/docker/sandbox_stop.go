@@ -8,6 +8,7 @@ import (
 	"github.com/containerd/errdefs"
 	"github.com/moby/moby/api/types/container"
 	"github.com/moby/moby/client"
+	"google.golang.org/protobuf/proto"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
@@ -16,22 +17,34 @@ import (
 // StopPodSandbox ends a sandbox's containers, its network and its process. One
 // that is not there, or has stopped already, is no error.
 func (r *Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
-	if err := cri.Validate(req); err != nil {
-		return nil, err
-	}
-	p, err := r.pod(ctx, req.PodSandboxId)
-	if err != nil {
-		return nil, err
-	}
-	if p != nil {
-		_, err = r.join(ctx, "stop "+p.id, removeTimeout, func(ctx context.Context) (string, error) {
-			return "", r.stopSandbox(ctx, p)
-		})
-	}
-	return &runtimeapi.StopPodSandboxResponse{}, err
+	return &runtimeapi.StopPodSandboxResponse{}, r.leave(ctx, "stop", req, r.stopSandbox)
 }
 
-func (r *Runtime) stopSandbox(ctx context.Context, p *pod) error {
+// RemovePodSandbox removes a sandbox and its containers, stopping them first.
+// One that is not there is no error.
+func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
+	return &runtimeapi.RemovePodSandboxResponse{}, r.leave(ctx, "remove", req, r.removeSandbox)
+}
+
+// leave does, once for all who ask for it, what ends a sandbox if there is one.
+func (r *Runtime) leave(ctx context.Context, verb string, req interface {
+	proto.Message
+	GetPodSandboxId() string
+}, work func(context.Context, *sandbox) error) error {
+	if err := cri.Validate(req); err != nil {
+		return err
+	}
+	p, err := r.pod(ctx, req.GetPodSandboxId())
+	if err != nil || p == nil {
+		return err
+	}
+	_, err = r.join(ctx, verb+" "+p.id, removeTimeout, func(ctx context.Context) (string, error) {
+		return "", work(ctx, p)
+	})
+	return err
+}
+
+func (r *Runtime) stopSandbox(ctx context.Context, p *sandbox) error {
 	ctrs, err := r.ctrs(ctx, p.id)
 	if err != nil {
 		return err
@@ -47,25 +60,7 @@ func (r *Runtime) stopSandbox(ctx context.Context, p *pod) error {
 	return r.kill(ctx, p.id)
 }
 
-// RemovePodSandbox removes a sandbox and its containers, stopping them first.
-// One that is not there is no error.
-func (r *Runtime) RemovePodSandbox(ctx context.Context, req *runtimeapi.RemovePodSandboxRequest) (*runtimeapi.RemovePodSandboxResponse, error) {
-	if err := cri.Validate(req); err != nil {
-		return nil, err
-	}
-	p, err := r.pod(ctx, req.PodSandboxId)
-	if err != nil {
-		return nil, err
-	}
-	if p != nil {
-		_, err = r.join(ctx, "remove "+p.id, removeTimeout, func(ctx context.Context) (string, error) {
-			return "", r.removeSandbox(ctx, p)
-		})
-	}
-	return &runtimeapi.RemovePodSandboxResponse{}, err
-}
-
-func (r *Runtime) removeSandbox(ctx context.Context, p *pod) error {
+func (r *Runtime) removeSandbox(ctx context.Context, p *sandbox) error {
 	if err := r.stopSandbox(ctx, p); err != nil {
 		return err
 	}

@@ -23,6 +23,7 @@ import (
 	"podstead/engine/internal/disk"
 	"podstead/engine/internal/figure"
 	"podstead/engine/internal/netdev"
+	"podstead/engine/internal/pod"
 )
 
 // ContainerStats tells what a container uses.
@@ -43,7 +44,7 @@ func (r *Runtime) ListContainerStats(ctx context.Context, req *runtimeapi.ListCo
 	f := req.GetFilter()
 	all, err := r.runningStats(ctx, "", func(c *ctr) bool {
 		return strings.HasPrefix(c.id, f.GetId()) && strings.HasPrefix(c.rec.SandboxID, f.GetPodSandboxId()) &&
-			selects(f.GetLabelSelector(), c.rec.config().GetLabels())
+			pod.Selects(f.GetLabelSelector(), c.rec.config().GetLabels())
 	})
 	if err != nil {
 		return nil, err
@@ -128,7 +129,7 @@ func (r *Runtime) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 	}
 	resp := &runtimeapi.ListPodSandboxStatsResponse{}
 	for _, p := range all {
-		if !r.ready(p) || !strings.HasPrefix(p.id, f.GetId()) || !selects(f.GetLabelSelector(), p.rec.config().GetLabels()) {
+		if !r.ready(p) || !strings.HasPrefix(p.id, f.GetId()) || !pod.Selects(f.GetLabelSelector(), p.rec.config().GetLabels()) {
 			continue
 		}
 		seen, err := r.pod(ctx, p.id)
@@ -144,7 +145,7 @@ func (r *Runtime) ListPodSandboxStats(ctx context.Context, req *runtimeapi.ListP
 	return resp, nil
 }
 
-func (r *Runtime) podStats(ctx context.Context, p *pod) (*runtimeapi.PodSandboxStats, error) {
+func (r *Runtime) podStats(ctx context.Context, p *sandbox) (*runtimeapi.PodSandboxStats, error) {
 	cfg := p.rec.config()
 	l := &runtimeapi.LinuxPodSandboxStats{}
 	var err error
@@ -210,7 +211,7 @@ func (r *Runtime) groupOf(pid int) (*cgroup.Group, error) {
 
 // groupOfPod is the group that holds those of a pod's containers and of its
 // pause process, nil if it is not running or has no group of its own.
-func (r *Runtime) groupOfPod(p *pod) *cgroup.Group {
+func (r *Runtime) groupOfPod(p *sandbox) *cgroup.Group {
 	if p.rec.config().GetLinux().GetCgroupParent() == "" {
 		return nil
 	}

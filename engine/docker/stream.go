@@ -75,7 +75,7 @@ func (r *Runtime) running(ctx context.Context, id string) (*ctr, error) {
 }
 
 // readyPod finds a sandbox that must be ready.
-func (r *Runtime) readyPod(ctx context.Context, id string) (*pod, error) {
+func (r *Runtime) readyPod(ctx context.Context, id string) (*sandbox, error) {
 	p, err := r.mustPod(ctx, id)
 	if err == nil && !r.ready(p) {
 		err = cri.Errorf(codes.FailedPrecondition, "pod sandbox %s is not ready", p.id)

@@ -59,22 +59,27 @@ func seccompFile(field, file string) (Seccomp, error) {
 	return Seccomp{Localhost: file}, nil
 }
 
+// AppArmorWanted is what a request says of AppArmor, in the form of the older of
+// its fields: "", "unconfined", "runtime/default" or "localhost/PROFILE".
+func AppArmorWanted(sc *runtimeapi.LinuxContainerSecurityContext) string {
+	p := sc.GetApparmor()
+	if p == nil {
+		return sc.GetApparmorProfile()
+	}
+	switch p.ProfileType {
+	case runtimeapi.SecurityProfile_Unconfined:
+		return "unconfined"
+	case runtimeapi.SecurityProfile_RuntimeDefault:
+		return "runtime/default"
+	}
+	return "localhost/" + strings.TrimPrefix(p.LocalhostRef, "localhost/")
+}
+
 // appArmor returns the name of the profile to run under, "" for none. As
 // everywhere in Kubernetes, who asks for nothing gets the default profile where
 // there is one.
 func (in *Input) appArmor() (string, error) {
-	sc := in.Config.GetLinux().GetSecurityContext()
-	name := sc.GetApparmorProfile()
-	if p := sc.GetApparmor(); p != nil {
-		switch p.ProfileType {
-		case runtimeapi.SecurityProfile_Unconfined:
-			name = "unconfined"
-		case runtimeapi.SecurityProfile_RuntimeDefault:
-			name = "runtime/default"
-		default:
-			name = "localhost/" + strings.TrimPrefix(p.LocalhostRef, "localhost/")
-		}
-	}
+	name := AppArmorWanted(in.Config.GetLinux().GetSecurityContext())
 	switch {
 	case name == "unconfined", name == "" && (in.privileged() || !in.Host.AppArmor):
 		return "", nil

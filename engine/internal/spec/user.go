@@ -227,3 +227,17 @@ func isControl(r rune) bool { return r < ' ' || r == 0x7f }
 func invalid(format string, args ...any) error {
 	return cri.Errorf(codes.InvalidArgument, format, args...)
 }
+
+// SetImageUser tells of an image as whom it wants to run. The kubelet compares a
+// number with runAsNonRoot and cannot judge a name.
+func SetImageUser(to *runtimeapi.Image, user string) {
+	user, _, _ = strings.Cut(user, ":")
+	switch n, err := strconv.ParseInt(user, 10, 64); {
+	case user == "":
+		to.Uid = &runtimeapi.Int64Value{}
+	case err == nil && n >= 0 && n <= math.MaxInt32:
+		to.Uid = &runtimeapi.Int64Value{Value: n}
+	default:
+		to.Username = user
+	}
+}

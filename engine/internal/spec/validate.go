@@ -21,7 +21,7 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 	}
 	sc := c.GetLinux().GetSecurityContext()
 	o := sc.GetNamespaceOptions()
-	if err := checkNamespaces(o); err != nil {
+	if err := CheckNamespaces(o); err != nil {
 		return err
 	}
 	if err := checkCgroup(c.GetLinux().GetCgroupParent(), host); err != nil {
@@ -37,7 +37,8 @@ func CheckSandbox(c *runtimeapi.PodSandboxConfig, host Host) error {
 	return checkDNS(c.GetDnsConfig())
 }
 
-func checkNamespaces(o *runtimeapi.NamespaceOption) error {
+// CheckNamespaces refuses modes that no sandbox or container has.
+func CheckNamespaces(o *runtimeapi.NamespaceOption) error {
 	const field = "linux.security_context.namespace_options"
 	pod, node := runtimeapi.NamespaceMode_POD, runtimeapi.NamespaceMode_NODE
 	if m := o.GetNetwork(); m != pod && m != node {
@@ -98,7 +99,7 @@ func checkDNS(d *runtimeapi.DNSConfig) error {
 // as the request alone shows it. The request has passed cri.Validate.
 func CheckContainer(c *runtimeapi.ContainerConfig, sandbox *runtimeapi.PodSandboxConfig) error {
 	sc := c.GetLinux().GetSecurityContext()
-	if err := checkNamespaces(sc.GetNamespaceOptions()); err != nil {
+	if err := CheckNamespaces(sc.GetNamespaceOptions()); err != nil {
 		return err
 	}
 	own := sc.GetNamespaceOptions().GetUsernsOptions()
