@@ -2,7 +2,11 @@ package agent
 
 import (
 	"fmt"
+	"os"
 	"path"
+	"path/filepath"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
@@ -46,6 +50,15 @@ func capacity(cpu, memory resource.Quantity, dir string, r Reservations) corev1.
 	if unix.Statfs(dir, &fs) == nil {
 		all[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(int64(fs.Blocks)*fs.Bsize, resource.BinarySI)
 	}
+	used := int64(0)
+	for size, n := range hugePages(hugePagesDir) {
+		name := corev1.ResourceName(corev1.ResourceHugePagesPrefix + resource.NewQuantity(size, resource.BinarySI).String())
+		all[name] = *resource.NewQuantity(size*n, resource.BinarySI)
+		used += size * n
+	}
+	memory = memory.DeepCopy()
+	memory.Sub(*resource.NewQuantity(used, resource.BinarySI))
+	all[corev1.ResourceMemory] = memory // pages that are huge are nothing else
 	pods := int64(r.MaxPods)
 	if n := cpu.Value() * int64(r.PodsPerCore); n > 0 && (pods == 0 || n < pods) {
 		pods = n
@@ -54,6 +67,25 @@ func capacity(cpu, memory resource.Quantity, dir string, r Reservations) corev1.
 		all[corev1.ResourcePods] = *resource.NewQuantity(pods, resource.DecimalSI)
 	}
 	return all
+}
+
+const hugePagesDir = "/sys/kernel/mm/hugepages"
+
+// hugePages are the sizes of huge pages of the machine, in bytes, and how many of
+// each the host has set aside.
+func hugePages(dir string) map[int64]int64 {
+	out := map[int64]int64{}
+	entries, _ := os.ReadDir(dir) // a kernel without them has none
+	for _, e := range entries {
+		kib, err := strconv.ParseInt(strings.TrimSuffix(strings.TrimPrefix(e.Name(), "hugepages-"), "kB"), 10, 64)
+		if err != nil {
+			continue
+		}
+		data, _ := os.ReadFile(filepath.Join(dir, e.Name(), "nr_hugepages"))
+		n, _ := strconv.ParseInt(strings.TrimSpace(string(data)), 10, 64)
+		out[kib<<10] = n
+	}
+	return out
 }
 
 // reserved is what the reservations leave, and with what eviction keeps free it

@@ -7,10 +7,12 @@ import (
 	"encoding/hex"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -100,6 +102,9 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
 	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
+	if cfg.Cgroups != nil && slices.Contains(cfg.Cgroups.Controllers(), "hugetlb") {
+		n.request.HugePages = slices.Sorted(maps.Keys(hugePages(hugePagesDir)))
+	}
 	n.capacity = capacity(n.facts.CPU, n.facts.Memory, cfg.StateDir, cfg.Policy.Node)
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
 	n.facts.CPU, n.facts.Memory = *n.allocatable.Cpu(), *n.allocatable.Memory()

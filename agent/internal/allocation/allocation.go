@@ -6,6 +6,9 @@ package allocation
 
 import (
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -29,8 +32,8 @@ func (s *Shortage) Never() bool { return s.Requested > s.Capacity }
 
 // Ledger is what the node has for pods, and who has it.
 type Ledger struct {
-	// Allocatable is fixed: cpu, memory, ephemeral-storage, pods. What it does not
-	// name is not bounded.
+	// Allocatable is fixed: cpu, memory, ephemeral-storage, pods, huge pages. What it
+	// does not name is not bounded, except huge pages, which are not there then.
 	Allocatable corev1.ResourceList
 
 	mu      sync.Mutex
@@ -152,8 +155,14 @@ func add(to map[corev1.ResourceName]int64, list corev1.ResourceList) {
 }
 
 func (l *Ledger) short(requests corev1.ResourceList, used map[corev1.ResourceName]int64) *Shortage {
-	for _, name := range []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage} {
-		if _, bounded := l.Allocatable[name]; !bounded {
+	names := []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage}
+	for _, name := range slices.Sorted(maps.Keys(requests)) {
+		if isHugePages(name) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
+		if _, bounded := l.Allocatable[name]; !bounded && !isHugePages(name) {
 			continue
 		}
 		want, capacity := amount(requests, name), amount(l.Allocatable, name)
@@ -165,6 +174,11 @@ func (l *Ledger) short(requests corev1.ResourceList, used map[corev1.ResourceNam
 		}
 	}
 	return nil
+}
+
+// isHugePages: of these a node has what it says, and else none.
+func isHugePages(name corev1.ResourceName) bool {
+	return strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix)
 }
 
 func amount(list corev1.ResourceList, name corev1.ResourceName) int64 {

@@ -60,3 +60,19 @@ func TestPodsGetWhatIsFree(t *testing.T) {
 		t.Errorf("told: %v", told)
 	}
 }
+
+func TestHugePagesAreBounded(t *testing.T) {
+	l := &Ledger{Allocatable: corev1.ResourceList{"hugepages-2Mi": resource.MustParse("4Mi")}}
+	take := func(uid string, name corev1.ResourceName, n string) *Shortage {
+		return l.Take(Request{UID: uid, Requests: corev1.ResourceList{name: resource.MustParse(n)}, Free: func() {}})
+	}
+	if s := take("a", "hugepages-2Mi", "2Mi"); s != nil {
+		t.Error(s)
+	}
+	if s := take("b", "hugepages-2Mi", "4Mi"); s == nil || s.Never() || s.Reason() != "OutOfhugepages-2Mi" {
+		t.Errorf("b: %v", s)
+	}
+	if s := take("c", "hugepages-1Gi", "1Gi"); s == nil || !s.Never() {
+		t.Errorf("of a size that the machine has not: %v", s)
+	}
+}

@@ -23,7 +23,7 @@ func limits(r corev1.ResourceRequirements) corev1.ResourceList { return r.Limits
 // SizeLimit is that of an emptyDir on disk; 0: none. One in memory bounds itself.
 func SizeLimit(v corev1.Volume) int64 {
 	e := v.EmptyDir
-	if e == nil || e.SizeLimit == nil || e.Medium == corev1.StorageMediumMemory {
+	if e == nil || e.SizeLimit == nil || e.Medium != corev1.StorageMediumDefault {
 		return 0
 	}
 	return max(e.SizeLimit.Value(), 0)

@@ -272,3 +272,32 @@ func TestContainer(t *testing.T) {
 		}
 	}
 }
+
+func TestHugePages(t *testing.T) {
+	n := node()
+	n.HugePages = []int64{64 << 10, 2 << 20, 1 << 30}
+	c := corev1.Container{}
+	c.Resources.Limits = corev1.ResourceList{"memory": resource.MustParse("1Gi"), "hugepages-2Mi": resource.MustParse("4Mi"), "hugepages-32Mi": resource.MustParse("32Mi")}
+	p := pod(c)
+	for _, r := range []struct {
+		got  *runtimeapi.LinuxContainerResources
+		want string
+	}{
+		{n.Resources(p, &p.Spec.Containers[0]), "64KB:0 2MB:4194304 32MB:33554432 1GB:0 "},
+		{PodResources(p), "2MB:4194304 32MB:33554432 "},
+		{n.Resources(p, &corev1.Container{}), ""},
+	} {
+		text := ""
+		for _, l := range r.got.HugepageLimits {
+			text += fmt.Sprintf("%s:%d ", l.PageSize, l.Limit)
+		}
+		if text != r.want {
+			t.Errorf("%q, want %q", text, r.want)
+		}
+	}
+	for name, want := range map[string]int64{"hugepages-2Mi": 2 << 20, "HugePages-1Gi": 1 << 30, "hugepages-3Mi": 0, "hugepages-": 0, "hugepages--2Mi": 0, "HugePages": 0, "memory": 0, "": 0} {
+		if got, _ := HugePageSize(name); got != want {
+			t.Errorf("%q: %d", name, got)
+		}
+	}
+}

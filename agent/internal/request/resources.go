@@ -147,6 +147,7 @@ func (n Node) Resources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxC
 		CpuQuota:           quota(cpu),
 		MemoryLimitInBytes: memory.Value(),
 		OomScoreAdj:        n.oomScore(pod, c),
+		HugepageLimits:     hugePages(c.Resources.Limits, n.HugePages),
 	}
 }
 
@@ -174,6 +175,7 @@ func PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
 	if memory {
 		r.MemoryLimitInBytes = limits.Memory().Value()
 	}
+	r.HugepageLimits = hugePages(limits, nil)
 	return r
 }
 

@@ -30,6 +30,7 @@ type Node struct {
 	// CgroupRoot is the parent of the kubepods tree; Cgroups false: no parents.
 	CgroupRoot string
 	Cgroups    bool
+	HugePages  []int64 // sizes whose use the host's cgroups can bound, in bytes
 }
 
 // maxHostname is what the kernel takes less one, as the kubelet has it.

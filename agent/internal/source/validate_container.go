@@ -14,6 +14,7 @@ import (
 	"k8s.io/apimachinery/pkg/util/validation/field"
 
 	"podstead/agent/internal/device"
+	"podstead/agent/internal/request"
 )
 
 func (c *podCheck) containers(spec *field.Path) {
@@ -190,6 +191,8 @@ func (c *podCheck) resources(r *corev1.ResourceRequirements, p *field.Path) {
 			k := at.Key(string(name))
 			switch {
 			case name == corev1.ResourceCPU, name == corev1.ResourceMemory, name == corev1.ResourceEphemeralStorage:
+			case strings.HasPrefix(string(name), corev1.ResourceHugePagesPrefix):
+				c.hugePages(r, name, q, at)
 			case device.IsExtended(name):
 				c.extended(r, name, q, at)
 			default:
@@ -206,6 +209,25 @@ func (c *podCheck) resources(r *corev1.ResourceRequirements, p *field.Path) {
 		if limit, ok := r.Limits[name]; ok && req.Cmp(limit) > 0 {
 			c.add(field.Invalid(p.Child("requests").Key(string(name)), req.String(), "must be at most the limit of "+limit.String()))
 		}
+	}
+}
+
+// hugePages checks a resource of huge pages: whole pages, no request other than
+// the limit, and cpu or memory beside it.
+func (c *podCheck) hugePages(r *corev1.ResourceRequirements, name corev1.ResourceName, q resource.Quantity, p *field.Path) {
+	k := p.Key(string(name))
+	size, ok := request.HugePageSize(string(name))
+	switch limit, limited := r.Limits[name]; {
+	case !ok:
+		c.add(field.Invalid(k, string(name), "must name a size of pages, as hugepages-2Mi does"))
+	case q.Value()%size != 0:
+		c.add(field.Invalid(k, q.String(), "must be a multiple of the size of a page"))
+	case !limited || limit.Cmp(q) != 0:
+		c.add(field.Invalid(k, q.String(), "must be equal to the limit of "+limit.String()))
+	}
+	has := func(list corev1.ResourceList) bool { return !list.Cpu().IsZero() || !list.Memory().IsZero() }
+	if !has(r.Limits) && !has(r.Requests) {
+		c.add(field.Forbidden(k, "huge pages require cpu or memory"))
 	}
 }
 

@@ -4,12 +4,15 @@ import (
 	"path"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/distribution/reference"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/validation"
 	"k8s.io/apimachinery/pkg/util/validation/field"
+
+	"podstead/agent/internal/request"
 )
 
 func (c *podCheck) volumeList(p *field.Path) {
@@ -28,6 +31,25 @@ func (c *podCheck) volumeList(p *field.Path) {
 	}
 }
 
+// medium checks where an emptyDir is. One of huge pages needs a container that
+// may use them, of the size that it names if it names one.
+func (c *podCheck) medium(m corev1.StorageMedium, p *field.Path) {
+	if !strings.HasPrefix(string(m), string(corev1.StorageMediumHugePages)) {
+		oneOf(c, p, m, corev1.StorageMediumDefault, corev1.StorageMediumMemory, corev1.StorageMediumHugePages, corev1.StorageMediumHugePagesPrefix+"SIZE")
+		return
+	}
+	sizes := request.HugePageSizes(c.pod)
+	if m == corev1.StorageMediumHugePages {
+		if len(sizes) != 1 {
+			c.add(field.Invalid(p, string(m), "the containers ask for huge pages of "+strconv.Itoa(len(sizes))+" sizes, must be one"))
+		}
+		return
+	}
+	if size, ok := request.HugePageSize(string(m)); !ok || !slices.Contains(sizes, size) {
+		c.add(field.Invalid(p, string(m), "no container asks for huge pages of this size"))
+	}
+}
+
 func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 	sources := 0
 	src := reflect.ValueOf(v.VolumeSource)
@@ -42,7 +64,7 @@ func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 	switch {
 	case v.EmptyDir != nil:
 		at := p.Child("emptyDir")
-		oneOf(c, at.Child("medium"), v.EmptyDir.Medium, corev1.StorageMediumDefault, corev1.StorageMediumMemory)
+		c.medium(v.EmptyDir.Medium, at.Child("medium"))
 		if q := v.EmptyDir.SizeLimit; q != nil && q.Sign() < 0 {
 			c.add(field.Invalid(at.Child("sizeLimit"), q.String(), "must not be negative"))
 		}

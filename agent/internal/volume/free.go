@@ -16,7 +16,7 @@ import (
 func (p Pod) Scratch() map[string]string {
 	out := map[string]string{}
 	for i := range p.Spec.Spec.Volumes {
-		if v := &p.Spec.Spec.Volumes[i]; v.EmptyDir != nil && v.EmptyDir.Medium != corev1.StorageMediumMemory {
+		if v := &p.Spec.Spec.Volumes[i]; v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumDefault {
 			out[v.Name] = p.path(v)
 		}
 	}

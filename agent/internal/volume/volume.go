@@ -12,11 +12,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/agent/internal/request"
 	"podstead/sys"
 )
 
@@ -139,6 +141,9 @@ func (p Pod) emptyDir(v *corev1.Volume) error {
 	if v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory {
 		return mountTmpfs(dir, p.memorySize(v), group)
 	}
+	if v.EmptyDir != nil && strings.HasPrefix(string(v.EmptyDir.Medium), string(corev1.StorageMediumHugePages)) {
+		return p.mountHugePages(v, dir, group)
+	}
 	if _, err := os.Lstat(dir); err == nil {
 		return nil
 	}
@@ -153,6 +158,31 @@ func (p Pod) emptyDir(v *corev1.Volume) error {
 		mode |= fs.ModeSetgid
 	}
 	return os.Chmod(dir, mode) // past the umask
+}
+
+// mountHugePages mounts a hugetlbfs at dir unless one is there.
+func (p Pod) mountHugePages(v *corev1.Volume, dir string, group *int64) error {
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return err
+	}
+	if sys.IsMount(dir) {
+		return nil
+	}
+	size, ok := request.HugePageSize(string(v.EmptyDir.Medium))
+	if sizes := request.HugePageSizes(p.Spec); !ok && len(sizes) > 0 {
+		size = sizes[0] // the only one
+	}
+	options := fmt.Sprintf("mode=0777,pagesize=%d", size)
+	if group != nil {
+		options = fmt.Sprintf("mode=02777,gid=%d,pagesize=%d", *group, size)
+	}
+	if q := v.EmptyDir.SizeLimit; q != nil && q.Sign() > 0 {
+		options += fmt.Sprintf(",size=%d", q.Value())
+	}
+	if err := unix.Mount("hugetlbfs", dir, "hugetlbfs", unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		return fmt.Errorf("mount huge pages of %d bytes at %s: %w", size, dir, err)
+	}
+	return nil
 }
 
 // memorySize is the size of an emptyDir in memory: its limit, and no more than

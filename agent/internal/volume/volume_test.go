@@ -236,6 +236,27 @@ func TestEmptyDir(t *testing.T) {
 	}
 }
 
+func TestHugePages(t *testing.T) {
+	host.Require(t)
+	if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
+		t.Skip("the kernel has no huge pages of 2 MiB")
+	}
+	p := newPod(t,
+		vol("named", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: "HugePages-2Mi"}}),
+		vol("only", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumHugePages}}))
+	p.Spec.Spec.Containers = []corev1.Container{{Resources: corev1.ResourceRequirements{Limits: corev1.ResourceList{"hugepages-2Mi": resource.MustParse("2Mi")}}}}
+	must(t, p.Setup(&objects{}, env.Facts{}))
+	must(t, p.Setup(&objects{}, env.Facts{})) // it is there
+	for i := range 2 {
+		var st unix.Statfs_t
+		must(t, unix.Statfs(p.path(&p.Spec.Spec.Volumes[i]), &st))
+		if st.Type != unix.HUGETLBFS_MAGIC || st.Bsize != 2<<20 {
+			t.Errorf("volume %d: file system %x of pages of %d", i, st.Type, st.Bsize)
+		}
+	}
+	must(t, Remove(p.Dir))
+}
+
 func TestHostPathTypes(t *testing.T) {
 	dir := t.TempDir()
 	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
