@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench bench-oci fuzz simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -88,6 +88,16 @@ simulate:
 # podstead-oci, and our supervisor, side by side with crun and runc.
 bench-oci: test-deps
 	$(GO) run ./test/bench/oci
+
+# Whole nodes, from manifests: ours, a stock kubelet (PODSTEAD_TEST_KUBELET, see
+# test-kubelet) on containerd, and podman kube play.
+bench-node: test-deps
+	$(GO) run ./test/bench/node
+
+# What becomes of the manifests below DIR; see docs/manifests.md.
+manifests: build
+	-bin/podstead check --table $(DIR)
+	PODSTEAD_TEST_MANIFESTS=$(abspath $(DIR)) $(GO) test -count=1 -v -timeout 30m -run PublicManifests ./test/e2e
 
 # A minute for each fuzz target.
 fuzz:

@@ -76,6 +76,7 @@ func TestSimulationOfOld(t *testing.T) {
 		{2027, "a deletion was forgotten, as the worker had not looked at it when the agent ended"},
 		{2832, "a slow look kept the worker from hearing that the pod was to go"},
 		{3148, "a sandbox came late and a failed pod was pending again"},
+		{7443, "a container without a readiness probe was never ready again, as its liveness probe failed when the agent ended"},
 		{4026, "an instance was removed as never started, ran before that, and was forgotten"},
 	} {
 		t.Run(fmt.Sprint(old.seed), func(t *testing.T) {

@@ -65,7 +65,7 @@ func rootCommand() *cobra.Command {
 	f.StringVar(&opt.logLevel, "log-level", "info", "debug, info, warn or error")
 	root.AddCommand(
 		nodeCommand(&opt), criCommand(&opt), ociCommand(),
-		upCommand(&opt), downCommand(&opt),
+		upCommand(&opt), downCommand(&opt), checkCommand(),
 		getCommand(&opt), describeCommand(&opt), whyCommand(&opt), logsCommand(&opt), execCommand(&opt), debugCommand(&opt), topCommand(&opt), shutdownCommand(&opt), deleteCommand(&opt),
 		imageCommand(&opt), shimCommand(),
 		ctl.Command(func() string { return "unix://" + opt.criSocket() }),

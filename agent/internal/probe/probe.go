@@ -68,7 +68,7 @@ func Watch(ctx context.Context, cfg Config) *Container {
 	c.state = State{Started: s.StartupProbe == nil, Ready: s.ReadinessProbe == nil && s.StartupProbe == nil}
 	if carry := cfg.Carry; carry != nil {
 		c.state.Started = c.state.Started || carry.Started
-		c.state.Ready = (c.state.Ready || carry.Ready) && c.state.Started
+		c.state.Ready = (s.ReadinessProbe == nil || carry.Ready) && c.state.Started
 	}
 	if c.state.Started {
 		c.running(ctx)

@@ -28,6 +28,7 @@ type streak struct {
 	ok  bool
 	n   int32
 	bad int32 // the longest row of failures
+	was bool  // ever a success
 }
 
 // pod is what was wanted of a pod and what came of it, until nothing is left.
@@ -462,6 +463,7 @@ func (c *container) answered(kind string, code int32, err error) {
 		s.ok, s.n = ok, 0
 	}
 	s.n++
+	s.was = s.was || ok
 	if !ok {
 		s.bad = max(s.bad, s.n)
 	}

@@ -98,7 +98,7 @@ func (w *World) toldReady(p *pod, name string, c *corev1.ContainerStatus) {
 	}
 	ready, failed := x.probes["ready"], x.probes["live"] != nil && x.probes["live"].bad > 0 || x.probes["startup"] != nil && x.probes["startup"].bad > 0
 	switch {
-	case c.Ready && spec.ReadinessProbe != nil && (ready == nil || !ready.ok && ready.bad == ready.n):
+	case c.Ready && spec.ReadinessProbe != nil && (ready == nil || !ready.was):
 		w.wrong("%s/%s is ready though its probe never succeeded", name, c.Name)
 	case !c.Ready && known && !failed && (spec.ReadinessProbe == nil || ready == nil || ready.bad < spec.ReadinessProbe.FailureThreshold):
 		w.wrong("%s/%s is not ready any more though no probe failed often enough", name, c.Name)

@@ -10,6 +10,7 @@ package source
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -163,6 +164,9 @@ func duplicates(objects []Object) (errs []error) {
 func (d *Decoder) document(doc []byte, depth int) ([]Object, []string, error) {
 	data, err := yaml.YAMLToJSONStrict(doc)
 	if err != nil {
+		if bytes.Contains(doc, []byte("{{")) {
+			return nil, nil, errors.New("this is a template: render it first (helm template), and use what comes out")
+		}
 		return nil, nil, plainYAMLError(err)
 	}
 	if s := strings.TrimSpace(string(data)); s == "null" || s == "" {
@@ -173,10 +177,11 @@ func (d *Decoder) document(doc []byte, depth int) ([]Object, []string, error) {
 		return nil, nil, fmt.Errorf("not a Kubernetes object: %w", err)
 	}
 	if meta.Kind == "" {
-		return nil, nil, errors.New("no kind")
+		return nil, nil, errors.New("no kind: this is no Kubernetes object")
 	}
-	if meta.Kind == "List" && meta.APIVersion == "v1" {
-		return d.list(data, depth)
+	if of, ok := strings.CutSuffix(meta.Kind, "List"); ok {
+		meta.Kind = of
+		return d.list(meta, data, depth)
 	}
 	return d.object(meta, data)
 }
@@ -185,7 +190,9 @@ func plainYAMLError(err error) error {
 	return errors.New(strings.TrimPrefix(err.Error(), "yaml: "))
 }
 
-func (d *Decoder) list(data []byte, depth int) (objects []Object, warnings []string, err error) {
+// list takes a List, or a list of one kind (PodList), whose items need not say
+// what they are.
+func (d *Decoder) list(of metav1.TypeMeta, data []byte, depth int) (objects []Object, warnings []string, err error) {
 	if depth >= maxListDepth {
 		return nil, nil, errors.New("lists are nested too deeply")
 	}
@@ -199,13 +206,27 @@ func (d *Decoder) list(data []byte, depth int) (objects []Object, warnings []str
 	}
 	var errs []error
 	for i, item := range list.Items {
-		objs, warns, err := d.document(item.Raw, depth+1)
+		objs, warns, err := d.document(typed(item.Raw, of), depth+1)
 		if err != nil {
 			errs = append(errs, fmt.Errorf("items[%d]: %w", i, err))
 		}
 		objects, warnings = append(objects, objs...), append(warnings, warns...)
 	}
 	return objects, warnings, errors.Join(errs...)
+}
+
+// typed says what an item of a list is, if it does not say so itself.
+func typed(item []byte, of metav1.TypeMeta) []byte {
+	var object map[string]json.RawMessage
+	if of.Kind == "" || json.Unmarshal(item, &object) != nil || object == nil || object["kind"] != nil {
+		return item
+	}
+	object["kind"], _ = json.Marshal(of.Kind)
+	object["apiVersion"], _ = json.Marshal(of.APIVersion)
+	if out, err := json.Marshal(object); err == nil {
+		return out
+	}
+	return item
 }
 
 // strict decodes JSON and refuses unknown and repeated fields, with their path.
@@ -239,7 +260,7 @@ func (d *Decoder) object(meta metav1.TypeMeta, data []byte) ([]Object, []string,
 	case "Namespace":
 		return nil, []string{"Namespace has no effect: namespaces need not be made here"}, nil
 	default:
-		return nil, nil, fmt.Errorf("kind %s is not supported: %s", meta.Kind, instead(meta.Kind))
+		return nil, nil, fmt.Errorf("kind %s is not supported: %s", meta.Kind, instead(meta))
 	}
 	if meta.APIVersion != "v1" {
 		return nil, nil, fmt.Errorf("%s: apiVersion is %q, want v1", meta.Kind, meta.APIVersion)
@@ -309,22 +330,37 @@ func hasStatus(pod *corev1.Pod) bool {
 }
 
 // instead says what to do about a kind that is not supported.
-func instead(kind string) string {
-	switch kind {
+func instead(meta metav1.TypeMeta) string {
+	switch meta.Kind {
 	case "Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "ReplicationController":
 		return "write its spec.template as a Pod (one per replica)"
 	case "Job", "CronJob":
 		return "write its template as a Pod with restartPolicy OnFailure or Never"
 	case "Service", "Endpoints", "EndpointSlice":
 		return "give the containers' ports a hostPort; the containers of a pod share localhost"
-	case "Ingress", "Gateway", "HTTPRoute":
+	case "Ingress", "IngressClass", "Gateway", "HTTPRoute":
 		return "run a proxy as a Pod with a hostPort"
 	case "StorageClass":
 		return "a PersistentVolumeClaim without storageClassName gets a directory on this node"
-	case "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding":
+	case "ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "APIService":
 		return "there is no API server to be authorized at; leave it out"
 	case "PodTemplate":
 		return "write its template as a Pod"
+	case "NetworkPolicy":
+		return "nothing here would enforce it; filter on the host, or leave it out"
+	case "LimitRange", "ResourceQuota":
+		return "write requests and limits into the pods; leave it out"
+	case "HorizontalPodAutoscaler", "VerticalPodAutoscaler", "PodDisruptionBudget", "PriorityClass":
+		return "nothing is scheduled or scaled on one node; leave it out"
+	case "PodSecurityPolicy":
+		return "it was removed from Kubernetes; leave it out"
+	case "Kustomization", "Component":
+		return "it is input of kustomize: use what \"kustomize build\" prints"
+	case "CustomResourceDefinition":
+		return "there is no API server to extend; leave it out"
+	}
+	if group, _, ok := strings.Cut(meta.APIVersion, "/"); ok && strings.Contains(group, ".") && !strings.HasSuffix(group, ".k8s.io") {
+		return "it is for a controller that serves " + group + " in a cluster; leave it out"
 	}
 	return "this node runs Pods and the ConfigMaps, Secrets and volumes that they use; leave it out"
 }
