@@ -304,6 +304,25 @@ func (w *World) kill(c *container, grace time.Duration) {
 	}
 }
 
+func (s *Session) UpdatePodSandboxResources(context.Context, *runtimeapi.UpdatePodSandboxResourcesRequest) (*runtimeapi.UpdatePodSandboxResourcesResponse, error) {
+	return nil, cri.Errorf(codes.Unimplemented, "as older runtimes")
+}
+
+func (s *Session) UpdateContainerResources(ctx context.Context, r *runtimeapi.UpdateContainerResourcesRequest) (*runtimeapi.UpdateContainerResourcesResponse, error) {
+	c, key := s.w.find(r.ContainerId)
+	if c == nil {
+		return nil, cri.Errorf(codes.NotFound, "no container %s", r.ContainerId)
+	}
+	err := s.call(ctx, "UpdateContainerResources", key, func(bool) error {
+		if !c.running() {
+			return cri.Errorf(codes.FailedPrecondition, "it does not run")
+		}
+		c.config.Linux.Resources = r.Linux
+		return nil
+	})
+	return &runtimeapi.UpdateContainerResourcesResponse{}, err
+}
+
 func (s *Session) RemoveContainer(ctx context.Context, r *runtimeapi.RemoveContainerRequest) (*runtimeapi.RemoveContainerResponse, error) {
 	w, began := s.w, time.Now()
 	c, key := w.find(r.ContainerId)
