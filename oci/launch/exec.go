@@ -52,7 +52,7 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if opt.Unprivileged {
 		c.joinUnprivileged(target, flags)
 	} else {
-		c.do("join the container's namespaces", cSetns, target, flags&execFlags)
+		c.do(joinStep, cSetns, target, flags&execFlags)
 	}
 	if root != none {
 		c.do("enter the container's root", cFchdir, root)

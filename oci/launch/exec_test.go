@@ -1,12 +1,17 @@
 package launch
 
 import (
+	"errors"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // start runs a container that lives until the test ends, and returns its pid.
@@ -85,4 +90,27 @@ func TestEncode(t *testing.T) {
 	t.Log(len(b), p.String())
 	_ = io.EOF
 	_ = os.Stdout
+}
+
+// TestExecFindsTheProcessGone has a process that ends after it was opened.
+func TestExecFindsTheProcessGone(t *testing.T) {
+	needRoot(t)
+	spec := testSpec(rootfs(t), "exec sleep 1000")
+	spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+	pid := start(t, mustCompile(t, spec))
+	x, err := CompileExec(spec, spec.Process, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := x.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(pid, unix.SIGKILL)
+	unix.Wait4(pid, nil, 0, nil)
+	c, err := Fork(x, files, Stdio{})
+	sys.CloseAll(files)
+	if !errors.Is(err, os.ErrProcessDone) || !errors.Is(err, unix.ESRCH) {
+		t.Errorf("got %v, %v", c, err)
+	}
 }

@@ -3,6 +3,7 @@ package launch
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"syscall"
 )
 
@@ -114,7 +115,12 @@ const (
 // reloc says that the 8 bytes at data[at] are a pointer to data[to].
 type reloc struct{ at, to uint32 }
 
-// StepError says which step of a launch failed. errors.Is finds its Errno.
+// joinStep is the step that fails with ESRCH if the process to join has ended
+// since it was opened.
+const joinStep = "join the container's namespaces"
+
+// StepError says which step of a launch failed. errors.Is finds its Errno, and
+// os.ErrProcessDone if the process that was to be joined has ended.
 type StepError struct {
 	Step  string        // what was being done to which object
 	Errno syscall.Errno // what the kernel said
@@ -129,6 +135,11 @@ func (e *StepError) Error() string {
 }
 
 func (e *StepError) Unwrap() error { return e.Errno }
+
+// Is tells of the end of the process that was to be joined.
+func (e *StepError) Is(target error) bool {
+	return target == os.ErrProcessDone && e.Step == joinStep && e.Errno == syscall.ESRCH
+}
 
 // Terminal tells whether the child makes a pty (then Child.Console is set).
 func (p *Program) Terminal() bool { return p.terminal }
