@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/pflag"
 
@@ -26,6 +27,8 @@ type dockerOptions struct {
 	backend  string
 	endpoint string
 	network  string
+	// pullTimeout ends a pull without progress.
+	pullTimeout time.Duration
 }
 
 func (d *dockerOptions) flags(f *pflag.FlagSet) {
@@ -33,7 +36,11 @@ func (d *dockerOptions) flags(f *pflag.FlagSet) {
 	f.StringVar(&d.endpoint, "docker-endpoint", "unix:///var/run/docker.sock", "`unix:///…` of the Docker Engine, which must be on this machine")
 	f.StringVar(&d.network, "docker-network", string(docker.ConnectAuto), "`WHO` connects pods on a Docker Engine: "+
 		"docker (its bridge), cni (plugins, and no pods without their configuration), podstead (plugins or our own bridge), or auto (plugins or Docker's bridge)")
+	f.DurationVar(&d.pullTimeout, "docker-pull-timeout", 5*time.Minute, "`TIME` without progress after which a pull by Docker is given up")
 }
+
+// forDocker are the flags that our own engine has no use for.
+var forDocker = []string{"docker-endpoint", "docker-network", "docker-pull-timeout"}
 
 // notForDocker are the flags that say how our own engine works.
 var notForDocker = []string{"config", "certs-dir", "log-max-bytes", "log-max-files"}
@@ -42,12 +49,15 @@ var notForDocker = []string{"config", "certs-dir", "log-max-bytes", "log-max-fil
 func (d *dockerOptions) check(f *pflag.FlagSet) error {
 	switch d.backend {
 	case backendEngine:
-		for _, name := range []string{"docker-endpoint", "docker-network"} {
+		for _, name := range forDocker {
 			if f.Changed(name) {
 				return fmt.Errorf("--%s: needs --backend docker", name)
 			}
 		}
 	case backendDocker:
+		if d.pullTimeout <= 0 {
+			return fmt.Errorf("--docker-pull-timeout: %v is not positive", d.pullTimeout)
+		}
 		for _, name := range notForDocker {
 			if f.Changed(name) {
 				return fmt.Errorf("--%s: has no effect with --backend docker", name)
@@ -101,7 +111,7 @@ func (n *nodeOptions) serveDocker(ctx context.Context, d dockerOptions) (err err
 	}
 	defer socket.Close()
 	rt, err := docker.New(ctx, docker.Config{
-		Endpoint: d.endpoint, StateDir: filepath.Join(n.stateDir, "docker"), CDIDirs: settings.CDI.Dirs,
+		Endpoint: d.endpoint, StateDir: filepath.Join(n.stateDir, "docker"), CDIDirs: settings.CDI.Dirs, PullTimeout: d.pullTimeout,
 		Connect: docker.Connect(d.network), Network: pods, Cgroups: cgroups, Log: log,
 	})
 	if err != nil {

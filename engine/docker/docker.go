@@ -7,11 +7,13 @@
 //
 // What is known of both is in labels, under the keys that dockershim used where
 // it had one, so that `docker ps --filter label=io.kubernetes.pod.name=…` works.
-// Who starts therefore begins by listing; nothing is made or removed then.
-// Labels cannot change, so what does is in Config.StateDir:
+// Who starts therefore begins by listing. The Docker Engine may be away then, and
+// go and come back at any time (presence.go). Labels cannot change, so what does
+// is in Config.StateDir:
 //
-//	sandboxes/ID    addresses that CNI plugins gave
+//	sandboxes/ID    addresses that Docker did not give
 //	containers/ID   resources as they were updated, how far the log is copied
+//	mounts/KEY/N    what is mounted for a container and Docker has no words for
 //	events          up to when events have been told
 //
 // Docker writes logs in a format of its own; while this package runs it copies

@@ -22,7 +22,7 @@ import (
 	"podstead/test/peer"
 )
 
-var kills = flag.Int("kills", 3, "kill the node on Docker so `MANY` times in the middle of a pod's life")
+var kills = flag.Int("kills", 2, "kill the node on Docker so `MANY` times in the middle of a pod's life")
 
 // cniBridge is what the plugins' configuration calls their bridge.
 const cniBridge = "dockercni0"
