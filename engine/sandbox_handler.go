@@ -6,10 +6,12 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/cgroup"
 	"podstead/engine/config"
 	"podstead/engine/handler"
 	"podstead/sys"
@@ -204,3 +206,25 @@ func (e *Engine) hostPid(r *containerRecord) int {
 	}
 	return pid
 }
+
+// usageOf reads what a container uses: from its cgroup, or, if its processes are
+// somewhere else, from its handler, as far as that knows.
+func (e *Engine) usageOf(r *containerRecord, g *cgroup.Group) (cgroup.Stats, error) {
+	s, err := g.Stats()
+	if err != nil || r.Phase != containerRunning {
+		return s, err
+	}
+	pods, ok, err := e.podsOf(r.Runtime)
+	if err != nil || !ok || e.hostPid(r) != 0 {
+		return s, err
+	}
+	ctx, cancel := context.WithTimeout(e.life, statsTimeout)
+	defer cancel()
+	if theirs, err := pods.Stats(ctx, e.handled(r)); err == nil {
+		return theirs, nil
+	}
+	return s, nil
+}
+
+// statsTimeout bounds a handler's answer.
+const statsTimeout = 5 * time.Second

@@ -96,7 +96,7 @@ func (e *Engine) containerStats(c *container) (*runtimeapi.ContainerStats, <-cha
 		return st, e.survey(c, activityOver), nil
 	}
 	g := e.cfg.Cgroups.Group(rec.Cgroup)
-	s, err := g.Stats()
+	s, err := e.usageOf(&rec, g)
 	if err == nil {
 		st.Cpu, st.Memory, st.Swap = c.cpu.Usage(s, rec.StartedAt), figure.Memory(s), figure.Swap(s)
 		st.Io, err = figure.AddPressures(g, st.Cpu, st.Memory)

@@ -13,6 +13,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podstead/cgroup"
 	"podstead/engine/handler/shim"
 	"podstead/oci/launch"
 	"podstead/supervisor"
@@ -32,6 +33,9 @@ type Pods interface {
 	Ended(context.Context, Container) error
 	// OOMKilled tells whether a container that ended ran out of memory.
 	OOMKilled(Container) bool
+	// Stats tells what a container uses whose processes are in no cgroup of this
+	// host's.
+	Stats(context.Context, Container) (cgroup.Stats, error)
 	// Pid is what the handler calls the number of the container's first process, 0
 	// if it does not know it. It may be that of a virtual machine.
 	Pid(Container) int
@@ -229,6 +233,11 @@ func (h *Shim) Signal(ctx context.Context, c Container, id string, signal int) e
 	t := h.task(c)
 	_, t.ExecID, _ = strings.Cut(id, "/")
 	return h.ifAlive(ctx, id, func() error { return shim.Kill(ctx, t, signal) })
+}
+
+// Stats implements Pods.
+func (h *Shim) Stats(ctx context.Context, c Container) (cgroup.Stats, error) {
+	return shim.Stats(ctx, h.task(c))
 }
 
 // Pid implements Pods.

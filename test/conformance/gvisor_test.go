@@ -52,7 +52,7 @@ func TestGVisorSuite(t *testing.T) {
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
 		Runtime: newEngine(t, cdi, h), Image: busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi,
-		Groups: []string{"container", "exec", "stop", "stream", "log"},
+		Groups: []string{"container", "exec", "stop", "stream", "log", "stats"},
 		Known: map[string]string{
 			"stop/by a real-time signal":                "its kernel does not pass them on",
 			"exec/inherited output does not hang":       "its shim reports the end of an exec when its output has ended",

@@ -22,6 +22,7 @@ const (
 var (
 	withPeer   = flag.Bool("peer", false, "run critest on containerd, too, whose build takes minutes")
 	withDocker = flag.Bool("docker", false, "run critest on a Docker Engine, too")
+	handler    = flag.String("handler", "", "run critest with this `RUNTIME`, the path of a program like runc or of a containerd shim")
 	focus      = flag.String("focus", "", "run only specs whose names match this `REGEXP`")
 	websocket  = flag.Bool("websocket", false, "stream over WebSockets, not SPDY")
 )

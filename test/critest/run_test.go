@@ -60,7 +60,7 @@ func (s spec) name() string {
 
 // run runs critest, with as many processes as told, against a runtime, and
 // returns what it reports.
-func run(t *testing.T, critest, endpoint string, processes int) []spec {
+func run(t *testing.T, critest, endpoint string, processes int, more ...string) []spec {
 	t.Helper()
 	dir := t.TempDir()
 	tmp := filepath.Join(dir, "tmp")
@@ -71,6 +71,7 @@ func run(t *testing.T, critest, endpoint string, processes int) []spec {
 		"-runtime-endpoint", endpoint, "-ginkgo.json-report", "report.json", "-ginkgo.no-color",
 		"-ginkgo.timeout", "60m", "-test.timeout", "60m",
 	}
+	args = append(args, more...)
 	if *websocket {
 		args = append(args, "-websocket-exec", "-websocket-attach")
 	}
