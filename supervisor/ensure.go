@@ -81,8 +81,10 @@ func ensure(ctx context.Context, runDir string) (*wire, error) {
 	}
 }
 
+// startPatience is for a machine that is as busy as one that boots: a supervisor
+// that cannot start says so by ending.
 const (
-	startPatience = 10 * time.Second
+	startPatience = time.Minute
 	startPause    = 5 * time.Millisecond
 )
 

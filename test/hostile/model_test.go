@@ -101,6 +101,14 @@ func (m *model) wasMade(id, name, pod string, podBefore stage, endsItself bool) 
 	}
 }
 
+// mayGo tells whether somebody has asked for a thing's removal.
+func (m *model) mayGo(id string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.things[id]
+	return t == nil || t.mayGo
+}
+
 // asked notes that somebody is about to ask for an end.
 func (m *model) asked(id string, removal bool) {
 	m.mu.Lock()
@@ -202,6 +210,10 @@ func (n *node) quiet(m *model) (names map[string]string) {
 		names[name], listed[p.GetId()], state[p.GetId()] = p.GetId(), true, p.GetState()
 		r, err := n.rt.PodSandboxStatus(n.ctx(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: p.GetId()})
 		s := r.GetStatus()
+		if cri.Code(err) == codes.NotFound && m.mayGo(p.GetId()) {
+			delete(names, name) // a removal has outlasted its caller
+			continue
+		}
 		if err != nil || s.GetState() != p.GetState() || s.GetCreatedAt() != p.GetCreatedAt() || podName(s.GetMetadata()) != name {
 			n.Errorf("%s is listed as %v, and its status is %v, %v", name, p, s, err)
 		}
@@ -259,6 +271,9 @@ func (n *node) quietContainer(m *model, c *runtimeapi.Container) {
 	before := m.before(c.GetId())
 	r, err := n.rt.ContainerStatus(n.ctx(), &runtimeapi.ContainerStatusRequest{ContainerId: c.GetId()})
 	s := r.GetStatus()
+	if cri.Code(err) == codes.NotFound && m.mayGo(c.GetId()) {
+		return // a removal has outlasted its caller
+	}
 	// One that ends by itself may do so between the two.
 	if err != nil || containerStage(s.GetState()) < containerStage(c.GetState()) || s.GetCreatedAt() != c.GetCreatedAt() || s.GetImageId() != c.GetImageId() {
 		n.Errorf("container %s is listed as %v, and its status is %v, %v", c.GetId(), c, s, err)

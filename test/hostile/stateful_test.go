@@ -185,10 +185,7 @@ func (w *world) namesAreFree(names map[string]string) {
 // removal whose caller did not wait for it.
 func (w *world) wentLate(id string) bool {
 	_, err := w.rt.PodSandboxStatus(w.ctx(), &runtimeapi.PodSandboxStatusRequest{PodSandboxId: id})
-	w.model.mu.Lock()
-	defer w.model.mu.Unlock()
-	t := w.model.things[id]
-	return cri.Code(err) == codes.NotFound && (t == nil || t.mayGo)
+	return cri.Code(err) == codes.NotFound && w.model.mayGo(id)
 }
 
 // Pods and containers have few names, so that calls meet.
