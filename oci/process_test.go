@@ -602,4 +602,7 @@ func TestProgramIsReadOnly(t *testing.T) {
 	if err != unix.EROFS {
 		b.Errorf("write to the program of a created container: %v", err)
 	}
+	if err := unix.Access("/proc/self/exe", unix.W_OK); err != nil {
+		b.Errorf("without protection it is the same: %v", err)
+	}
 }

@@ -15,6 +15,9 @@ import (
 const busybox = "/bin/busybox"
 
 func TestMain(m *testing.M) {
+	if os.Getenv("PODSTEAD_TEST_SWAP") != "" {
+		swapper(os.Args[1], os.Args[2])
+	}
 	os.Exit(m.Run())
 }
 
