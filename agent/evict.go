@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -93,6 +94,9 @@ func (e *evictor) run(ctx context.Context) {
 			e.log.Info("the kernel does not tell of stalls for memory; it is looked at every "+lookPeriod.String(), "because", err)
 		}
 	})
+	if e.bounded() {
+		e.agent.wg.Go(func() { e.near(ctx) })
+	}
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -103,6 +107,28 @@ func (e *evictor) run(ctx context.Context) {
 		case <-e.told:
 		}
 		timer.Reset(e.look(ctx))
+	}
+}
+
+// near waits for the kernel to tell that all pods together come near to what they
+// may have of memory.
+func (e *evictor) near(ctx context.Context) {
+	left := reserved(e.agent.node.capacity, e.agent.cfg.Policy.Node)
+	all := left.Memory().Value()
+	keep := int64(0)
+	for _, t := range e.watch.Thresholds {
+		if t.Signal == eviction.AllocatableMemory {
+			keep = max(keep, t.Of(all))
+		}
+	}
+	c := e.agent.node.cgroups
+	g := c.hierarchy.Group(c.path())
+	dir := g.Dir()
+	if !c.hierarchy.Unified() {
+		dir = filepath.Dir(g.JoinFile("memory"))
+	}
+	if err := pressure.Near(ctx, dir, all-keep, e.stalled); err != nil && ctx.Err() == nil {
+		e.log.Info("the kernel does not tell how near pods are to their memory; it is looked at every "+lookPeriod.String(), "because", err)
 	}
 }
 

@@ -78,6 +78,6 @@ func TestEviction(t *testing.T) {
 
 func evicted(message string) func(*corev1.Pod) bool {
 	return func(p *corev1.Pod) bool {
-		return p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Evicted" && strings.HasPrefix(p.Status.Message, message)
+		return p != nil && p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Evicted" && strings.HasPrefix(p.Status.Message, message)
 	}
 }

@@ -76,7 +76,9 @@ type Amount struct {
 	Share    float64
 }
 
-// of a capacity.
+// Of a capacity.
+func (a Amount) Of(capacity int64) int64 { return a.of(capacity) }
+
 func (a Amount) of(capacity int64) int64 {
 	if a.Quantity != 0 {
 		return a.Quantity
