@@ -56,11 +56,11 @@ func detectPrivilege(flag string) (privilege, error) {
 
 // defaultRootOf is where containers are kept unless --root says otherwise.
 func defaultRootOf(p privilege) (string, error) {
-	if p != unprivileged {
-		return defaultRoot, nil
-	}
 	dir := os.Getenv("XDG_RUNTIME_DIR")
-	if dir == "" {
+	switch {
+	case p == privileged, p == nestedRoot && dir == "":
+		return defaultRoot, nil
+	case dir == "":
 		return "", errors.New("--root: neither it nor XDG_RUNTIME_DIR is set")
 	}
 	return filepath.Join(dir, "podstead-oci"), nil
