@@ -97,6 +97,9 @@ func (r *Runtime) startContainer(ctx context.Context, id string) error {
 		return err
 	}
 	r.starts.set(id, false)
+	if err := r.unmount(c.rec.Mounts); err != nil {
+		r.log.Warn("mounts for a container stay until it is removed", "container", id, "error", err)
+	}
 	if f := r.logs.follow(c); f != nil {
 		<-f.opened // who is told of the start may look at the log
 	}

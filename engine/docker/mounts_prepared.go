@@ -27,8 +27,8 @@ import (
 
 // What Docker has no word for (recursively read-only, noexec and its like, images)
 // is mounted by us, at Config.StateDir/mounts/KEY/N, and Docker makes a bind mount
-// of that. The key is the container's own and in its record, so that what a crash
-// leaves is known by no container having it.
+// of that when the container starts. The key is the container's own and in its
+// record, so that what a crash leaves is known by no container having it.
 
 // labelHold is on containers that never run and keep the layers of an image that
 // is mounted, with the key of the mounts.
@@ -235,9 +235,10 @@ func (r *Runtime) mountLayers(ctx context.Context, k *creation, i int, imageID s
 	return source, nil
 }
 
-// discardMounts removes what was mounted for a container that is gone or was
-// never made. It may be done again.
-func (r *Runtime) discardMounts(ctx context.Context, key string) error {
+// unmount removes what was mounted for a container that has it by now: as long as
+// it is mounted here, nobody could remove the directories that are mount points in
+// it. It may be done again.
+func (r *Runtime) unmount(key string) error {
 	if key == "" {
 		return nil
 	}
@@ -257,6 +258,18 @@ func (r *Runtime) discardMounts(ctx context.Context, key string) error {
 			return fmt.Errorf("unmount %s: %w", place, err)
 		}
 	}
+	return nil
+}
+
+// discardMounts removes all that was made for the mounts of a container that is
+// gone or was never made. It may be done again.
+func (r *Runtime) discardMounts(ctx context.Context, key string) error {
+	if key == "" {
+		return nil
+	}
+	if err := r.unmount(key); err != nil {
+		return err
+	}
 	holds, err := r.api().ContainerList(ctx, client.ContainerListOptions{All: true, Filters: make(client.Filters).Add("label", labelHold+"="+key)})
 	if err != nil {
 		return failed(err, "list containers")
@@ -266,10 +279,11 @@ func (r *Runtime) discardMounts(ctx context.Context, key string) error {
 			return err
 		}
 	}
-	return sys.RemoveTree(dir)
+	return sys.RemoveTree(r.mountsDir(key))
 }
 
-// discardLostMounts discards those of containers that are gone.
+// discardLostMounts discards those of containers that are gone, and unmounts those
+// of containers that were started.
 func (r *Runtime) discardLostMounts(ctx context.Context, ctrs []*ctr) error {
 	keys, err := os.ReadDir(filepath.Join(r.cfg.StateDir, "mounts"))
 	if errors.Is(err, os.ErrNotExist) {
@@ -279,10 +293,13 @@ func (r *Runtime) discardLostMounts(ctx context.Context, ctrs []*ctr) error {
 		return err
 	}
 	live := map[string]bool{}
+	var errs []error
 	for _, c := range ctrs {
 		live[c.rec.Mounts] = true
+		if c.state.Status != container.StateCreated {
+			errs = append(errs, r.unmount(c.rec.Mounts))
+		}
 	}
-	var errs []error
 	for _, k := range keys {
 		if !live[k.Name()] {
 			errs = append(errs, r.discardMounts(ctx, k.Name()))

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -98,9 +99,6 @@ func run(t *testing.T, critest, endpoint string, processes int, more ...string) 
 	if readErr != nil {
 		t.Fatalf("critest: %v: no report: %s", err, out[max(0, len(out)-4000):])
 	}
-	if err != nil {
-		t.Errorf("critest: %v", err) // the specs tell why
-	}
 	var suites []struct{ SpecReports []spec }
 	if err := json.Unmarshal(report, &suites); err != nil {
 		t.Fatalf("critest's report: %v", err)
@@ -108,6 +106,9 @@ func run(t *testing.T, critest, endpoint string, processes int, more ...string) 
 	var specs []spec
 	for _, suite := range suites {
 		specs = append(specs, suite.SpecReports...)
+	}
+	if err != nil && !slices.ContainsFunc(specs, func(s spec) bool { return s.State == "failed" || s.State == "timedout" }) {
+		t.Errorf("critest: %v, and no spec tells why", err)
 	}
 	return specs
 }
