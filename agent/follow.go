@@ -3,7 +3,8 @@ package agent
 import (
 	"context"
 	"fmt"
-	"hash/fnv"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -70,7 +71,7 @@ func (a *Agent) event(ctx context.Context, e *runtimeapi.ContainerEventResponse)
 
 // poll lists everything at that pace and tells what differs from last time.
 func (a *Agent) poll(ctx context.Context, every time.Duration) {
-	var last map[string]uint64
+	var last map[string]string
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
 	for {
@@ -102,7 +103,7 @@ func (a *Agent) poll(ctx context.Context, every time.Duration) {
 
 // tellOrphans tells of pods that the runtime has and nobody looks after: it went
 // on making something for an agent, or a worker, that had left.
-func (a *Agent) tellOrphans(ctx context.Context, there map[string]uint64) {
+func (a *Agent) tellOrphans(ctx context.Context, there map[string]string) {
 	var found map[string]*corev1.Pod
 	for uid := range there {
 		if uid == "" || a.board.has(uid) {
@@ -118,7 +119,7 @@ func (a *Agent) tellOrphans(ctx context.Context, there map[string]uint64) {
 }
 
 // digests sums up the state of each pod, by UID.
-func (a *Agent) digests(ctx context.Context) (map[string]uint64, error) {
+func (a *Agent) digests(ctx context.Context) (map[string]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, touchAfter)
 	defer cancel()
 	mine := map[string]string{observe.LabelAgent: a.node.request.AgentID}
@@ -132,17 +133,20 @@ func (a *Agent) digests(ctx context.Context) (map[string]uint64, error) {
 	if err != nil {
 		return nil, err
 	}
-	sums := map[string]uint64{}
+	states := map[string][]string{}
 	add := func(uid, id string, state int32) {
-		h := fnv.New64a()
-		fmt.Fprintf(h, "%s %d", id, state)
-		sums[uid] += h.Sum64() // order does not matter
+		states[uid] = append(states[uid], fmt.Sprint(id, " ", state))
 	}
 	for _, s := range sandboxes.Items {
 		add(s.Labels[observe.LabelPodUID], s.Id, int32(s.State))
 	}
 	for _, c := range containers.Containers {
 		add(c.Labels[observe.LabelPodUID], c.Id, int32(c.State))
+	}
+	sums := map[string]string{}
+	for uid, list := range states {
+		slices.Sort(list) // a runtime lists in no order
+		sums[uid] = strings.Join(list, "\n")
 	}
 	return sums, nil
 }

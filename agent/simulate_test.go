@@ -77,6 +77,7 @@ func TestSimulationOfOld(t *testing.T) {
 		{2832, "a slow look kept the worker from hearing that the pod was to go"},
 		{3148, "a sandbox came late and a failed pod was pending again"},
 		{7443, "a container without a readiness probe was never ready again, as its liveness probe failed when the agent ended"},
+		{12258, "on a runtime without events the ends of a container and of its sandbox canceled each other out"},
 		{4026, "an instance was removed as never started, ran before that, and was forgotten"},
 	} {
 		t.Run(fmt.Sprint(old.seed), func(t *testing.T) {

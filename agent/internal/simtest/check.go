@@ -19,6 +19,7 @@ type history struct {
 	termAt time.Time // of the first TERM
 	intent time.Time // of the first thing that was done to end it
 	lost   bool      // in a reboot: what the agent knew of it is not certain
+	late   bool      // started for an agent that had left, perhaps unseen by the next
 	hooks  map[string]int
 	probes map[string]*streak
 }
@@ -214,7 +215,7 @@ func (w *World) checkStart(c *container, began time.Time) {
 // checkAgain judges whether and when an instance may follow another.
 func (w *World) checkAgain(p *pod, c *container) {
 	v, prev := p.now(), p.last(c.name())
-	if prev == nil || prev.hash() != c.hash() || prev.lost {
+	if prev == nil || prev.hash() != c.hash() || prev.lost || prev.late {
 		return
 	}
 	spec, init := v.spec(c.name())
@@ -280,7 +281,7 @@ func (w *World) remember(c *container) {
 	if p == nil {
 		return
 	}
-	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost {
+	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost && !prev.late {
 		c.delay = prev.delay
 		if prev.finished.Sub(prev.created) > plan.BackoffReset {
 			c.delay = 0

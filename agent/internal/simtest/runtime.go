@@ -222,7 +222,7 @@ func (s *Session) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 			}
 			return cri.Errorf(codes.Unknown, "exec: no such file or directory")
 		}
-		c.state, c.started = runtimeapi.ContainerState_CONTAINER_RUNNING, time.Now()
+		c.state, c.started, c.late = runtimeapi.ContainerState_CONTAINER_RUNNING, time.Now(), late
 		w.checkStart(c, c.asked)
 		w.remember(c)
 		w.event(c, runtimeapi.ContainerEventType_CONTAINER_STARTED_EVENT)
