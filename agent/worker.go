@@ -335,11 +335,11 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	for _, s := range w.last.Steps {
 		w.launch(ctx, s)
 	}
-	w.fallen()
 	w.yield()
 	w.leaveNode()
 	w.refreshVolumes(ctx)
 	w.describe(now)
+	w.fallen() // after it is told
 	if w.last.Gone {
 		w.node.board.remove(w.uid)
 		w.node.metrics.Forget(w.pod)
