@@ -163,7 +163,7 @@ func (j job) config(ctx context.Context, img *runtimeapi.Image, images map[strin
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
 	}
-	mounts = append(mounts, &runtimeapi.Mount{ContainerPath: j.spec.TerminationMessagePath, HostPath: messageFile})
+	mounts = append(mounts, &runtimeapi.Mount{ContainerPath: j.spec.TerminationMessagePath, HostPath: messageFile, SelinuxRelabel: true})
 	config, err := j.request.Container(request.Container{
 		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
 		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile, Target: j.processes,
@@ -202,7 +202,7 @@ func (j job) hosts(mounts []*runtimeapi.Mount) ([]*runtimeapi.Mount, error) {
 			return nil, err
 		}
 	}
-	return []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: file}}, nil
+	return []*runtimeapi.Mount{{ContainerPath: "/etc/hosts", HostPath: file, SelinuxRelabel: true}}, nil
 }
 
 // messageFile makes the file for an instance's termination message.

@@ -58,6 +58,8 @@ func (p Pod) Mounts(c *corev1.Container, o Options) ([]*runtimeapi.Mount, error)
 			Readonly: m.ReadOnly || shown(v) || v.PersistentVolumeClaim != nil && v.PersistentVolumeClaim.ReadOnly ||
 				v.CSI != nil && v.CSI.ReadOnly != nil && *v.CSI.ReadOnly,
 			Propagation: propagation(m.MountPropagation),
+			// As the kubelet: what was made for the pod gets the pod's label.
+			SelinuxRelabel: shown(v) || v.EmptyDir != nil || v.Ephemeral != nil,
 		}
 		if r := m.RecursiveReadOnly; r != nil {
 			switch {

@@ -236,6 +236,20 @@ func TestEmptyDir(t *testing.T) {
 	}
 }
 
+// TestLabels: what is made for a pod gets its SELinux label, what is the host's
+// keeps its own.
+func TestLabels(t *testing.T) {
+	host.Require(t)
+	p := newPod(t,
+		vol("made", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}),
+		vol("hosts", corev1.VolumeSource{HostPath: &corev1.HostPathVolumeSource{Path: "/srv"}}))
+	mounts, err := p.Mounts(&corev1.Container{VolumeMounts: []corev1.VolumeMount{{Name: "made", MountPath: "/a"}, {Name: "hosts", MountPath: "/b"}}}, Options{})
+	must(t, err)
+	if !mounts[0].SelinuxRelabel || mounts[1].SelinuxRelabel {
+		t.Errorf("%v", mounts)
+	}
+}
+
 func TestHugePages(t *testing.T) {
 	host.Require(t)
 	if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
