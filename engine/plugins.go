@@ -6,6 +6,7 @@ import (
 	"github.com/containerd/nri/pkg/api"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
@@ -117,7 +118,7 @@ func (e *Engine) waitTold(ctx context.Context, c *container) error {
 	case <-c.told:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
+		return status.FromContextError(ctx.Err()).Err()
 	case <-e.life.Done():
 		return e.life.Err()
 	}
