@@ -319,7 +319,7 @@ func TestRefusedByName(t *testing.T) {
 	b.write()
 	for _, c := range []struct{ want, args []string }{
 		{[]string{"linux.cgroupsPath", "slice:prefix:name"}, []string{"--systemd-cgroup", "create", "-b", b.bundle, b.id}},
-		{[]string{"--rootless"}, []string{"--rootless", "true", "list"}},
+		{[]string{"--rootless"}, []string{"--rootless", "maybe", "list"}},
 		{[]string{"--manage-cgroups-mode"}, []string{"checkpoint", "--manage-cgroups-mode", "x", b.id}},
 		{[]string{"--empty-ns"}, []string{"restore", "--empty-ns", "ipc", "-b", b.bundle, b.id}},
 		{[]string{"--log-format"}, []string{"--log-format", "xml", "list"}},

@@ -564,7 +564,11 @@ func TestSpecAndFeatures(t *testing.T) {
 		t.Error(err)
 	}
 	b.fails([]string{"config.json", "exists"}, "spec", "--bundle", dir)
-	b.fails([]string{"--rootless"}, "spec", "--rootless", "--bundle", t.TempDir())
+	users := t.TempDir()
+	b.must("spec", "--rootless", "--bundle", users)
+	if s, err := readSpec(users + "/config.json"); err != nil || len(s.Linux.UIDMappings) != 1 {
+		t.Errorf("%+v, %v", s, err)
+	}
 	var f struct {
 		OciVersionMax string
 		MountOptions  []string

@@ -17,10 +17,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/godbus/dbus/v5"
@@ -174,11 +177,22 @@ func connect(address string) (*dbus.Conn, error) {
 
 // call calls a method of the manager.
 func (m *Manager) call(ctx context.Context, method string, args ...any) *dbus.Call {
-	conn, err := m.connected()
-	if err != nil {
-		return &dbus.Call{Err: err}
+	for again := false; ; again = true {
+		conn, err := m.connected()
+		if err != nil {
+			return &dbus.Call{Err: err}
+		}
+		c := conn.Object(service, object).CallWithContext(ctx, manager+"."+method, 0, args...)
+		if again || !isLost(c.Err) {
+			return c
+		}
+		conn.Close() // its end had not been noticed
 	}
-	return conn.Object(service, object).CallWithContext(ctx, manager+"."+method, 0, args...)
+}
+
+// isLost tells whether a connection has ended.
+func isLost(err error) bool {
+	return errors.Is(err, dbus.ErrClosed) || errors.Is(err, syscall.EPIPE) || errors.Is(err, net.ErrClosed) || errors.Is(err, io.EOF)
 }
 
 func (m *Manager) property(name string) (dbus.Variant, error) {
@@ -195,6 +209,17 @@ func (m *Manager) job(ctx context.Context, method string, args ...any) error {
 	if err != nil {
 		return err
 	}
+	err = jobOn(ctx, conn, method, args...)
+	if isLost(err) {
+		conn.Close()
+		if conn, err = m.connected(); err == nil {
+			err = jobOn(ctx, conn, method, args...)
+		}
+	}
+	return err
+}
+
+func jobOn(ctx context.Context, conn *dbus.Conn, method string, args ...any) error {
 	removed := make(chan *dbus.Signal, 64)
 	conn.Signal(removed)
 	defer conn.RemoveSignal(removed)
