@@ -126,9 +126,12 @@ func (m *machine) run() {
 		var ret uintptr
 		errno := syscall.EINTR
 		for errno == syscall.EINTR {
-			if o.nr >= nrFirstOwn {
+			switch {
+			case o.nr == nrCopyUp: // from here, because it needs the most stack
+				errno = m.copyUp.run(a[0], a[1], a[2])
+			case o.nr >= nrFirstOwn:
 				ret, errno = m.own(pc, o.nr, &a)
-			} else {
+			default:
 				ret, _, errno = syscall.RawSyscall6(o.nr, a[0], a[1], a[2], a[3], a[4], a[5])
 			}
 		}
@@ -187,8 +190,6 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		m.wait()
 	case nrMakePath:
 		return m.makePath(a[0], a[1], a[2], a[3])
-	case nrCopyUp:
-		return 0, m.copyUp.run(a[0], a[1], a[2])
 	case nrFork:
 		return 0, m.fork(pc, a[0])
 	case nrTest:

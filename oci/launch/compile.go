@@ -173,6 +173,9 @@ func (c *compiler) checkProcess() error {
 	if len(c.proc.Args) == 0 || c.proc.Args[0] == "" {
 		return fmt.Errorf("process.args: is empty")
 	}
+	if err := checkAffinity(c.proc.ExecCPUAffinity); err != nil {
+		return err
+	}
 	if !path.IsAbs(c.proc.Cwd) {
 		return fmt.Errorf("process.cwd: %q is not absolute", c.proc.Cwd)
 	}

@@ -4,6 +4,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -130,6 +131,43 @@ var goldenPrograms = map[string]func() (*Program, error){
 		s.Linux.Namespaces[6].Path = "/run/ns/user"
 		s.Linux.Namespaces[1].Path = "/run/ns/net"
 		return Compile(s, Options{ID: "joined-user-namespace"})
+	},
+	"shared-mounts": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil
+		s.Linux.Namespaces = slices.DeleteFunc(s.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.MountNamespace })
+		return Compile(s, Options{ID: "shared-mounts", SharedMounts: true})
+	},
+	"no-pivot": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil
+		return Compile(s, Options{ID: "no-pivot", NoPivot: true})
+	},
+	"idmapped": func() (*Program, error) {
+		s := withUserns(testSpec("/rootfs", "true"))
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+		s.Mounts = []specs.Mount{bind("/a", "/a", "ridmap"), {Destination: "/b", Source: "/b", Options: []string{"bind"}, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings}}
+		return Compile(s, Options{ID: "idmapped", Rootfs: &Overlay{Lower: []string{"/l"}, Upper: "/d/u", Work: "/d/w", IDMapped: true}})
+	},
+	"hooks": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil
+		s.Hooks = &specs.Hooks{CreateRuntime: []specs.Hook{{Path: "/hook"}}, StartContainer: []specs.Hook{{Path: "/hook"}}}
+		return Compile(s, Options{ID: "hooks", Hooks: true, Bundle: "/bundle"})
+	},
+	"time-and-memory": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil
+		s.Linux.Namespaces = append(s.Linux.Namespaces, specs.LinuxNamespace{Type: specs.TimeNamespace})
+		s.Linux.TimeOffsets = map[string]specs.LinuxTimeOffset{"monotonic": {Secs: 5}, "boottime": {Secs: -5, Nanosecs: 7}}
+		s.Linux.MemoryPolicy = &specs.LinuxMemoryPolicy{Mode: specs.MpolInterleave, Nodes: "0-1", Flags: []specs.MemoryPolicyFlagType{specs.MpolFStaticNodes}}
+		return Compile(s, Options{ID: "time-and-memory"})
+	},
+	"exec-in-shared-mounts": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Linux.Namespaces = s.Linux.Namespaces[:1]
+		s.Process.ExecCPUAffinity = &specs.CPUAffinity{Initial: "0", Final: "0-3"}
+		return CompileExec(s, s.Process, ExecOptions{ID: "exec", Pid: 4711})
 	},
 	"exec": func() (*Program, error) {
 		s := testSpec("/rootfs", "true")

@@ -51,6 +51,23 @@ func (c *compiler) affinity(field, cpus string) {
 	c.do("set CPU affinity to "+cpus, cSchedSetaffinity, maskSize, c.put(mask))
 }
 
+// checkAffinity finds what is wrong with process.execCPUAffinity, which has no
+// effect on a container's first process, before somebody executes another.
+func checkAffinity(a *specs.CPUAffinity) error {
+	if a == nil {
+		return nil
+	}
+	for field, cpus := range map[string]string{"initial": a.Initial, "final": a.Final} {
+		if cpus == "" {
+			continue
+		}
+		if _, err := parseList(cpus, maskSize); err != nil {
+			return fmt.Errorf("process.execCPUAffinity.%s: %w", field, err)
+		}
+	}
+	return nil
+}
+
 var memoryModes = map[specs.MemoryPolicyModeType]int{
 	specs.MpolDefault: 0, specs.MpolPreferred: 1, specs.MpolBind: 2, specs.MpolInterleave: 3,
 	specs.MpolLocal: 4, specs.MpolPreferredMany: 5, specs.MpolWeightedInterleave: 6,
