@@ -322,7 +322,7 @@ func pathOutput(t *testing.T, root string, mounts []specs.Mount, cwd string) (s 
 func TestPathRaces(t *testing.T) {
 	needRoot(t)
 	if os.Getenv(attackVariable) != "" {
-		attack(t, os.Getenv(attackVariable))
+		swapForEver(t, os.Getenv(attackVariable))
 		return
 	}
 	root, host := rootfs(t), t.TempDir()
@@ -365,8 +365,8 @@ func TestPathRaces(t *testing.T) {
 // attackVariable makes the test an attacker on a directory.
 const attackVariable = "PODSTEAD_TEST_ATTACK"
 
-// attack swaps dir with links, there and back, until it is killed.
-func attack(t *testing.T, data string) {
+// swapForEver swaps dir with links, there and back, until it is killed.
+func swapForEver(t *testing.T, data string) {
 	dir := filepath.Join(data, "dir")
 	for {
 		for _, name := range []string{"link", "up"} {
