@@ -84,6 +84,9 @@ func first(s *dbus.Signal) (value, ok bool) {
 func inhibit(ctx context.Context, object dbus.BusObject) (*os.File, error) {
 	var fd dbus.UnixFD
 	err := object.CallWithContext(ctx, manager+".Inhibit", 0, "shutdown", "podstead", "pods are to end gracefully", "delay").Store(&fd)
+	if err != nil && ctx.Err() != nil {
+		return nil, ctx.Err() // the call was cut short
+	}
 	if err != nil {
 		return nil, fmt.Errorf("have logind wait for pods: %w", err)
 	}

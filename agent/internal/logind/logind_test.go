@@ -126,9 +126,11 @@ func TestShutdownIsHeldUp(t *testing.T) {
 	prepare(false)
 	wait("up", up)
 	second := lock()
+	prepare(true)
+	wait("down again", down)
+	released(second)
 	cancel()
 	if err := <-done; !errors.Is(err, context.Canceled) {
 		t.Errorf("it ends with %v", err)
 	}
-	released(second)
 }
