@@ -118,6 +118,7 @@ type container struct {
 	layer         disk.Layer // what the writable layer takes
 
 	saving sync.Mutex // orders writes of the record
+	gone   bool       // guarded by saving: the record is deleted, and is not to come back
 	mu     sync.Mutex
 	rec    containerRecord
 	spec   *specs.Spec
@@ -163,6 +164,9 @@ func (e *Engine) changeContainer(c *container, edit func(*containerRecord)) erro
 	edit(&c.rec)
 	rec := c.rec
 	c.mu.Unlock()
+	if c.gone {
+		return nil
+	}
 	return e.containerRecords.Put(c.id, rec)
 }
 
@@ -258,7 +262,11 @@ func imageHolders(r *containerRecord) []string {
 // writable layer and name. The log stays.
 func (e *Engine) forgetContainer(c *container) error {
 	c.dropRestoring()
-	if err := e.containerRecords.Delete(c.id); err != nil {
+	c.saving.Lock()
+	err := e.containerRecords.Delete(c.id)
+	c.gone = err == nil
+	c.saving.Unlock()
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()

@@ -109,6 +109,7 @@ type sandbox struct {
 	leftCgroup bool
 
 	saving sync.Mutex // orders writes of the record
+	gone   bool       // guarded by saving: the record is deleted, and is not to come back
 	mu     sync.Mutex
 	rec    sandboxRecord
 }
@@ -119,7 +120,8 @@ func (s *sandbox) record() sandboxRecord {
 	return s.rec
 }
 
-// change edits the record and saves it.
+// change edits the record and saves it, unless it was deleted meanwhile: what
+// comes late, as the end of a process does, does not bring its directory back.
 func (e *Engine) changeSandbox(s *sandbox, edit func(*sandboxRecord)) error {
 	s.saving.Lock()
 	defer s.saving.Unlock()
@@ -127,6 +129,9 @@ func (e *Engine) changeSandbox(s *sandbox, edit func(*sandboxRecord)) error {
 	edit(&s.rec)
 	rec := s.rec
 	s.mu.Unlock()
+	if s.gone {
+		return nil
+	}
 	return e.sandboxRecords.Put(s.id, rec)
 }
 

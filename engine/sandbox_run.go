@@ -143,7 +143,11 @@ func (e *Engine) discardSandbox(ctx context.Context, s *sandbox, cause error) er
 
 // forgetSandbox removes what is left of a released sandbox: record and files.
 func (e *Engine) forgetSandbox(s *sandbox) error {
-	if err := e.sandboxRecords.Delete(s.id); err != nil {
+	s.saving.Lock()
+	err := e.sandboxRecords.Delete(s.id)
+	s.gone = err == nil
+	s.saving.Unlock()
+	if err != nil {
 		return err
 	}
 	e.mu.Lock()

@@ -47,7 +47,7 @@ type Streams struct {
 	Out, Err io.WriteCloser
 	TTY      bool
 	Gone     <-chan struct{} // closed when the client has left
-	sizes    io.Reader // JSON, one Size after the other
+	sizes    io.Reader       // JSON, one Size after the other
 }
 
 // Timeouts of a server.
