@@ -26,6 +26,8 @@ type Docker struct {
 	dir, run string
 	cmd      *exec.Cmd
 	ended    chan struct{} // closed when cmd has exited
+	// forwarding are the firewalls' policies before Docker came, by tool.
+	forwarding map[string]string
 }
 
 // StartDocker starts one whose images and containers are below dir, and whose
@@ -44,7 +46,7 @@ func StartDocker(ctx context.Context, dir string, settings map[string]any) (*Doc
 	if err != nil {
 		return nil, err
 	}
-	d := &Docker{dir: dir, run: run, Endpoint: "unix://" + run + "/docker.sock"}
+	d := &Docker{dir: dir, run: run, Endpoint: "unix://" + run + "/docker.sock", forwarding: forwarding()}
 	config, err := json.Marshal(settings)
 	if err == nil {
 		err = os.WriteFile(dir+"/daemon.json", config, 0o600)
@@ -149,9 +151,32 @@ func (d *Docker) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	errs := []error{RemoveLink("docker0")}
+	errs := []error{RemoveLink("docker0"), d.restoreForwarding()}
 	for _, dir := range []string{d.run, d.dir, "/run/docker"} {
 		errs = append(errs, host.UnmountBelow(dir), os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// forwarding is what the firewalls do with what is forwarded, by tool: Docker
+// has it dropped, and leaves that so.
+func forwarding() map[string]string {
+	out := map[string]string{}
+	for _, tool := range []string{"iptables", "ip6tables"} {
+		rules, err := exec.Command(tool, "-S", "FORWARD").Output()
+		if policy, _, _ := strings.Cut(string(rules), "\n"); err == nil && strings.HasPrefix(policy, "-P FORWARD ") {
+			out[tool] = strings.TrimPrefix(policy, "-P FORWARD ")
+		}
+	}
+	return out
+}
+
+func (d *Docker) restoreForwarding() error {
+	var errs []error
+	for tool, policy := range d.forwarding {
+		if said, err := exec.Command(tool, "-P", "FORWARD", policy).CombinedOutput(); err != nil {
+			errs = append(errs, fmt.Errorf("%s -P FORWARD %s: %w: %s", tool, policy, err, said))
+		}
 	}
 	return errors.Join(errs...)
 }
