@@ -310,6 +310,9 @@ type record struct {
 	Pod    *corev1.Pod
 	Origin string `json:",omitempty"`
 	Status corev1.PodStatus
+	// Over: nothing of Pod runs nor will be started. Status may be of an earlier
+	// definition, as long as the runtime does not answer.
+	Over bool `json:",omitempty"`
 	// Containers as last seen: their counts and ends outlive the runtime's
 	// memory of them, e.g. a reboot.
 	Containers []observe.Container     `json:",omitempty"`

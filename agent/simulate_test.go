@@ -78,6 +78,10 @@ func TestSimulationOfOld(t *testing.T) {
 		{3148, "a sandbox came late and a failed pod was pending again"},
 		{7443, "a container without a readiness probe was never ready again, as its liveness probe failed when the agent ended"},
 		{12258, "on a runtime without events the ends of a container and of its sandbox canceled each other out"},
+		{12230, "a failed pod got another definition while the runtime was away, and the next agent took that for failed"},
+		{11339, "a pod went unseen between two agents: its counts begin anew"},
+		{11583, "the same, and a pod of another sandbox came in its place"},
+		{15096, "a finished pod was given one more container while its sidecar was being stopped"},
 		{4026, "an instance was removed as never started, ran before that, and was forgotten"},
 	} {
 		t.Run(fmt.Sprint(old.seed), func(t *testing.T) {

@@ -232,7 +232,7 @@ func (w *worker) open() {
 		w.node.ledger.Hold(w.uid, request.Requests(r.Pod))
 	}
 	w.recorded = r.Pod
-	w.wasOver = r.Status.Phase == corev1.PodFailed || r.Status.Phase == corev1.PodSucceeded
+	w.wasOver = r.Over
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
@@ -492,7 +492,7 @@ func (w *worker) save() {
 	if r := w.busy[""]; r != nil && r.step.Kind == plan.Teardown {
 		return // its directory is being removed
 	}
-	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug, Group: w.group}
+	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Over: w.wasOver, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug, Group: w.group}
 	if w.ending != nil && !w.ending.Keep {
 		r.Ending = &endRecord{w.ending.At, w.ending.Grace}
 	}

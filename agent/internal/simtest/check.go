@@ -15,13 +15,15 @@ type history struct {
 	seq   int
 	asked time.Time // when the agent began to have it made
 	// delay is what has to pass between its end and the next start.
-	delay  time.Duration
-	termAt time.Time // of the first TERM
-	intent time.Time // of the first thing that was done to end it
-	lost   bool      // in a reboot: what the agent knew of it is not certain
-	late   bool      // started for an agent that had left, perhaps unseen by the next
-	hooks  map[string]int
-	probes map[string]*streak
+	delay      time.Duration
+	termAt     time.Time // of the first TERM
+	intent     time.Time // of the first thing that was done to end it
+	own, whole []string  // why it was to end, when that was last begun
+	hooked     bool      // by its preStop hook
+	lost       bool      // in a reboot: what the agent knew of it is not certain
+	late       bool      // started for an agent that had left, perhaps unseen by the next
+	hooks      map[string]int
+	probes     map[string]*streak
 }
 
 // streak is how often in a row a probe answered the same.
@@ -291,17 +293,27 @@ func (w *World) remember(c *container) {
 	p.made[c.name()] = append(p.made[c.name()], c)
 }
 
-// checkStop judges a StopContainer that arrives.
-func (w *World) checkStop(c *container, grace time.Duration, began time.Time) {
+// toStop is called when the agent begins to end a container, by its preStop hook
+// or by a call: the reasons are those of that moment. What is wanted may change
+// before the signal is there, but no call can take it back, nor can a container
+// go on whose hook has run.
+func (w *World) toStop(c *container, hook bool) {
 	if c.intent.IsZero() {
 		c.intent = time.Now()
 	}
+	if p := w.podOf(c.sandbox.uid()); p != nil && (hook || !c.hooked) {
+		c.own, c.whole = w.reasons(p, c)
+	}
+	c.hooked = hook
+}
+
+// checkStop judges a StopContainer that arrives.
+func (w *World) checkStop(c *container, grace time.Duration) {
 	p := w.podOf(c.sandbox.uid())
 	if p == nil {
 		return
 	}
-	own, whole := w.reasons(p, c)
-	if len(own)+len(whole) == 0 {
+	if len(c.own)+len(c.whole) == 0 {
 		w.wrong("%s of %s stopped without a reason", c.id, c.key())
 	}
 	v := p.now()
@@ -312,7 +324,7 @@ func (w *World) checkStop(c *container, grace time.Duration, began time.Time) {
 	if grace > 0 && spec.Lifecycle != nil && spec.Lifecycle.PreStop != nil && c.hooks["prestop"] == 0 {
 		w.wrong("TERM to %s of %s without its preStop hook", c.id, c.key())
 	}
-	if len(own) == 0 && sidecar(spec) {
+	if len(c.own) == 0 && sidecar(spec) {
 		w.checkSidecarOrder(p, c)
 	}
 }
@@ -444,9 +456,6 @@ func (c *container) tried(kind string) {
 		c.hooks, c.probes = map[string]int{}, map[string]*streak{}
 	}
 	c.hooks[kind]++
-	if kind == "prestop" && c.intent.IsZero() {
-		c.intent = time.Now()
-	}
 }
 
 // answered takes in what the agent was told by a probe; an error says nothing.

@@ -239,17 +239,20 @@ func (s *Session) StartContainer(ctx context.Context, r *runtimeapi.StartContain
 }
 
 func (s *Session) StopContainer(ctx context.Context, r *runtimeapi.StopContainerRequest) (*runtimeapi.StopContainerResponse, error) {
-	w, began := s.w, time.Now()
+	w := s.w
 	c, key := w.find(r.ContainerId)
 	if c == nil {
 		return &runtimeapi.StopContainerResponse{}, nil
 	}
+	w.mu.Lock()
+	w.toStop(c, false)
+	w.mu.Unlock()
 	grace := time.Duration(r.Timeout) * time.Second
 	err := s.with(ctx, "StopContainer", key, func(late bool) error {
 		if !c.running() {
 			return nil
 		}
-		w.checkStop(c, grace, began)
+		w.checkStop(c, grace)
 		if c.termAt.IsZero() && grace > 0 {
 			c.termAt = time.Now()
 			w.after(c.life.ignores, c, 143, "after TERM")
@@ -386,6 +389,9 @@ func (s *Session) ExecSync(ctx context.Context, r *runtimeapi.ExecSyncRequest) (
 	kind, code := r.Cmd[0], int32(0)
 	w.mu.Lock()
 	c.tried(kind)
+	if kind == "prestop" {
+		w.toStop(c, true)
+	}
 	w.mu.Unlock()
 	slow := time.Duration(0)
 	err := s.with(ctx, "Exec "+kind, key, func(late bool) error {

@@ -23,7 +23,12 @@ type Session struct {
 }
 
 // Connect connects an agent.
-func (w *World) Connect() *Session { return &Session{w: w, dead: make(chan struct{})} }
+func (w *World) Connect() *Session {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.agents++
+	return &Session{w: w, dead: make(chan struct{})}
+}
 
 // Cut ends the connection.
 func (s *Session) Cut() { s.once.Do(func() { close(s.dead) }) }

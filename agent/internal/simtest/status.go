@@ -6,6 +6,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"podstead/cri"
 )
@@ -19,7 +20,9 @@ type seen struct {
 	restarts map[string]int32
 	ended    map[string]corev1.ContainerStateTerminated // by container ID
 	ready    map[string]bool                            // by container ID
-	start    time.Time
+	created  metav1.Time
+	deleted  bool // it was told to be going
+	agent    int  // that told it
 }
 
 func newSeen() seen {
@@ -39,6 +42,15 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 		return
 	}
 	st, old := &def.Status, &p.seen
+	if old.deleted && def.DeletionTimestamp == nil {
+		// Who watches is cut off by an agent's end, and what went and came back
+		// meanwhile is another object, whose counts begin anew.
+		if old.agent == w.agents || !old.created.Before(&def.CreationTimestamp) {
+			w.wrong("%s was going and is there again", def.Name)
+		}
+		*old = newSeen()
+	}
+	old.created, old.deleted, old.agent = def.CreationTimestamp, def.DeletionTimestamp != nil, w.agents
 	over := func(x corev1.PodPhase) bool { return x == corev1.PodSucceeded || x == corev1.PodFailed }
 	if over(old.phase) && st.Phase != old.phase && reflect.DeepEqual(old.spec, def.Spec) {
 		w.wrong("%s goes back from %s to %s", def.Name, old.phase, st.Phase)

@@ -37,6 +37,7 @@ type World struct {
 	mu         sync.Mutex
 	faulty     bool
 	booted     int
+	agents     int       // that have connected
 	down       time.Time // the runtime does not answer until then
 	sandboxes  map[string]*sandbox
 	containers map[string]*container
