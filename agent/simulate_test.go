@@ -81,6 +81,7 @@ func TestSimulationOfOld(t *testing.T) {
 		{12230, "a failed pod got another definition while the runtime was away, and the next agent took that for failed"},
 		{11339, "a pod went unseen between two agents: its counts begin anew"},
 		{11583, "the same, and a pod of another sandbox came in its place"},
+		{11727156665876943147, "an instance was removed as never started, was running by then, and was forgotten"},
 		{15096, "a finished pod was given one more container while its sidecar was being stopped"},
 		{4026, "an instance was removed as never started, ran before that, and was forgotten"},
 	} {

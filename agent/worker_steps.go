@@ -182,8 +182,9 @@ func (w *worker) succeeded(s plan.Step) {
 	case plan.Teardown, plan.Free:
 		w.prepared = false
 	case plan.RemoveContainer:
-		// How a container's last instance ended is remembered, in an ending pod, too.
-		if c := w.seen.Latest(s.Container); c == nil || c.ID != s.ID || !c.Dead() {
+		// A container's last instance is remembered, in an ending pod, too, and if it
+		// ran in spite of all when it was removed as never started.
+		if c := w.seen.Latest(s.Container); c == nil || c.ID != s.ID {
 			delete(w.known, s.ID)
 		}
 	}
