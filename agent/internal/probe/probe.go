@@ -114,7 +114,13 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 		return
 	}
 	period := time.Duration(p.PeriodSeconds) * time.Second
-	first := time.Until(c.cfg.StartedAt.Add(time.Duration(p.InitialDelaySeconds) * time.Second))
+	delay := time.Duration(p.InitialDelaySeconds) * time.Second
+	if kind == liveness {
+		// A container that has just been started is alive. To ask what it has not
+		// had the time to answer could only kill it.
+		delay = max(delay, period)
+	}
+	first := time.Until(c.cfg.StartedAt.Add(delay))
 	if c.cfg.Carry != nil {
 		// All containers of the node are taken up at once: spread them.
 		first = max(first, spread(c.cfg.ID+kind, period))
