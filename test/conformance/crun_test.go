@@ -13,8 +13,8 @@ import (
 	"podstead/test/leak"
 )
 
-// wholeVariable asks for all of the suite where it is run in part, because it is
-// the engine that most of it tests.
+// wholeVariable asks for all of the suite where it is run in part: because it is
+// the engine that most of it tests, or for the time that it takes.
 const wholeVariable = "PODSTEAD_TEST_WHOLE"
 
 // handlerGroups are the part of the suite that another runtime makes a
