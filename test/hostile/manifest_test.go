@@ -175,7 +175,7 @@ func TestHostileManifestDirectory(t *testing.T) {
 func TestUnsupportedVolumes(t *testing.T) {
 	n := start(t)
 	for _, kind := range []string{"nfs: {server: s, path: /p}", "iscsi: {targetPortal: p, iqn: i, lun: 0}", "persistentVolumeClaim: {}",
-		"csi: {driver: d}", "awsElasticBlockStore: {volumeID: v}", "gcePersistentDisk: {pdName: p}", "gitRepo: {repository: r}", "glusterfs: {endpoints: e, path: p}",
+		"csi: {driver: \"\"}", "awsElasticBlockStore: {volumeID: v}", "gcePersistentDisk: {pdName: p}", "gitRepo: {repository: r}", "glusterfs: {endpoints: e, path: p}",
 		"rbd: {monitors: [m], image: i}", "cephfs: {monitors: [m]}", "flexVolume: {driver: d}", "flocker: {datasetName: d}", "fc: {wwids: [w]}",
 		"azureFile: {secretName: s, shareName: s}", "azureDisk: {diskName: d, diskURI: u}", "vsphereVolume: {volumePath: p}", "quobyte: {registry: r, volume: v}",
 		"photonPersistentDisk: {pdID: p}", "portworxVolume: {volumeID: v}", "scaleIO: {gateway: g, system: s}", "storageos: {}", "cinder: {volumeID: v}",
