@@ -41,7 +41,7 @@ func events(ctx context.Context, file string, told func()) error {
 	if last, err = read(); err != nil {
 		return err
 	}
-	return poll(ctx, int(f.Fd()), unix.POLLPRI, func() error {
+	return poll(ctx, int(f.Fd()), unix.POLLPRI, func(int16) error {
 		now, err := read()
 		if err == nil && now != last {
 			last = now
@@ -68,7 +68,7 @@ func crossings(ctx context.Context, dir string, bytes int64, told func()) error 
 	if err := os.WriteFile(control, fmt.Appendf(nil, "%d %d %d", event, usage.Fd(), bytes), 0); err != nil {
 		return err
 	}
-	return poll(ctx, event, unix.POLLIN, func() error {
+	return poll(ctx, event, unix.POLLIN, func(int16) error {
 		var count [8]byte
 		if _, err := unix.Read(event, count[:]); err != nil && !errors.Is(err, unix.EAGAIN) {
 			return os.NewSyscallError("read eventfd", err)
@@ -81,9 +81,10 @@ func crossings(ctx context.Context, dir string, bytes int64, told func()) error 
 	})
 }
 
-// poll calls happened whenever fd has what is asked for, until ctx ends. Kernel
-// files tell of a change as an error, too, so that is none.
-func poll(ctx context.Context, fd int, what int16, happened func() error) error {
+// poll calls happened with what fd has whenever that is what is asked for, or an
+// error, until ctx ends. Some files of the kernel tell of a change as an error,
+// so that is the caller's to judge.
+func poll(ctx context.Context, fd int, what int16, happened func(events int16) error) error {
 	var end [2]int
 	if err := unix.Pipe2(end[:], unix.O_CLOEXEC); err != nil {
 		return os.NewSyscallError("pipe", err)
@@ -113,7 +114,7 @@ func poll(ctx context.Context, fd int, what int16, happened func() error) error 
 		case fds[0].Revents&unix.POLLNVAL != 0:
 			return os.ErrClosed
 		case fds[0].Revents != 0:
-			if err := happened(); err != nil {
+			if err := happened(fds[0].Revents); err != nil {
 				return err
 			}
 		}

@@ -28,39 +28,16 @@ func stalls(ctx context.Context, trigger string, told func()) error {
 	if _, err := unix.Write(psi, append([]byte(trigger), 0)); err != nil {
 		return os.NewSyscallError("ask for stalls for memory", err)
 	}
-	var end [2]int
-	if err := unix.Pipe2(end[:], unix.O_CLOEXEC); err != nil {
-		return os.NewSyscallError("pipe", err)
-	}
-	defer unix.Close(end[0])
-	closed := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		unix.Close(end[1])
-		close(closed)
-	})
-	defer func() {
-		if stop() {
-			unix.Close(end[1])
-		} else {
-			<-closed
-		}
-	}()
 	// Stalls are told of as an exceptional condition, once, to who looks first.
 	// Go's poller does not ask for those, and one epoll inside another would have
 	// them seen by the outer and gone for the inner.
-	for {
-		fds := []unix.PollFd{{Fd: int32(psi), Events: unix.POLLPRI}, {Fd: int32(end[0])}}
-		_, err := unix.Poll(fds, -1)
-		switch {
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case err == unix.EINTR:
-		case err != nil:
-			return os.NewSyscallError("poll", err)
-		case fds[0].Revents&unix.POLLERR != 0:
+	return poll(ctx, psi, unix.POLLPRI, func(events int16) error {
+		if events&unix.POLLERR != 0 {
 			return &os.PathError{Op: "poll", Path: "/proc/pressure/memory", Err: os.ErrClosed}
-		case fds[0].Revents&unix.POLLPRI != 0:
+		}
+		if events&unix.POLLPRI != 0 {
 			told()
 		}
-	}
+		return nil
+	})
 }
