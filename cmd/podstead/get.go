@@ -70,6 +70,15 @@ func printPods(w io.Writer, list *corev1.PodList, output string, single bool) er
 	if single && len(list.Items) == 1 {
 		doc = &list.Items[0]
 	}
+	var names []string
+	for _, p := range list.Items {
+		names = append(names, "pod/"+p.Name)
+	}
+	return printAs(w, output, doc, names, func(wide bool) error { return podTable(w, list.Items, wide) })
+}
+
+// printAs prints objects in the form that --output asks for; table is for people.
+func printAs(w io.Writer, output string, doc any, names []string, table func(wide bool) error) error {
 	switch output {
 	case "yaml":
 		data, err := yaml.Marshal(doc)
@@ -83,12 +92,12 @@ func printPods(w io.Writer, list *corev1.PodList, output string, single bool) er
 		enc.SetIndent("", "  ")
 		return enc.Encode(doc)
 	case "name":
-		for _, p := range list.Items {
-			fmt.Fprintf(w, "pod/%s\n", p.Name)
+		for _, name := range names {
+			fmt.Fprintln(w, name)
 		}
 		return nil
 	case "", "wide":
-		return podTable(w, list.Items, output == "wide")
+		return table(output == "wide")
 	default:
 		return fmt.Errorf("--output %q is not wide, yaml, json or name", output)
 	}

@@ -1,8 +1,8 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 	"text/tabwriter"
@@ -11,7 +11,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	resourcehelper "k8s.io/component-helpers/resource"
-	"sigs.k8s.io/yaml"
 
 	"podstead/agent/client"
 )
@@ -24,36 +23,23 @@ func printNodes(cmd *cobra.Command, c *client.Client, output string) error {
 		return err
 	}
 	w := cmd.OutOrStdout()
-	switch output {
-	case "yaml":
-		data, err := yaml.Marshal(list)
-		if err != nil {
-			return err
-		}
-		_, err = w.Write(data)
-		return err
-	case "json":
-		enc := json.NewEncoder(w)
-		enc.SetIndent("", "  ")
-		return enc.Encode(list)
-	case "name":
-		for _, n := range list.Items {
-			fmt.Fprintf(w, "node/%s\n", n.Name)
-		}
-		return nil
-	case "", "wide":
-	default:
-		return fmt.Errorf("--output %q is not wide, yaml, json or name", output)
+	var names []string
+	for _, n := range list.Items {
+		names = append(names, "node/"+n.Name)
 	}
+	return printAs(w, output, list, names, func(wide bool) error { return nodeTable(w, list.Items, wide) })
+}
+
+func nodeTable(w io.Writer, nodes []corev1.Node, wide bool) error {
 	header := []string{"NAME", "STATUS", "AGE", "VERSION"}
-	if output == "wide" {
+	if wide {
 		header = append(header, "INTERNAL-IP", "OS-IMAGE", "KERNEL-VERSION", "CONTAINER-RUNTIME")
 	}
 	var rows [][]string
-	for i := range list.Items {
-		n := &list.Items[i]
+	for i := range nodes {
+		n := &nodes[i]
 		row := []string{n.Name, nodeStatus(n), age(n.CreationTimestamp.Time), n.Status.NodeInfo.KubeletVersion}
-		if output == "wide" {
+		if wide {
 			info := n.Status.NodeInfo
 			row = append(row, orNone(nodeIP(n)), orNone(info.OSImage), info.KernelVersion, info.ContainerRuntimeVersion)
 		}
