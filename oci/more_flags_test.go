@@ -108,20 +108,21 @@ func TestUpdateFlags(t *testing.T) {
 		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](64 << 20), Swap: ptr[int64](64 << 20)}
 		b.up()
 		v1 := b.group().JoinFile("memory") != ""
-		for flag, c := range map[string]struct{ value, v1, want1, v2, want2 string }{
-			"--memory-reservation": {"33554432", "memory/memory.soft_limit_in_bytes", "33554432", "memory.low", "33554432"},
-			"--memory-swap":        {"134217728", "memory/memory.memsw.limit_in_bytes", "134217728", "memory.swap.max", "67108864"},
-			"--cpu-share":          {"2048", "cpu/cpu.shares", "2048", "cpu.weight", "170"},
-			"--cpu-quota":          {"50000", "cpu/cpu.cfs_quota_us", "50000", "cpu.max", "50000 100000"},
-			"--cpu-period":         {"50000", "cpu/cpu.cfs_period_us", "50000", "", ""},
-			"--cpu-burst":          {"1000", "cpu/cpu.cfs_burst_us", "1000", "cpu.max.burst", "1000"},
-			"--cpu-idle":           {"1", "cpu/cpu.idle", "1", "cpu.idle", "1"},
-			"--cpuset-cpus":        {"0", "cpuset/cpuset.cpus", "0", "cpuset.cpus", "0"},
-			"--cpuset-mems":        {"0", "cpuset/cpuset.mems", "0", "cpuset.mems", "0"},
-			"--pids-limit":         {"33", "pids/pids.max", "33", "pids.max", "33"},
-			"--kernel-memory-tcp":  {"1048576", "memory/memory.kmem.tcp.limit_in_bytes", "1048576", "", ""},
+		// In this order: a cgroup that is idle takes no shares.
+		for _, c := range []struct{ flag, value, v1, want1, v2, want2 string }{
+			{"--memory-reservation", "33554432", "memory/memory.soft_limit_in_bytes", "33554432", "memory.low", "33554432"},
+			{"--memory-swap", "134217728", "memory/memory.memsw.limit_in_bytes", "134217728", "memory.swap.max", "67108864"},
+			{"--cpu-share", "2048", "cpu/cpu.shares", "2048", "cpu.weight", "170"},
+			{"--cpu-quota", "50000", "cpu/cpu.cfs_quota_us", "50000", "cpu.max", "50000 100000"},
+			{"--cpu-period", "50000", "cpu/cpu.cfs_period_us", "50000", "", ""},
+			{"--cpu-burst", "1000", "cpu/cpu.cfs_burst_us", "1000", "cpu.max.burst", "1000"},
+			{"--cpuset-cpus", "0", "cpuset/cpuset.cpus", "0", "cpuset.cpus", "0"},
+			{"--cpuset-mems", "0", "cpuset/cpuset.mems", "0", "cpuset.mems", "0"},
+			{"--pids-limit", "33", "pids/pids.max", "33", "pids.max", "33"},
+			{"--kernel-memory-tcp", "1048576", "memory/memory.kmem.tcp.limit_in_bytes", "1048576", "", ""},
+			{"--cpu-idle", "1", "cpu/cpu.idle", "1", "cpu.idle", "1"},
 		} {
-			if flag == "--cpu-burst" || flag == "--cpu-idle" || flag == "--kernel-memory-tcp" {
+			if c.flag == "--cpu-burst" || c.flag == "--cpu-idle" || c.flag == "--kernel-memory-tcp" {
 				if !b.ours {
 					continue // came later, or is ignored
 				}
@@ -133,9 +134,9 @@ func TestUpdateFlags(t *testing.T) {
 			} else if file = filepath.Join("/sys/fs/cgroup", b.spec.Linux.CgroupsPath, c.v2); c.v2 == "" {
 				continue
 			}
-			b.must("update", flag, c.value, b.id)
+			b.must("update", c.flag, c.value, b.id)
 			if got, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(got)) != want {
-				b.Errorf("%s %s: %s has %q, %v; want %q", flag, c.value, file, got, err, want)
+				b.Errorf("%s %s: %s has %q, %v; want %q", c.flag, c.value, file, got, err, want)
 			}
 		}
 		if !b.ours {
