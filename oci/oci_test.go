@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"podstead/cgroup"
+	"podstead/test/host"
 )
 
 // The test binary doubles as the runtime's command line.
@@ -55,9 +56,6 @@ type box struct {
 	user string
 }
 
-// wholeVariable asks for what takes longer than it is worth for each change.
-const wholeVariable = "PODSTEAD_TEST_WHOLE"
-
 // onBoth runs a test on our runtime and on runc, and on crun if all is asked for.
 func onBoth(t *testing.T, f func(b *box)) {
 	t.Run("podstead", func(t *testing.T) { f(newBox(t, "")) })
@@ -67,7 +65,7 @@ func onBoth(t *testing.T, f func(b *box)) {
 			if err != nil {
 				t.Skip(name, " is not installed")
 			}
-			if testing.Short() || name == "crun" && os.Getenv(wholeVariable) == "" {
+			if testing.Short() || name == "crun" && !host.Whole() {
 				t.Skip("checks the suite, not us")
 			}
 			if how := crunDiffers[strings.TrimSuffix(t.Name(), "/crun")]; how != "" && name == "crun" {

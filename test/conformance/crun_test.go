@@ -1,7 +1,6 @@
 package conformance
 
 import (
-	"os"
 	"os/exec"
 	"testing"
 
@@ -13,14 +12,10 @@ import (
 	"podstead/test/leak"
 )
 
-// wholeVariable asks for all of the suite where it is run in part: because it is
-// the engine that most of it tests, or for the time that it takes.
-const wholeVariable = "PODSTEAD_TEST_WHOLE"
-
-// handlerGroups are the part of the suite that another runtime makes a
-// difference to.
-func handlerGroups(some ...string) []string {
-	if os.Getenv(wholeVariable) != "" {
+// part are the groups of the suite that are run with each change: the others are
+// tests of the engine or of the peer itself, or take too long.
+func part(some ...string) []string {
+	if host.Whole() {
 		return nil
 	}
 	return some
@@ -40,7 +35,7 @@ func TestCrun(t *testing.T) {
 	conformance.Run(t, conformance.Target{
 		Runtime: newEngine(t, cdi, config.Handler{Name: "crun", Path: crun}),
 		Image:   busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi,
-		Groups: handlerGroups("container", "process", "security", "mount", "userns", "exec", "stream", "resources"),
+		Groups: part("container", "process", "security", "mount", "userns", "exec", "stream", "resources"),
 		Known: map[string]string{
 			"resources/huge pages":           "their controller is on the hierarchy that crun must not see here",
 			"userns/with the host's network": "handlers of other runtimes have none, and say so",

@@ -48,7 +48,7 @@ func TestDocker(t *testing.T) {
 	d := startDocker(t, settings)
 	conformance.Run(t, conformance.Target{
 		Runtime: serve(t, newDocker(t, d, docker.Config{CDIDirs: []string{cdi}})), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Known: dockerDeviates(t),
-		Groups: handlerGroups("sandbox", "container", "process", "exec", "stop", "image", "log", "network", "stats", "contract"),
+		Groups: part("sandbox", "container", "process", "exec", "stop", "image", "log", "network", "stats", "contract"),
 	})
 }
 

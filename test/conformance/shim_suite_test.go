@@ -19,7 +19,7 @@ func TestShimSuite(t *testing.T) {
 	conformance.Run(t, conformance.Target{
 		Runtime: newEngine(t, cdi, config.Handler{Name: "runc-shim", Type: config.Shim, Path: path}),
 		Image:   busyboxRef, PullImage: registry(t), CgroupParent: host.Cgroup(), CDIDir: cdi,
-		Groups: handlerGroups("container", "exec", "stream"),
+		Groups: part("container", "exec", "stream"),
 		Known: map[string]string{
 			"userns/with the host's network": "handlers of other runtimes have none, and say so",
 		},
