@@ -30,6 +30,7 @@ import (
 	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/metric"
+	"podstead/agent/internal/probe"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/userns"
@@ -44,6 +45,7 @@ type node struct {
 	runtimeVersion string
 	request        request.Node
 	podsDir        string
+	probesDir      string // of counts, on tmpfs; "" for none
 	hostIPs        []string
 	facts          env.Facts                                     // without a pod's addresses
 	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
@@ -98,6 +100,12 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 		features: map[string]*runtimeapi.RuntimeHandlerFeatures{},
 		log:      cfg.Log,
 	}
+	if cfg.RunDir != "" {
+		n.probesDir = filepath.Join(cfg.RunDir, "probes")
+		if err := os.MkdirAll(n.probesDir, 0o700); err != nil {
+			return nil, fmt.Errorf("counts of probes: %w", err)
+		}
+	}
 	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
@@ -115,6 +123,14 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 
 // podDir is where all that is of a pod is kept.
 func (n *node) podDir(uid string) string { return filepath.Join(n.podsDir, uid) }
+
+// probeCounts is where results of a pod's probes are counted.
+func (n *node) probeCounts(uid string) *probe.Book {
+	if n.probesDir == "" {
+		return nil
+	}
+	return probe.OpenBook(filepath.Join(n.probesDir, uid+".json"))
+}
 
 func memoryBytes() (int64, error) {
 	f, err := os.Open("/proc/meminfo")

@@ -168,7 +168,7 @@ func TestPriorityAfterReboot(t *testing.T) {
 		b.apply(pod("mid", "priority: 100, "))
 		b.after(time.Minute)
 		b.stop()
-		b.rt.reboot()
+		b.reboot()
 		before := time.Now()
 		b.rt.script(func() {
 			b.rt.slow = func(verb, _ string) time.Duration {

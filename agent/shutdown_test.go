@@ -50,7 +50,7 @@ func TestShutdownEndsPodsByPriority(t *testing.T) {
 			t.Fatal(err)
 		}
 		b.stop()
-		b.rt.reboot()
+		b.reboot()
 		b.boot()
 		b.after(time.Minute)
 		for _, name := range []string{"low", "critical", "late"} {

@@ -147,7 +147,7 @@ func (n noted) Write(line []byte) (int, error) {
 
 func (s *story) boot() {
 	session := s.world.Connect()
-	a, err := New(Config{Runtime: session, StateDir: filepath.Join(s.dir, "state"), PodLogsDir: filepath.Join(s.dir, "logs"),
+	a, err := New(Config{Runtime: session, StateDir: filepath.Join(s.dir, "state"), RunDir: filepath.Join(s.dir, "run"), PodLogsDir: filepath.Join(s.dir, "logs"),
 		NodeName: "n1", Log: slog.New(slog.NewTextHandler(noted{s.world}, nil))})
 	if err != nil {
 		s.Fatal(err)
@@ -194,6 +194,8 @@ func (s *story) halt(crash bool) {
 	}
 	kept := map[string][]byte{}
 	files, _ := filepath.Glob(filepath.Join(s.dir, "state", "pods", "*", "record.json"))
+	counts, _ := filepath.Glob(filepath.Join(s.dir, "run", "probes", "*"))
+	files = append(files, counts...)
 	for _, f := range files {
 		kept[f], _ = os.ReadFile(f)
 	}
@@ -291,6 +293,9 @@ func (s *story) act(name string) {
 	case n < 79:
 		s.halt(true)
 		w.Reboot()
+		if err := os.RemoveAll(filepath.Join(s.dir, "run")); err != nil {
+			s.Error(err)
+		}
 		s.boot()
 	case n < 84:
 		w.ForgetImages()

@@ -78,6 +78,7 @@ type worker struct {
 	// described is closed when the pod is on the board for the first time.
 	described chan struct{}
 	probes    map[string]*probe.Container
+	counts    *probe.Book             // of results in a row
 	carried   map[string]carriedProbe // from the record, for the first look
 	last      plan.Plan
 	status    corev1.PodStatus
@@ -134,6 +135,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		quit:      make(chan struct{}),
 		described: make(chan struct{}),
 		probes:    map[string]*probe.Container{},
+		counts:    n.probeCounts(string(pod.UID)),
 		flight:    flight.Open(filepath.Join(n.podDir(string(pod.UID)), "flight.jsonl")),
 	}
 }

@@ -230,15 +230,24 @@ func (w *worker) watch(ctx context.Context) {
 			delete(w.probes, id)
 		}
 	}
+	if err := w.counts.Only(run); err != nil {
+		w.node.log.Warn("what is over is still counted", "pod", w.name(), "error", err)
+	}
 	w.carried = nil
 }
 
 func (w *worker) probe(ctx context.Context, spec *corev1.Container, c *observe.Container, carry *probe.State) *probe.Container {
-	pod := w.pod
+	pod, id := w.pod, c.ID
 	return probe.Watch(ctx, probe.Config{
 		ID: c.ID, Spec: spec, StartedAt: c.Started, Carry: carry,
 		Target:  w.target(spec, c.ID),
 		Changed: w.poke,
+		Counts:  w.counts.Of(id),
+		Keep: func(kind string, count probe.Count) {
+			if err := w.counts.Keep(id, kind, count); err != nil {
+				w.node.log.Warn("a restart of the agent would begin to count anew", "pod", pod.Namespace+"/"+pod.Name, "error", err)
+			}
+		},
 		Failure: func(message string) {
 			w.node.event(pod, spec.Name, corev1.EventTypeWarning, "Unhealthy", "%s", message)
 		},

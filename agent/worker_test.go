@@ -48,7 +48,7 @@ func (b *bench) boot() {
 	if testing.Verbose() {
 		level = slog.LevelInfo
 	}
-	a, err := New(Config{Runtime: b.rt, StateDir: filepath.Join(b.dir, "state"), PodLogsDir: filepath.Join(b.dir, "logs"),
+	a, err := New(Config{Runtime: b.rt, StateDir: filepath.Join(b.dir, "state"), RunDir: filepath.Join(b.dir, "run"), PodLogsDir: filepath.Join(b.dir, "logs"),
 		NodeName: "n1", Log: slog.New(slog.NewTextHandler(b.Output(), &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		b.Fatal(err)
@@ -69,6 +69,15 @@ func (b *bench) boot() {
 		}
 	}
 	synctest.Wait()
+}
+
+// reboot takes what the runtime has, and the run directory. No agent may run.
+func (b *bench) reboot() {
+	b.Helper()
+	b.rt.reboot()
+	if err := os.RemoveAll(filepath.Join(b.dir, "run")); err != nil {
+		b.Error(err)
+	}
 }
 
 func (b *bench) apply(manifest string) client.ApplyResult {
@@ -440,7 +449,7 @@ func TestRebootBringsPodsBack(t *testing.T) {
 		b.after(time.Minute)
 		b.rt.script(func() { b.rt.life = nil })
 		b.stop()
-		b.rt.reboot()
+		b.reboot()
 		b.boot()
 		b.after(time.Second)
 		if c := b.container("web", 0); !b.ready("web") || c.RestartCount != 1 || c.LastTerminationState.Terminated == nil {
@@ -617,6 +626,85 @@ spec:
 		}
 		if !slices.Contains(reasons, "Killing: Container app failed liveness probe, will be restarted") {
 			t.Errorf("events: %q", reasons)
+		}
+	})
+}
+
+// TestProbesGoOnWhereTheyWere restarts the agent when probes have failed two of
+// the three times that it takes.
+func TestProbesGoOnWhereTheyWere(t *testing.T) {
+	simulate(t, func(b *bench) {
+		healthy := true
+		b.rt.exec = func(_ string, cmd []string) (int32, error) {
+			if healthy {
+				return 0, nil
+			}
+			return 1, nil
+		}
+		b.apply(`
+apiVersion: v1
+kind: Pod
+metadata: {name: web}
+spec:
+  containers:
+  - {name: app, image: "app:1", livenessProbe: {exec: {command: [alive]}, periodSeconds: 10}}
+  - {name: web, image: "app:1", readinessProbe: {exec: {command: [ready]}, periodSeconds: 10}}
+`)
+		sick := func(after time.Duration) {
+			b.rt.script(func() { healthy = false })
+			b.after(after)
+		}
+		well := func() { b.rt.script(func() { healthy = true }) }
+		restarts := func(want int32, when string) {
+			t.Helper()
+			if got := b.container("web", 0).RestartCount; got != want {
+				t.Errorf("%s: %d restarts, want %d", when, got, want)
+			}
+		}
+		b.after(5 * time.Second)
+		sick(21 * time.Second)
+		restarts(0, "two failures")
+		if !b.ready("web") {
+			t.Error("not ready after two failures")
+		}
+		b.stop()
+		b.after(3 * time.Second) // the probes are due in the next second
+		b.boot()
+		if restarts(0, "a new agent"); !b.ready("web") {
+			t.Error("readiness flipped")
+		}
+		b.after(2 * time.Second)
+		b.after(2 * time.Second) // for what is restarted
+		restarts(1, "the third failure")
+		if b.container("web", 1).Ready {
+			t.Error("ready after the third failure")
+		}
+		well()
+		b.after(time.Minute)
+		if !b.ready("web") {
+			t.Error("not ready again")
+		}
+		sick(21 * time.Second)
+		b.stop()
+		well()
+		b.boot()
+		b.after(10 * time.Second)
+		sick(21 * time.Second)
+		restarts(1, "failures, but not in a row")
+		b.stop()
+		b.rt.kill(b.rt.running("app")[0], 1)
+		b.boot()
+		b.after(21 * time.Second)
+		restarts(2, "of two failures only, after its predecessor's")
+		b.stop()
+		if left, err := filepath.Glob(filepath.Join(b.dir, "run", "probes", "*")); len(left) != 1 {
+			t.Errorf("kept for one pod: %v %v", left, err)
+		}
+		b.boot()
+		b.delete("web", nil)
+		b.after(time.Minute)
+		if left, _ := filepath.Glob(filepath.Join(b.dir, "run", "probes", "*")); len(left) != 0 {
+			t.Errorf("left of no pod: %v", left)
 		}
 	})
 }

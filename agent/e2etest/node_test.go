@@ -182,7 +182,7 @@ func (n *node) start() {
 		n.Fatal(err)
 	}
 	a, err := agent.New(agent.Config{
-		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), PodLogsDir: filepath.Join(n.dir, "logs"),
+		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), RunDir: filepath.Join(n.dir, "run"), PodLogsDir: filepath.Join(n.dir, "logs"),
 		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, RootDir: n.rootDir, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})

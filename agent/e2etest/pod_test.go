@@ -107,12 +107,14 @@ func podLives(n *node) {
 	}
 	// A restart of the agent changes nothing.
 	id := p.Status.ContainerStatuses[0].ContainerID
+	n.beginToFail()
 	n.stop()
 	n.start()
 	p = n.until("web", "ready again", ready)
 	if got := p.Status.ContainerStatuses[0]; got.ContainerID != id || got.RestartCount != 0 {
 		t.Errorf("container %s, restarts %d; before it was %s", got.ContainerID, got.RestartCount, id)
 	}
+	n.hasFailed()
 	if err := n.client.DeletePod(t.Context(), "default", "web", nil); err != nil {
 		t.Fatal(err)
 	}

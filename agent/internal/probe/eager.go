@@ -28,7 +28,7 @@ func (c *Container) young(kind string, p *corev1.Probe) bool {
 
 // eager tries a probe until the next regular one is due. Only success counts: a
 // failure is no event, and takes nobody nearer to the failure threshold.
-func (c *Container) eager(ctx context.Context, kind string, p *corev1.Probe, r *run, until time.Time) (done bool) {
+func (c *Container) eager(ctx context.Context, kind string, p *corev1.Probe, n *Count, until time.Time) (done bool) {
 	timer := time.NewTimer(eagerFirst)
 	defer timer.Stop()
 	for wait := eagerFirst; time.Now().Add(wait).Before(until); wait *= 2 {
@@ -45,7 +45,7 @@ func (c *Container) eager(ctx context.Context, kind string, p *corev1.Probe, r *
 		if err != nil || !ok {
 			continue
 		}
-		if r.add(true); r.n >= p.SuccessThreshold {
+		if c.count(kind, p, n, true, until.Add(-time.Duration(p.PeriodSeconds)*time.Second)); n.reached(p) {
 			return c.verdict(ctx, kind, p, true)
 		}
 		return false

@@ -1,8 +1,9 @@
 // Package probe watches over one running container by its startup, liveness and
 // readiness probes, one goroutine each, with the kubelet's rules: thresholds,
 // delays and what counts as success. It decides nothing: its state is read by
-// the pod's worker. Nothing is kept on disk; who goes on after a restart of the
-// agent passes the last state in, and it holds until a probe says otherwise.
+// the pod's worker. Who goes on after a restart of the agent passes the last state
+// in, and it holds until a probe says otherwise; how far probes were on their way to
+// a threshold is in a Book.
 package probe
 
 import (
@@ -34,6 +35,10 @@ type Config struct {
 	StartedAt time.Time
 	// Carry is the state before a restart of the agent, nil for a new container.
 	Carry *State
+	// Counts are those that Keep was called with last, by kind, before a restart of
+	// the agent. Keep is called when one changes, before anything is done about it.
+	Counts Counts
+	Keep   func(kind string, c Count)
 	// Changed is called, from another goroutine, when State is different.
 	Changed func()
 	// Failure is called for every probe that fails: the Unhealthy event.
@@ -120,15 +125,23 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 		// had the time to answer could only kill it.
 		delay = max(delay, period)
 	}
+	count := c.cfg.Counts[kind]
+	if count.Probe != name(p) {
+		count = Count{}
+	}
+	if count.N > 0 && count.reached(p) && c.verdict(ctx, kind, p, count.OK) {
+		return
+	}
 	first := time.Until(c.cfg.StartedAt.Add(delay))
-	if c.cfg.Carry != nil {
+	if wait, known := count.next(time.Now(), period); known {
+		first = wait
+	} else if c.cfg.Carry != nil {
 		// All containers of the node are taken up at once: spread them.
 		first = max(first, spread(c.cfg.ID+kind, period))
 	}
 	c.wg.Go(func() {
 		timer := time.NewTimer(max(first, 0))
 		defer timer.Stop()
-		run := run{}
 		for {
 			select {
 			case <-ctx.Done():
@@ -136,9 +149,9 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 			case <-timer.C:
 			}
 			began := time.Now()
-			done := c.once(ctx, kind, p, &run)
+			done := c.once(ctx, kind, p, &count)
 			if !done && c.young(kind, p) {
-				done = c.eager(ctx, kind, p, &run, began.Add(period))
+				done = c.eager(ctx, kind, p, &count, began.Add(period))
 			}
 			if done {
 				return
@@ -156,23 +169,17 @@ func spread(name string, period time.Duration) time.Duration {
 	return time.Duration((x^x>>32)%uint64(period/time.Millisecond)) * time.Millisecond
 }
 
-// run counts equal results in a row.
-type run struct {
-	ok bool
-	n  int32
-}
-
-func (r *run) add(ok bool) {
-	if r.n == 0 || r.ok != ok {
-		r.ok, r.n = ok, 0
+// count counts a result and has it kept.
+func (c *Container) count(kind string, p *corev1.Probe, n *Count, ok bool, at time.Time) {
+	if n.add(p, ok, at) && c.cfg.Keep != nil {
+		c.cfg.Keep(kind, *n)
 	}
-	r.n++
 }
 
 // tries is how often a probe that could not be made is tried at once.
 const tries = 3
 
-func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, r *run) (done bool) {
+func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *Count) (done bool) {
 	var ok bool
 	var output string
 	var err error
@@ -195,8 +202,8 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, r *r
 	if !ok {
 		c.cfg.Failure(fmt.Sprintf("%s probe failed: %s", kind, strings.TrimSpace(output)))
 	}
-	r.add(ok)
-	if (ok && r.n < p.SuccessThreshold) || (!ok && r.n < p.FailureThreshold) {
+	c.count(kind, p, n, ok, began)
+	if !n.reached(p) {
 		return false
 	}
 	return c.verdict(ctx, kind, p, ok)
