@@ -77,7 +77,7 @@ func (a *Agent) settle() {
 		}
 		r, err := readRecord(a.node.podDir(uid))
 		if err == nil && r.describes(uid) && r.Allocated != nil && r.holds() {
-			a.node.ledger.Hold(uid, request.Requests(r.Pod))
+			a.node.ledger.Hold(allocation.Request{UID: uid, Requests: request.Requests(r.Pod)})
 		}
 	}
 	a.node.order = allocation.NewOrder(ranks, beginPatience)
@@ -353,8 +353,9 @@ type failedRecord struct {
 	Hash string
 	// Evicted: it holds nothing on the node any more; Disk: nor do its containers.
 	Evicted, Disk bool `json:",omitempty"`
-	// Shutdown: it ended because the machine was to go down, and begins again.
-	Shutdown bool `json:",omitempty"`
+	// Shutdown: it ended because the machine was to go down, Preempted: for a critical
+	// pod. It begins again.
+	Shutdown, Preempted bool `json:",omitempty"`
 }
 
 // endMark says that a pod is to go, before its worker has taken note of it.

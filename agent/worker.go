@@ -23,7 +23,6 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
-	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/status"
 	"podstead/sys"
@@ -82,6 +81,7 @@ type worker struct {
 	carried   map[string]carriedProbe // from the record, for the first look
 	last      plan.Plan
 	status    corev1.PodStatus
+	again     bool          // it was preempted, and there is room for it now
 	wasOver   bool          // as of the last look
 	recorded  *corev1.Pod   // as the last agent had it
 	written   []byte        // the record as on disk
@@ -231,7 +231,7 @@ func (w *worker) open() {
 	w.resume()
 	w.alloc, w.admitted, w.group = r.Allocated, r.Allocated != nil && r.holds(), r.Group
 	if w.admitted {
-		w.node.ledger.Hold(w.uid, request.Requests(r.Pod))
+		w.node.ledger.Hold(w.requests(r.Pod))
 	}
 	w.recorded = r.Pod
 	w.wasOver = r.Over
@@ -277,6 +277,7 @@ func (w *worker) unpack() {
 	if b.resume {
 		w.resume()
 	}
+	w.comeBack()
 	w.retryResize()
 }
 
@@ -440,7 +441,13 @@ func (w *worker) describe(now time.Time) {
 	}
 	in.Resize = w.resizeStatus()
 	if w.failed != nil {
-		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message, Evicted: w.failed.Evicted || w.failed.Shutdown}
+		in.Failed = &status.Failed{Reason: w.failed.Reason, Message: w.failed.Message}
+		switch f := w.failed; {
+		case f.Preempted:
+			in.Failed.Disrupted = preemptingDetail
+		case f.Evicted || f.Shutdown:
+			in.Failed.Disrupted = f.Message
+		}
 	}
 	before := w.status
 	w.status = status.Make(in)

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/allocation"
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
@@ -110,7 +111,8 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 }
 
 func (w *worker) requests(pod *corev1.Pod) allocation.Request {
-	return allocation.Request{UID: w.uid, Priority: priority(pod), Requests: request.Requests(pod), Free: w.poke}
+	return allocation.Request{UID: w.uid, Priority: priority(pod), Requests: request.Requests(pod), QoS: request.QoS(pod),
+		Free: w.poke, Yield: func(lack corev1.ResourceName) { w.evict(preemption(lack)) }}
 }
 
 func priority(pod *corev1.Pod) int32 {
@@ -149,11 +151,13 @@ func (w *worker) admit() *plan.Wait {
 		return nil
 	}
 	if w.seen.Present() {
-		w.node.ledger.Hold(w.uid, request.Requests(w.pod))
+		w.node.ledger.Hold(w.requests(w.pod))
 		w.admitted = true
 		return nil
 	}
-	short := w.node.ledger.Take(w.requests(w.pod))
+	r := w.requests(w.pod)
+	r.Preempts = eviction.Critical(w.pod)
+	short := w.node.ledger.Take(r)
 	if short == nil {
 		w.admitted, w.short = true, nil
 		return nil
@@ -168,9 +172,15 @@ func (w *worker) admit() *plan.Wait {
 // leaveNode gives back what the pod requests of the node, once it has ended.
 func (w *worker) leaveNode() {
 	over := w.last.Gone || w.last.Finished && (w.ending == nil || w.ending.Keep) && !w.seen.Running()
-	if over {
+	switch {
+	case over && (w.admitted || !w.comesBack()):
 		w.node.ledger.Release(w.uid)
 		w.admitted = false
+	case w.ending != nil:
+		w.node.ledger.Leaves(w.uid)
+	}
+	if over && w.comesBack() {
+		w.awaitRoom()
 	}
 	if over || w.ending != nil || w.begun() {
 		w.node.order.Begun(w.uid)

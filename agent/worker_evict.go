@@ -19,8 +19,8 @@ import (
 
 // order to a pod to go.
 type order struct {
-	signal  eviction.Signal // that it is for
-	reason  string          // "" for Evicted; else it is for a shutdown
+	signal  eviction.Signal // that it is for, or the resource that a critical pod lacks
+	reason  string          // "" for Evicted; else it is for a shutdown or a critical pod
 	message string
 	grace   time.Duration // the pod's own counts if that is less
 	disk    bool          // what its containers wrote is to be freed, too
@@ -40,10 +40,14 @@ func (w *worker) fall(e order) {
 		close(e.ended)
 		return
 	}
-	evicted := e.reason == ""
-	w.failed = &failedRecord{Reason: cmp.Or(e.reason, "Evicted"), Message: e.message, Hash: specHash(w.hashes), Evicted: evicted, Disk: e.disk, Shutdown: !evicted}
+	evicted := e.reason != shutdownReason
+	w.failed = &failedRecord{Reason: cmp.Or(e.reason, "Evicted"), Message: e.message, Hash: specHash(w.hashes), Evicted: evicted,
+		Disk: e.disk, Shutdown: !evicted, Preempted: e.reason == preempting}
 	w.node.event(w.pod, "", corev1.EventTypeWarning, w.failed.Reason, "%s", e.message)
-	if evicted {
+	switch {
+	case w.failed.Preempted:
+		w.node.metrics.Preempted(string(e.signal))
+	case evicted:
 		w.node.metrics.Evicted(string(e.signal))
 	}
 	w.ending = &plan.End{At: time.Now(), Grace: min(w.grace(), e.grace), Keep: true, Free: evicted}

@@ -34,7 +34,9 @@ spec:
 func (n *node) beginToFail() {
 	n.Helper()
 	n.apply(failing)
-	n.until("failing", "ready once", func(p *corev1.Pod) bool { return p != nil && len(p.Status.ContainerStatuses) == 2 && p.Status.ContainerStatuses[1].Ready })
+	n.until("failing", "ready once", func(p *corev1.Pod) bool {
+		return p != nil && len(p.Status.ContainerStatuses) == 2 && p.Status.ContainerStatuses[1].Ready
+	})
 	n.exec("failing", "ready", "touch", "/s/sick")
 	deadline := time.Now().Add(patience)
 	for n.exec("failing", "ready", "sh", "-c", "test ! -e /s/ready || test ! -e /s/alive || wc -l < /s/ready") == "" {

@@ -37,14 +37,13 @@ type Ledger struct {
 	Allocatable corev1.ResourceList
 
 	mu      sync.Mutex
-	held    map[string]corev1.ResourceList // by UID
-	waiting map[string]waiter
+	held    map[string]holder // by UID
+	waiting map[string]Request
 }
 
-type waiter struct {
-	priority int32
-	requests corev1.ResourceList
-	free     func()
+type holder struct {
+	Request
+	going bool // it will give back what it has
 }
 
 // Request is what a pod wants.
@@ -52,8 +51,13 @@ type Request struct {
 	UID      string
 	Priority int32
 	Requests corev1.ResourceList
+	QoS      corev1.PodQOSClass
 	// Free is called, from anywhere, when it may be worth to ask again.
 	Free func()
+	// Preempts: pods of less priority have to go if it does not fit. They are told by
+	// Yield, from anywhere, and what the other lacks; who has none never has to go.
+	Preempts bool
+	Yield    func(lack corev1.ResourceName)
 }
 
 // Take gives a pod what it requests instead of what it has. If that is not free
@@ -64,29 +68,42 @@ func (l *Ledger) Take(r Request) *Shortage {
 	defer l.mu.Unlock()
 	if short := l.fits(r); short != nil {
 		if l.waiting == nil {
-			l.waiting = map[string]waiter{}
+			l.waiting = map[string]Request{}
 		}
-		l.waiting[r.UID] = waiter{r.Priority, r.Requests, r.Free}
+		l.waiting[r.UID] = r
+		if r.Preempts {
+			l.preempt(r)
+		}
 		return short
 	}
-	l.hold(r.UID, r.Requests)
+	l.hold(r)
 	return nil
 }
 
 // Hold gives a pod what it requests without asking: it runs already.
-func (l *Ledger) Hold(uid string, requests corev1.ResourceList) {
+func (l *Ledger) Hold(r Request) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.hold(uid, requests)
+	l.hold(r)
 }
 
-func (l *Ledger) hold(uid string, requests corev1.ResourceList) {
+func (l *Ledger) hold(r Request) {
 	if l.held == nil {
-		l.held = map[string]corev1.ResourceList{}
+		l.held = map[string]holder{}
 	}
-	l.held[uid] = requests
-	delete(l.waiting, uid)
+	l.held[r.UID] = holder{Request: r}
+	delete(l.waiting, r.UID)
 	l.tell() // it may have shrunk
+}
+
+// Leaves tells that a pod is about to give back what it has.
+func (l *Ledger) Leaves(uid string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if h, ok := l.held[uid]; ok {
+		h.going = true
+		l.held[uid] = h
+	}
 }
 
 // Release takes back what a pod has, and ends its waiting.
@@ -110,21 +127,28 @@ func (l *Ledger) Settle(uid string) {
 
 // tell wakes those that wait and would fit now.
 func (l *Ledger) tell() {
-	for uid, w := range l.waiting {
-		if l.fits(Request{UID: uid, Priority: w.priority, Requests: w.requests}) == nil {
-			w.free()
+	for _, w := range l.waiting {
+		if l.fits(w) == nil {
+			w.Free()
 		}
 	}
 }
 
 // fits compares what a pod requests with what is neither held by others nor
-// about to be taken by somebody of higher priority.
+// about to be taken by somebody of higher priority: that is also what pods leave
+// who go for it.
 func (l *Ledger) fits(r Request) *Shortage {
 	used := l.used(r.UID)
 	for uid, w := range l.waiting {
-		if uid != r.UID && w.priority > r.Priority && l.short(w.requests, l.used(uid)) == nil {
-			add(used, w.requests)
-			used[corev1.ResourcePods]++
+		if uid == r.UID || w.Priority <= r.Priority {
+			continue
+		}
+		others := l.used(uid)
+		if w.Preempts {
+			others = l.staying(uid)
+		}
+		if l.short(w.Requests, others) == nil {
+			count(used, w)
 		}
 	}
 	return l.short(r.Requests, used)
@@ -139,22 +163,29 @@ func (l *Ledger) Used() map[corev1.ResourceName]int64 {
 
 func (l *Ledger) used(except string) map[corev1.ResourceName]int64 {
 	used := map[corev1.ResourceName]int64{}
-	for uid, list := range l.held {
+	for uid, h := range l.held {
 		if uid != except {
-			add(used, list)
-			used[corev1.ResourcePods]++
+			count(used, h.Request)
 		}
 	}
 	return used
 }
 
-func add(to map[corev1.ResourceName]int64, list corev1.ResourceList) {
-	for name := range list {
-		to[name] += amount(list, name)
+func count(to map[corev1.ResourceName]int64, r Request) {
+	for name := range r.Requests {
+		to[name] += amount(r.Requests, name)
 	}
+	to[corev1.ResourcePods]++
 }
 
 func (l *Ledger) short(requests corev1.ResourceList, used map[corev1.ResourceName]int64) *Shortage {
+	if all := l.shortages(requests, used); len(all) > 0 {
+		return &all[0]
+	}
+	return nil
+}
+
+func (l *Ledger) shortages(requests corev1.ResourceList, used map[corev1.ResourceName]int64) (all []Shortage) {
 	names := []corev1.ResourceName{corev1.ResourcePods, corev1.ResourceCPU, corev1.ResourceMemory, corev1.ResourceEphemeralStorage}
 	for _, name := range slices.Sorted(maps.Keys(requests)) {
 		if isHugePages(name) {
@@ -170,10 +201,10 @@ func (l *Ledger) short(requests corev1.ResourceList, used map[corev1.ResourceNam
 			want = 1
 		}
 		if want > 0 && want > capacity-used[name] {
-			return &Shortage{Resource: name, Requested: want, Used: used[name], Capacity: capacity}
+			all = append(all, Shortage{Resource: name, Requested: want, Used: used[name], Capacity: capacity})
 		}
 	}
-	return nil
+	return all
 }
 
 // isHugePages: of these a node has what it says, and else none.

@@ -28,6 +28,7 @@ type Metrics struct {
 	startedPods       prometheus.Counter
 	startedPodsErrors prometheus.Counter
 	evictions         *prometheus.CounterVec
+	preemptions       *prometheus.CounterVec
 	podStart          prometheus.Histogram
 	probes            *prometheus.CounterVec
 	probeDuration     *prometheus.HistogramVec
@@ -65,6 +66,7 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.startErrors = counters("kubelet_started_containers_errors_total", "Containers that could not be started.", "container_type", "code")
 	m.startedPods = counters("kubelet_started_pods_total", "Pods whose sandbox was started.").WithLabelValues()
 	m.startedPodsErrors = counters("kubelet_started_pods_errors_total", "Pods whose sandbox could not be started.").WithLabelValues()
+	m.preemptions = counters("kubelet_preemptions", "Pods that went for a critical one, by what that lacked.", "preemption_signal")
 	m.evictions = counters("kubelet_evictions", "Pods that were evicted, by signal.", "eviction_signal")
 	m.podStart = histograms("kubelet_pod_start_duration_seconds", "From the first sight of a pod to its running, images that had to be pulled included.", podTime).WithLabelValues().(prometheus.Histogram)
 	gauge("kubelet_node_name", "The node's name.", 1, prometheus.Labels{"node": node})
@@ -142,6 +144,13 @@ func (m *Metrics) Started(kind, reason string) {
 func (m *Metrics) Evicted(signal string) {
 	if m != nil {
 		m.evictions.WithLabelValues(signal).Inc()
+	}
+}
+
+// Preempted notes that a pod goes for a critical one, which lacks a resource.
+func (m *Metrics) Preempted(resource string) {
+	if m != nil {
+		m.preemptions.WithLabelValues(resource).Inc()
 	}
 }
 

@@ -56,8 +56,8 @@ type Resize struct {
 // Failed says why.
 type Failed struct {
 	Reason, Message string
-	// Evicted: by the node, not for what the pod did.
-	Evicted bool
+	// Disrupted, if not "": it was the node's doing, and that is what to say of it.
+	Disrupted string
 }
 
 // Make makes the status.
@@ -279,9 +279,9 @@ func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		m.sandbox(s), m.initialized(s), whole, ready,
 		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 	}
-	if f := m.in.Failed; f != nil && f.Evicted {
+	if f := m.in.Failed; f != nil && f.Disrupted != "" {
 		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
-			Reason: corev1.PodReasonTerminationByKubelet, Message: f.Message})
+			Reason: corev1.PodReasonTerminationByKubelet, Message: f.Disrupted})
 	}
 	list = append(list, m.resize()...)
 	for i := range list {

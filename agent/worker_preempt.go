@@ -1,0 +1,51 @@
+package agent
+
+import (
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/eviction"
+)
+
+// What is said of a pod that has to go for a critical one, in the kubelet's words.
+const (
+	preempting        = "Preempting"
+	preemptingMessage = "Preempted in order to admit critical pod"
+	preemptingDetail  = "Pod was preempted by Kubelet to accommodate a critical pod."
+)
+
+// preemption is the order to go for a critical pod, with all of its own grace.
+func preemption(lack corev1.ResourceName) order {
+	return order{signal: eviction.Signal(lack), reason: preempting, message: preemptingMessage, grace: 1 << 62, ended: make(chan struct{})}
+}
+
+// comesBack tells whether a pod that was preempted begins again when there is
+// room: a kubelet leaves that to whoever made it, and here nobody did
+// (decision 90). What must not be run twice stays as it is.
+func (w *worker) comesBack() bool {
+	return w.failed != nil && w.failed.Preempted && w.pod.Spec.RestartPolicy != corev1.RestartPolicyNever && !w.last.Gone &&
+		(w.ending == nil || w.ending.Keep)
+}
+
+// awaitRoom asks for what the pod had before it was preempted.
+func (w *worker) awaitRoom() {
+	if w.again || w.node.down.Load() || !w.node.order.Turn(w.uid, w.poke) {
+		return
+	}
+	if w.node.ledger.Take(w.requests(w.pod)) == nil {
+		w.again = true
+		w.poke()
+	}
+}
+
+// comeBack begins anew what was preempted, now that there is room for it.
+func (w *worker) comeBack() {
+	if !w.again {
+		return
+	}
+	if w.again = false; !w.comesBack() {
+		return
+	}
+	w.failed, w.ending, w.start, w.admitted, w.prepared = nil, nil, time.Now(), true, false
+}
