@@ -59,8 +59,9 @@ func TestStatusTellsWhy(t *testing.T) {
 		t.Fatal(err)
 	}
 	for key, want := range map[string]string{
-		"version": "1.2.3", "config": n.cfg.StateDir, "host": "kernel", "handlers": "userNamespaces", "cdi": "",
+		"version": "1.2.3", "config": n.cfg.StateDir, "host": "kernel", "handlers": "userNamespaces", "cdi": n.cdi, "nri": "plugins",
 		"network": "10-broken.conflist", "images": `"images":1`, "pods": `"exited":1`, "warnings": "something is odd pod=p1",
+		"checkpoint": "usable",
 	} {
 		if !json.Valid([]byte(resp.Info[key])) || !strings.Contains(resp.Info[key], want) {
 			t.Errorf("info %s has no %q: %s", key, want, resp.Info[key])

@@ -25,7 +25,8 @@ type inForce struct {
 		NeedsRestart []string
 	}
 	Settings struct {
-		Logs struct{ MaxBytes, MaxFiles int }
+		Logs    struct{ MaxBytes, MaxFiles int }
+		Streams struct{ IdleTimeout string }
 	}
 	handlers []string
 }
