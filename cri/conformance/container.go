@@ -202,8 +202,10 @@ func startWithoutProgram(t *testing.T, s *suite) {
 	if err == nil { // to fail here already is as good
 		c := &container{pod: p, id: r.GetContainerId()}
 		_, err = s.Runtime.StartContainer(t.Context(), &runtimeapi.StartContainerRequest{ContainerId: c.id})
-		if status := c.status(t); status.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || status.GetExitCode() == 0 || status.GetReason() == "" {
-			t.Errorf("after the failed start: state %s, exit code %d, reason %q, want exited with a reason", status.GetState(), status.GetExitCode(), status.GetReason())
+		status := c.status(t)
+		if status.GetState() != runtimeapi.ContainerState_CONTAINER_EXITED || status.GetExitCode() == 0 || status.GetReason() == "" || !strings.Contains(status.GetMessage(), "/no/such/program") {
+			t.Errorf("after the failed start: state %s, exit code %d, reason %q, message %q, want exited with a reason and the program's name",
+				status.GetState(), status.GetExitCode(), status.GetReason(), status.GetMessage())
 		}
 	}
 	if err == nil || !strings.Contains(err.Error(), "/no/such/program") {

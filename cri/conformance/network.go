@@ -5,6 +5,8 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -166,6 +168,24 @@ var networkTests = []test{
 			if !strings.Contains(got, want) {
 				t.Errorf("resolv.conf has no line %q:\n%s", want, got)
 			}
+		}
+	}},
+	{"resolv.conf of the host", "RunPodSandbox", func(t *testing.T, s *suite) {
+		own, err := os.ReadFile("/etc/resolv.conf")
+		if err != nil {
+			t.Skip(err)
+		}
+		servers := func(text string) (list []string) {
+			for line := range strings.Lines(text) {
+				if f := strings.Fields(line); len(f) > 1 && f[0] == "nameserver" {
+					list = append(list, f[1])
+				}
+			}
+			return list
+		}
+		p := s.pod(t, func(config *runtimeapi.PodSandboxConfig) { config.DnsConfig = nil })
+		if got, want := servers(p.sh(t, "cat /etc/resolv.conf").output(t)), servers(string(own)); !slices.Equal(got, want) {
+			t.Errorf("a pod that says nothing of DNS has the servers %q, the host %q", got, want)
 		}
 	}},
 	{"address is free again", "StopPodSandbox", func(t *testing.T, s *suite) {
