@@ -70,7 +70,7 @@ func (d *Docker) Start(ctx context.Context) error {
 	args := []string{"--host", d.Endpoint, "--data-root", d.dir + "/root", "--exec-root", d.run + "/exec",
 		"--pidfile", d.run + "/docker.pid", "--config-file", d.dir + "/daemon.json", "--bip", "10.90.0.1/16",
 		"--log-level", "warn", "--exec-opt", "native.cgroupdriver=cgroupfs",
-		"--cgroup-parent", host.Cgroup() + "/docker"}
+		"--cgroup-parent", dockerCgroup()}
 	// Docker before 25 has a score of its own, and lowering one takes CAP_SYS_RESOURCE.
 	if DockerHas("--oom-score-adjust") {
 		args = append(args, "--oom-score-adjust", "0")
@@ -151,9 +151,25 @@ func (d *Docker) Stop() error {
 			unix.Kill(pid, unix.SIGKILL)
 		}
 	}
-	errs := []error{RemoveLink("docker0"), d.restoreForwarding()}
+	errs := []error{RemoveLink("docker0"), d.restoreForwarding(), removeCgroup(dockerCgroup())}
 	for _, dir := range []string{d.run, d.dir, "/run/docker"} {
 		errs = append(errs, host.UnmountBelow(dir), os.RemoveAll(dir))
+	}
+	return errors.Join(errs...)
+}
+
+// dockerCgroup has the containers that name no other group.
+func dockerCgroup() string { return host.Cgroup() + "/docker" }
+
+// removeCgroup removes a group that runc made on the way to a container's, which
+// stays empty, from all hierarchies.
+func removeCgroup(path string) error {
+	dirs, err := filepath.Glob("/sys/fs/cgroup/*" + path)
+	errs := []error{err}
+	for _, dir := range append(dirs, "/sys/fs/cgroup"+path) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("remove cgroup %s: %w", dir, err))
+		}
 	}
 	return errors.Join(errs...)
 }
