@@ -204,15 +204,22 @@ func (c *copyUp) entry(l *copyLevel, name uintptr) syscall.Errno {
 		}
 		*c.link.at(int(n)) = 0
 		_, e = retry(unix.SYS_SYMLINKAT, uintptr(unsafe.Pointer(&c.link)), l.to, name, 0, 0)
-		if e != 0 {
-			return e
+		if e == 0 {
+			e = c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
 		}
-		return c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		if e == 0 {
+			e = c.date(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		return e
 	case unix.S_IFIFO:
-		if _, e := retry(unix.SYS_MKNODAT, l.to, name, uintptr(c.stat.Mode), 0, 0); e != 0 {
-			return e
+		_, e := retry(unix.SYS_MKNODAT, l.to, name, uintptr(c.stat.Mode), 0, 0)
+		if e == 0 {
+			e = c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
 		}
-		return c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		if e == 0 {
+			e = c.date(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		}
+		return e
 	}
 	return 0
 }
@@ -303,7 +310,7 @@ func (c *copyUp) inspect(dir, name, flags uintptr) syscall.Errno {
 	return e
 }
 
-// takeOver gives a copy the owner, mode and time in c.stat.
+// takeOver gives an open copy the owner, mode and times in c.stat.
 //
 //go:nosplit
 //go:norace
@@ -319,9 +326,18 @@ func (c *copyUp) takeOver(fd, what uintptr) syscall.Errno {
 			return e
 		}
 	}
+	return c.date(fd, 0, 0)
+}
+
+// date gives a copy its times. The name 0 stands for the open file itself.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func (c *copyUp) date(dir, name, flags uintptr) syscall.Errno {
 	c.times[0] = unix.Timespec{Sec: c.stat.Atime.Sec, Nsec: int64(c.stat.Atime.Nsec)}
 	c.times[1] = unix.Timespec{Sec: c.stat.Mtime.Sec, Nsec: int64(c.stat.Mtime.Nsec)}
-	_, e := retry(unix.SYS_UTIMENSAT, fd, 0, uintptr(unsafe.Pointer(&c.times)), 0, 0)
+	_, e := retry(unix.SYS_UTIMENSAT, dir, name, uintptr(unsafe.Pointer(&c.times)), flags, 0)
 	return e
 }
 

@@ -46,6 +46,7 @@ func TestCopyUp(t *testing.T) {
 	if err := sparse.Truncate(1 << 33); err != nil {
 		t.Fatal(err)
 	}
+	old := []unix.Timespec{{Sec: 1e9}, {Sec: 1e9}}
 	for _, err := range []error{
 		os.Symlink("/etc/../nowhere", filepath.Join(data, "link")),
 		unix.Mkfifo(filepath.Join(data, "fifo"), 0o600),
@@ -55,6 +56,8 @@ func TestCopyUp(t *testing.T) {
 		os.Chmod(filepath.Join(data, "suid"), 0o755|os.ModeSetuid),
 		os.Chown(data, 11, 12),
 		os.Chmod(data, 0o751),
+		unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(data, "link"), old, unix.AT_SYMLINK_NOFOLLOW),
+		unix.UtimesNanoAt(unix.AT_FDCWD, filepath.Join(data, "fifo"), old, unix.AT_SYMLINK_NOFOLLOW),
 	} {
 		if err != nil {
 			t.Fatal(err)
