@@ -27,6 +27,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/cri/tracing"
 )
 
 // Runtime is a runtime behind a socket. Safe for concurrent use.
@@ -58,6 +59,7 @@ func New(endpoint string) (*Runtime, error) {
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
 		grpc.WithConnectParams(reconnect),
 		grpc.WithIdleTimeout(0),
+		grpc.WithUnaryInterceptor(traced),
 		grpc.WithDefaultCallOptions(
 			grpc.MaxCallRecvMsgSize(cri.MaxMessageSize),
 			grpc.MaxCallSendMsgSize(cri.MaxMessageSize)),
@@ -70,6 +72,11 @@ func New(endpoint string) (*Runtime, error) {
 		images:  runtimeapi.NewImageServiceClient(conn),
 		conn:    conn,
 	}, nil
+}
+
+// traced sends the trace that a call is part of along with it.
+func traced(ctx context.Context, method string, req, resp any, conn *grpc.ClientConn, invoke grpc.UnaryInvoker, opts ...grpc.CallOption) error {
+	return invoke(tracing.Inject(ctx), method, req, resp, conn, opts...)
 }
 
 // Close ends the connection and the calls under way.

@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -15,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/cri/tracing"
 )
 
 // unary is around every call but the streaming ones.
@@ -23,6 +25,11 @@ func (s *Server) unary(ctx context.Context, req any, info *grpc.UnaryServerInfo,
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, limit)
 		defer cancel()
+	}
+	if s.tracer != nil {
+		var end func(any, error)
+		ctx, end = tracing.Call(tracing.Extract(ctx), s.tracer, trace.SpanKindServer, path.Base(info.FullMethod), req)
+		defer func() { end(resp, err) }()
 	}
 	err = s.around(ctx, info.FullMethod, req, func() error {
 		if err := cri.Validate(req.(proto.Message)); err != nil {

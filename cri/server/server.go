@@ -17,22 +17,26 @@ import (
 	"net"
 	"sync"
 
+	"go.opentelemetry.io/otel/trace"
 	"google.golang.org/grpc"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri"
+	"podstead/cri/tracing"
 )
 
 // Config of a Server.
 type Config struct {
 	Runtime cri.Runtime
+	Tracing trace.TracerProvider // makes a span of each call; nil: none
 	Log     *slog.Logger
 }
 
 // Server serves one runtime on any number of listeners. Safe for concurrent use.
 type Server struct {
-	grpc *grpc.Server
-	log  *slog.Logger
+	grpc   *grpc.Server
+	log    *slog.Logger
+	tracer trace.Tracer // nil: none
 	// stopping ends the streams that would otherwise have no end.
 	stopping chan struct{}
 	stop     sync.Once
@@ -49,6 +53,9 @@ const (
 // New makes a server; Serve does the work.
 func New(cfg Config) *Server {
 	s := &Server{log: cfg.Log, stopping: make(chan struct{})}
+	if cfg.Tracing != nil {
+		s.tracer = tracing.Tracer(cfg.Tracing)
+	}
 	s.grpc = grpc.NewServer(
 		grpc.MaxRecvMsgSize(cri.MaxMessageSize),
 		grpc.MaxSendMsgSize(cri.MaxMessageSize),
