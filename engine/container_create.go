@@ -109,7 +109,7 @@ func (e *Engine) createContainer(ctx context.Context, s *sandbox, config *runtim
 		{"log", e.prepareLog},
 		{"launch", e.launchContainer},
 	} {
-		if err := step.do(ctx, k); err != nil {
+		if err := traced(ctx, step.what, func(ctx context.Context) error { return step.do(ctx, k) }); err != nil {
 			return "", fmt.Errorf("%s: %w", step.what, err)
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	"podstead/cri"
+	"podstead/cri/tracing"
 )
 
 // How long work may take when no caller's deadline bounds it any more.
@@ -67,8 +68,9 @@ func (s *shared) do(ctx context.Context, e *Engine, timeout time.Duration, work 
 	if c == nil {
 		c = &call{done: make(chan struct{})}
 		s.cur = c
+		life := tracing.With(e.life, ctx)
 		e.worker.Go(func() {
-			ctx, cancel := context.WithTimeout(e.life, timeout)
+			ctx, cancel := context.WithTimeout(life, timeout)
 			defer cancel()
 			c.err = work(ctx)
 			s.mu.Lock()
@@ -115,7 +117,7 @@ func (r *runs) do(ctx context.Context, e *Engine, name string, of fingerprint, t
 	c, ok := r.byName[name]
 	switch {
 	case !ok:
-		c = r.start(e, name, of, timeout, create)
+		c = r.start(tracing.With(e.life, ctx), e, name, of, timeout, create)
 	case c.of != of || c.delivered:
 		r.mu.Unlock()
 		return "", cri.Errorf(codes.AlreadyExists, "%s exists already%s", name, as(c.id))
@@ -133,14 +135,14 @@ func (r *runs) do(ctx context.Context, e *Engine, name string, of fingerprint, t
 }
 
 // start is called with r.mu held.
-func (r *runs) start(e *Engine, name string, of fingerprint, timeout time.Duration, create func(context.Context) (string, error)) *run {
+func (r *runs) start(life context.Context, e *Engine, name string, of fingerprint, timeout time.Duration, create func(context.Context) (string, error)) *run {
 	if r.byName == nil {
 		r.byName = map[string]*run{}
 	}
 	c := &run{call: call{done: make(chan struct{})}, of: of}
 	r.byName[name] = c
 	e.worker.Go(func() {
-		ctx, cancel := context.WithTimeout(e.life, timeout)
+		ctx, cancel := context.WithTimeout(life, timeout)
 		defer cancel()
 		id, err := create(ctx)
 		r.mu.Lock()

@@ -76,18 +76,18 @@ func (e *Engine) runSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRe
 	}
 	for _, step := range []struct {
 		what string
-		do   func() error
+		do   func(context.Context) error
 	}{
-		{"make cgroup", func() error { return e.makePodCgroup(ctx, s) }},
-		{"make namespaces", func() error { return e.makeNamespaces(ctx, s) }},
-		{"mount shared memory", func() error { return e.mountShm(s) }},
-		{"connect network", func() error { return e.connect(ctx, s) }},
-		{"write files", func() error { return e.writeSandboxFiles(s) }},
-		{"set sysctls", func() error { return e.setSysctls(s) }},
-		{"start pause process", func() error { return e.startPause(ctx, s) }},
-		{"handler", func() error { return e.runPodOfHandler(ctx, s) }},
+		{"make cgroup", func(ctx context.Context) error { return e.makePodCgroup(ctx, s) }},
+		{"make namespaces", func(ctx context.Context) error { return e.makeNamespaces(ctx, s) }},
+		{"mount shared memory", func(context.Context) error { return e.mountShm(s) }},
+		{"connect network", func(ctx context.Context) error { return e.connect(ctx, s) }},
+		{"write files", func(context.Context) error { return e.writeSandboxFiles(s) }},
+		{"set sysctls", func(context.Context) error { return e.setSysctls(s) }},
+		{"start pause process", func(ctx context.Context) error { return e.startPause(ctx, s) }},
+		{"handler", func(ctx context.Context) error { return e.runPodOfHandler(ctx, s) }},
 	} {
-		if err := step.do(); err != nil {
+		if err := traced(ctx, step.what, step.do); err != nil {
 			return "", fmt.Errorf("%s: %w", step.what, err)
 		}
 	}

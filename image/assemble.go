@@ -9,6 +9,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.opentelemetry.io/otel/attribute"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
@@ -97,7 +98,10 @@ func (s *Store) assemble(ctx context.Context, a *assembly) (img Image, err error
 		}
 		rec.Layers[i] = l.rec
 	}
-	if err := s.commitImage(ctx, a, rec); err != nil {
+	committing, end := span(ctx, "sync and record")
+	err = s.commitImage(committing, a, rec)
+	end(err)
+	if err != nil {
 		return Image{}, err
 	}
 	return s.Get(rec.ID)
@@ -160,10 +164,14 @@ func (s *Store) provideLayers(ctx context.Context, a *assembly) error {
 			continue
 		}
 		g.Go(func() error {
-			if err := s.awaitLayer(ctx, a, i); err != nil {
-				return fmt.Errorf("layer %d (%s): %w", i+1, l.rec.Blob.Digest, err)
+			ctx, end := span(ctx, "layer", attribute.String("podstead.layer.digest", l.rec.Blob.Digest))
+			err := s.awaitLayer(ctx, a, i)
+			if err == nil {
+				end(nil, l.came(a)...)
+				return nil
 			}
-			return nil
+			end(err)
+			return fmt.Errorf("layer %d (%s): %w", i+1, l.rec.Blob.Digest, err)
 		})
 	}
 	return g.Wait()

@@ -99,6 +99,7 @@ const (
 // Progress is the state of a pull under way.
 type Progress struct {
 	Ref     string
+	Host    string // that was asked last, a mirror maybe; "": none yet
 	Stage   string // resolving, fetching, syncing
 	Started time.Time
 	Layers  []LayerProgress

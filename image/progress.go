@@ -5,6 +5,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"podstead/image/internal/registry"
 )
 
 // pull is one pull of a reference under way, shared by its callers.
@@ -19,6 +21,7 @@ type pull struct {
 
 	mu     sync.Mutex
 	stage  string
+	repo   *registry.Repository // nil: none is asked yet
 	layers []watched
 }
 
@@ -38,6 +41,26 @@ func (p *pull) setStage(stage string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.stage = stage
+}
+
+// asks notes the repository that the image comes from.
+func (p *pull) asks(repo *registry.Repository) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.repo = repo
+}
+
+// host is the one that was asked last: a mirror, or the reference's own.
+func (p *pull) host() string {
+	if p == nil {
+		return ""
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.repo == nil {
+		return ""
+	}
+	return p.repo.Host()
 }
 
 func (p *pull) watch(layers []*assembledLayer) {
@@ -84,9 +107,10 @@ func (s *Store) Pulls() []Progress {
 }
 
 func (p *pull) progress() Progress {
+	host := p.host()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	pr := Progress{Ref: p.ref, Stage: p.stage, Started: p.started}
+	pr := Progress{Ref: p.ref, Host: host, Stage: p.stage, Started: p.started}
 	for _, l := range p.layers {
 		pr.Layers = append(pr.Layers, l.progress())
 	}

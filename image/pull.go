@@ -11,6 +11,8 @@ import (
 
 	"github.com/distribution/reference"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	"golang.org/x/sys/unix"
 
 	"podstead/image/internal/layer"
@@ -28,7 +30,7 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth) (Image, error) 
 	if err != nil {
 		return Image{}, &PullError{ref, ReasonInvalidName, err}
 	}
-	p, err := s.joinPull(name, auth)
+	p, err := s.joinPull(ctx, name, auth)
 	if err != nil {
 		return Image{}, pullError(name.String(), err)
 	}
@@ -45,8 +47,9 @@ func (s *Store) Pull(ctx context.Context, ref string, auth Auth) (Image, error) 
 	}
 }
 
-// joinPull joins a pull under way or starts it, apart from any caller.
-func (s *Store) joinPull(name reference.Named, auth Auth) (*pull, error) {
+// joinPull joins a pull under way or starts it, apart from any caller but for
+// the trace that it belongs to.
+func (s *Store) joinPull(caller context.Context, name reference.Named, auth Auth) (*pull, error) {
 	// Who has not shown the same credential must not profit from it.
 	sum := sha256.Sum256(fmt.Appendf(nil, "%q", []string{auth.Username, auth.Password,
 		auth.IdentityToken, auth.RegistryToken, auth.ServerAddress}))
@@ -60,7 +63,7 @@ func (s *Store) joinPull(name reference.Named, auth Auth) (*pull, error) {
 	if s.closed {
 		return nil, context.Canceled
 	}
-	ctx, cancel := context.WithCancel(s.ctx)
+	ctx, cancel := context.WithCancel(trace.ContextWithSpan(s.ctx, trace.SpanFromContext(caller)))
 	p := &pull{ref: name.String(), stage: "resolving", started: time.Now(),
 		cancel: cancel, callers: 1, done: make(chan struct{})}
 	s.pulls[key] = p
@@ -104,7 +107,10 @@ func (s *Store) pullImage(ctx context.Context, name reference.Named, auth Auth, 
 		return Image{}, err
 	}
 	defer repo.Close()
-	a, err := s.resolve(ctx, repo, name)
+	p.asks(repo)
+	resolving, end := span(ctx, "resolve", attribute.String("container.image.name", name.String()))
+	a, err := s.resolve(resolving, repo, name)
+	end(err, append(a.found(), attribute.String("server.address", repo.Host()))...)
 	if err != nil {
 		return Image{}, err
 	}

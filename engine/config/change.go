@@ -3,6 +3,8 @@ package config
 import (
 	"reflect"
 	"strings"
+
+	"podstead/cri/tracing"
 )
 
 // Kind is the handler's type, with its default.
@@ -76,4 +78,12 @@ func Select(annotations map[string]string, list []string) map[string]string {
 		out[k] = v
 	}
 	return out
+}
+
+// TracingSettings is what the file says of traces, nil if nothing.
+func (c Config) TracingSettings() *tracing.Settings {
+	if c.Tracing == nil {
+		return nil
+	}
+	return &tracing.Settings{Endpoint: c.Tracing.Endpoint, PerMillion: c.Tracing.SamplingRatePerMillion}
 }

@@ -21,6 +21,8 @@
 //	logs:
 //	  maxBytes: 10Mi
 //	  maxFiles: 5
+//	tracing:
+//	  endpoint: localhost:4317
 package config
 
 import "time"
@@ -48,6 +50,9 @@ type Config struct {
 	NRI          NRI     `json:"nri"`
 	SELinux      SELinux `json:"selinux"`
 	Hooks        Hooks   `json:"hooks"`
+	// Tracing sends a span of each CRI call, and of its parts, to a collector of
+	// OpenTelemetry traces; nothing: none are made.
+	Tracing *Tracing `json:"tracing,omitempty" reload:"restart"`
 }
 
 // Drivers of control groups.
@@ -141,6 +146,15 @@ type SELinux struct {
 	// Disabled leaves out labels, for hosts whose policy has nothing for
 	// containers but lxc_contexts, or the wrong things.
 	Disabled bool `json:"disabled,omitempty"`
+}
+
+// Tracing is where traces are sent, as the kubelet's configuration says it.
+type Tracing struct {
+	// Endpoint is the collector's, for OTLP over gRPC; empty: localhost:4317.
+	Endpoint string `json:"endpoint,omitempty"`
+	// SamplingRatePerMillion is how many of a million calls are traced whose
+	// client traces nothing; where the client does, its choice counts.
+	SamplingRatePerMillion int32 `json:"samplingRatePerMillion,omitempty"`
 }
 
 // NRI is about plugins: programs beside the engine that are told of pods and

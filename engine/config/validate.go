@@ -51,6 +51,11 @@ func (c Config) Validate() error {
 	c.Images.validate(&f)
 	c.Streams.validate(&f)
 	c.Logs.validate(&f)
+	if s := c.TracingSettings(); s != nil {
+		if err := s.Validate(); err != nil {
+			f = append(f, fmt.Errorf("tracing.%w", err))
+		}
+	}
 	directories("cdi.dirs", c.CDI.Dirs, &f)
 	directories("hooks.dirs", c.Hooks.Dirs, &f)
 	absolute("nri.socket", c.NRI.Socket, &f)

@@ -23,6 +23,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/containerd/containerd/v2/core/remotes/docker"
@@ -71,6 +72,8 @@ type Repository struct {
 	hosts []docker.RegistryHost // in the order in which they are asked
 	quiet *log.Entry            // keeps the library's log lines out of ours
 
+	asked atomic.Pointer[string] // the host that was asked last
+
 	mu  sync.Mutex
 	bad map[badBlob]bool // what had the wrong digest where
 }
@@ -114,6 +117,14 @@ func Open(ctx context.Context, cfg Config, name reference.Named, auth Auth) (*Re
 		return nil, fmt.Errorf("%w for %s: no host may be pulled from", ErrConfig, reference.Domain(name))
 	}
 	return r, nil
+}
+
+// Host is the one that was asked last, "" if none was.
+func (r *Repository) Host() string {
+	if h := r.asked.Load(); h != nil {
+		return *h
+	}
+	return ""
 }
 
 // Close lets go of idle connections.

@@ -26,6 +26,7 @@ var errStalled = errors.New("no progress")
 // get asks one host for a path below the repository ("manifests/latest"). It
 // returns an answer with status 200 or 206; its body gives up when it stalls.
 func (r *Repository) get(ctx context.Context, h docker.RegistryHost, path string, header http.Header) (*http.Response, error) {
+	r.asked.Store(&h.Host)
 	u := url.URL{Scheme: h.Scheme, Host: h.Host, Path: h.Path + "/" + reference.Path(r.name) + "/" + path}
 	if r.isMirror(h) {
 		u.RawQuery = url.Values{"ns": {reference.Domain(r.name)}}.Encode()
