@@ -29,6 +29,7 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
@@ -68,6 +69,9 @@ type Config struct {
 	RootDir string
 	// Kubelet is how the kubelet's HTTP API is served; nil: it is not.
 	Kubelet *KubeletAPI
+	// Tracing makes the spans of pods' starts and of what is done for them; nil:
+	// none are made.
+	Tracing trace.TracerProvider
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.

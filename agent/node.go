@@ -18,6 +18,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -35,6 +36,7 @@ import (
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/userns"
 	"podstead/cri"
+	"podstead/cri/tracing"
 )
 
 // node is what all workers share. Nothing but pressure changes once the agent
@@ -57,6 +59,7 @@ type node struct {
 	csi            *csi.Drivers    // may be nil
 	events         *event.Log
 	metrics        *metric.Metrics
+	tracer         trace.Tracer
 	board          *board
 	decoder        *source.Decoder
 	pressure       pressed
@@ -78,6 +81,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	n := &node{
 		runtime: flight.Runtime{Runtime: metric.Runtime{Runtime: cfg.Runtime, Metrics: metrics}},
 		metrics: metrics,
+		tracer:  tracing.Tracer(cfg.Tracing),
 		request: request.Node{
 			Name:        cfg.NodeName,
 			AgentID:     hex.EncodeToString(id[:8]),

@@ -13,16 +13,21 @@ import (
 	"strings"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/device"
 	"podstead/agent/internal/env"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/volume"
+	"podstead/cri/tracing"
 	"podstead/sys"
 )
 
@@ -95,6 +100,17 @@ func (j job) imageVolumes(ctx context.Context) (map[string]string, *stepError) {
 
 // ensure brings one image.
 func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (*runtimeapi.Image, *stepError) {
+	ctx, end := tracing.Span(ctx, "image", attribute.String("container.image.name", ref), attribute.String("server.address", image.Host(ref)))
+	img, failed := j.bring(ctx, ref, policy)
+	if failed == nil {
+		trace.SpanFromContext(ctx).SetAttributes(attribute.String("container.image.id", img.Id),
+			attribute.StringSlice("container.image.repo_digests", img.RepoDigests), attribute.Int64("podstead.image.bytes", int64(img.Size)))
+	}
+	end(failed.err())
+	return img, failed
+}
+
+func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*runtimeapi.Image, *stepError) {
 	var secrets []*corev1.Secret
 	for _, ref := range j.pod.Spec.ImagePullSecrets {
 		if s := j.objs.Secret(j.pod.Namespace, ref.Name); s != nil {
@@ -105,9 +121,11 @@ func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (
 		}
 	}
 	name := j.spec.Name
+	pulled := func(error) {}
 	img, err := j.puller.Ensure(ctx, image.Request{
 		Image: ref, Policy: policy, Secrets: secrets, Handler: request.RuntimeHandler(j.pod),
 		Pulling: func() {
+			pulled = flight.Watch(ctx, client.FlightStep, "pull "+ref)
 			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", ref)
 		},
 		Pulled: func(took time.Duration, present bool, size uint64) {
@@ -120,6 +138,7 @@ func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (
 				ref, took.Truncate(time.Millisecond), size)
 		},
 	})
+	pulled(err)
 	if err == nil {
 		return img, nil
 	}

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -89,6 +90,7 @@ type worker struct {
 	stage     client.Why
 	posted    posted
 	flight    *flight.Recorder
+	starting  trace.Span // of the pod's start; nil when that is over
 	steps     sync.WaitGroup
 }
 
@@ -136,7 +138,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		described: make(chan struct{}),
 		probes:    map[string]*probe.Container{},
 		counts:    n.probeCounts(string(pod.UID)),
-		flight:    flight.Open(filepath.Join(n.podDir(string(pod.UID)), "flight.jsonl")),
+		flight:    flight.Open(filepath.Join(n.podDir(string(pod.UID)), "flight.jsonl"), n.tracer, traceOf(pod)...),
 	}
 }
 
@@ -188,6 +190,7 @@ func (w *worker) poke() {
 // run works until the pod is gone or ctx ends; then the pod's containers go on.
 func (w *worker) run(ctx context.Context) {
 	ctx, cancel := context.WithCancel(ctx)
+	defer w.breakTrace()
 	defer w.steps.Wait()
 	defer func() {
 		for _, p := range w.probes {
@@ -335,6 +338,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 		w.exceed(now)
 		w.last = plan.Next(w.input(), now)
 	}
+	w.beginTrace(now)
 	for _, s := range w.last.Steps {
 		w.launch(ctx, s)
 	}
@@ -416,6 +420,7 @@ func (w *worker) news(before corev1.PodStatus, now time.Time) {
 	if before.Phase == corev1.PodPending && w.status.Phase == corev1.PodRunning {
 		w.node.metrics.Running(now.Sub(w.start))
 	}
+	w.probed()
 	ready := map[string]bool{}
 	for _, c := range before.ContainerStatuses {
 		ready[c.Name] = c.Ready
@@ -430,6 +435,7 @@ func (w *worker) news(before corev1.PodStatus, now time.Time) {
 		}
 		w.flight.Add(client.FlightEntry{At: now, Kind: client.FlightNews, Container: c.Name, What: what})
 	}
+	w.endTrace(now)
 }
 
 // describe puts the pod on the board and in its record, if it changed.

@@ -18,6 +18,7 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
+	"podstead/cri/tracing"
 )
 
 // Reasons of failures, beside those of package image.
@@ -87,6 +88,7 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	if w.idle(s) {
 		return
 	}
+	ctx = w.inTrace(ctx)
 	life := ctx
 	ctx, cancel := context.WithCancel(ctx)
 	run := &running{step: s, cancel: cancel}
@@ -99,8 +101,8 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 	j.life = flight.With(life, w.flight, s.Container)
 	w.steps.Go(func() {
 		defer cancel()
-		ctx := flight.With(ctx, w.flight, s.Container)
-		end := flight.Begin(ctx, client.FlightStep, string(s.Kind))
+		ctx, end := flight.Begin(flight.With(ctx, w.flight, s.Container), client.FlightStep, string(s.Kind))
+		j.life = tracing.With(j.life, ctx)
 		r := result{run: run, failed: j.run(ctx)}
 		end(r.failed.err())
 		select {

@@ -178,7 +178,8 @@ type PullUpdate struct {
 // PullProgress is the state of a pull under way.
 type PullProgress struct {
 	Ref     string          `json:"ref"`
-	Stage   string          `json:"stage"` // resolving, fetching, unpacking, syncing
+	Host    string          `json:"host,omitempty"` // that was asked last, a mirror maybe
+	Stage   string          `json:"stage"`          // resolving, fetching, unpacking, syncing
 	Started time.Time       `json:"started"`
 	Layers  []LayerProgress `json:"layers,omitempty"`
 }

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"go.opentelemetry.io/otel/trace"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/client-go/tools/remotecommand"
 
@@ -64,6 +65,7 @@ type node struct {
 	providers []*agent.CredentialProvider
 	kubelet   *agent.KubeletAPI
 	rootDir   string
+	tracing   trace.TracerProvider
 	stop      func()
 }
 
@@ -183,7 +185,7 @@ func (n *node) start() {
 	}
 	a, err := agent.New(agent.Config{
 		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), RunDir: filepath.Join(n.dir, "run"), PodLogsDir: filepath.Join(n.dir, "logs"),
-		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, RootDir: n.rootDir, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
+		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Tracing: n.tracing, RootDir: n.rootDir, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})
 	if err != nil {

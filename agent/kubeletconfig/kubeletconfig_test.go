@@ -1,6 +1,7 @@
 package kubeletconfig
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -246,6 +247,29 @@ func TestCheckHost(t *testing.T) {
 		}
 		if got != c.want {
 			t.Errorf("%+v: %q", c, got)
+		}
+	}
+}
+
+func TestTracing(t *testing.T) {
+	for text, want := range map[string]string{
+		"":              "<nil> <nil>",
+		"\ntracing: {}": "&{ 0} <nil>",
+		"\ntracing: {endpoint: 'collector:4317', samplingRatePerMillion: 5}": "&{collector:4317 5} <nil>",
+		"\ntracing: {samplingRatePerMillion: -5}":                            "<nil> tracing.samplingRatePerMillion: -5 is not between 0 and 1000000",
+		"\ntracing: {endpoint: 'https://x:1'}":                               `<nil> tracing.endpoint: scheme "https" is not dns, unix or unix-abstract: traces go by gRPC`,
+	} {
+		file := filepath.Join(t.TempDir(), "kubelet.yaml")
+		if err := os.WriteFile(file, []byte("apiVersion: kubelet.config.k8s.io/v1beta1\nkind: KubeletConfiguration"+text+"\n"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		c, warnings, err := Read(file, "")
+		if err != nil || len(warnings) > 0 {
+			t.Fatal(warnings, err)
+		}
+		s, err := Tracing(c)
+		if got := fmt.Sprint(s, " ", err); got != want {
+			t.Errorf("%q: %s, want %s", text, got, want)
 		}
 	}
 }

@@ -39,7 +39,7 @@ func (a archives) Save(ctx context.Context, w io.Writer, names []string) error {
 func (a archives) Pulls() []client.PullProgress {
 	var out []client.PullProgress
 	for _, p := range a.store.Pulls() {
-		progress := client.PullProgress{Ref: p.Ref, Stage: p.Stage, Started: p.Started}
+		progress := client.PullProgress{Ref: p.Ref, Host: p.Host, Stage: p.Stage, Started: p.Started}
 		for _, l := range p.Layers {
 			progress.Layers = append(progress.Layers, client.LayerProgress(l))
 		}

@@ -35,6 +35,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if err == nil {
 		n.logLimits.bytes, n.logLimits.files, err = kubeletconfig.LogLimits(c)
 	}
+	if err == nil {
+		n.tracing, err = kubeletconfig.Tracing(c)
+	}
 	var notes []string
 	if err == nil {
 		n.kubeletAPI, notes, err = kubeletconfig.Server(c)
@@ -50,6 +53,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		}
 		if oldErr == nil {
 			n.kubeletAPI, _, oldErr = kubeletconfig.Server(old)
+		}
+		if oldErr == nil {
+			n.tracing, oldErr = kubeletconfig.Tracing(old)
 		}
 		if oldErr != nil {
 			return fmt.Errorf("kubelet configuration: %w", errors.Join(err, oldErr))

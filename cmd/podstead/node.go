@@ -24,6 +24,7 @@ import (
 	"podstead/cri"
 	"podstead/cri/remote"
 	"podstead/cri/server"
+	"podstead/cri/tracing"
 	"podstead/engine"
 	"podstead/engine/config"
 	"podstead/image"
@@ -46,7 +47,8 @@ type nodeOptions struct {
 	providerConfig  string
 	providerBin     string
 	providers       []*agent.CredentialProvider
-	policy          agent.Policy // and what follows: what the KubeletConfiguration says
+	tracing         *tracing.Settings // of the agent; nil: none. This
+	policy          agent.Policy      // and what follows: what the KubeletConfiguration says
 	podLogs         string
 	kubeCgroups     string // the kubepods tree's parent, "" for the instance's own group
 	logLimits       struct {
@@ -241,7 +243,12 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", n.criSocket(), err)
 	}
-	srv := server.New(server.Config{Runtime: eng, Log: log})
+	calls, stopCalls, err := n.startTracing(ctx, settings.TracingSettings(), "podstead-cri", log)
+	if err != nil {
+		return err
+	}
+	defer stopCalls()
+	srv := server.New(server.Config{Runtime: eng, Tracing: calls, Log: log})
 	serve := func(ctx context.Context) error { return serveUntil(ctx, srv, criSocket) }
 	if !n.withAgent {
 		log.Info("serving", "cri", n.criSocket())
@@ -251,7 +258,14 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	if err != nil {
 		return fmt.Errorf("listen on %s: %w", n.agentSocket(), err)
 	}
-	node, err := agent.New(n.agentConfig(eng, archives{images}, cgroups, agentSocket, log))
+	spans, stopSpans, err := n.startTracing(ctx, n.tracing, "podstead-node", log)
+	if err != nil {
+		return err
+	}
+	defer stopSpans()
+	cfg := n.agentConfig(eng, cgroups, agentSocket, log)
+	cfg.Images, cfg.Tracing = archives{images}, spans
+	node, err := agent.New(cfg)
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
@@ -273,7 +287,14 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 	if err != nil {
 		return err
 	}
-	node, err := agent.New(n.agentConfig(rt, nil, cgroups, socket, log))
+	spans, stopSpans, err := n.startTracing(ctx, n.tracing, "podstead-node", log)
+	if err != nil {
+		return err
+	}
+	defer stopSpans()
+	cfg := n.agentConfig(rt, cgroups, socket, log)
+	cfg.Tracing = spans
+	node, err := agent.New(cfg)
 	if err != nil {
 		return fmt.Errorf("start the agent: %w", err)
 	}
@@ -281,9 +302,9 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 	return errors.Join(node.Run(ctx), n.tidyCgroups(ctx, cgroups))
 }
 
-func (n *nodeOptions) agentConfig(rt cri.Runtime, extras agent.ImageExtras, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
+func (n *nodeOptions) agentConfig(rt cri.Runtime, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
 	return agent.Config{
-		Runtime: rt, Images: extras, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
+		Runtime: rt, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		RootDir: n.rootDir, DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: cmp.Or(n.kubeCgroups, n.cgroupRoot()),

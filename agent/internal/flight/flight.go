@@ -1,6 +1,9 @@
 // Package flight is the flight recorder of a pod: the last things that were done
 // for it and that happened to it, with how long they took, in memory and in a
-// file of the pod's directory, from which the next agent goes on.
+// file of the pod's directory, from which the next agent goes on. What it records
+// are also the spans of the pod's traces.
+//
+// It keeps names, times and errors, never requests: those may hold secrets.
 package flight
 
 import (
@@ -14,7 +17,11 @@ import (
 	"sync"
 	"time"
 
+	"go.opentelemetry.io/otel/attribute"
+	"go.opentelemetry.io/otel/trace"
+
 	"podstead/agent/client"
+	"podstead/cri/tracing"
 	"podstead/sys"
 )
 
@@ -24,18 +31,22 @@ const kept = 200
 // Recorder is the flight recorder of one pod. Its methods may be called at the
 // same time, and do nothing on nil.
 type Recorder struct {
-	path string
+	path   string
+	tracer trace.Tracer
+	pod    []attribute.KeyValue // on spans that begin a trace
 
 	mu      sync.Mutex
 	entries []client.FlightEntry
-	pending []byte // not in the file yet: the pod has no directory
-	lines   int    // of the file
+	under   []*client.FlightEntry // way, in the order in which they began
+	pending []byte                // not in the file yet: the pod has no directory
+	lines   int                   // of the file
 }
 
 // Open returns the recorder with the entries of its file. What of the file
-// cannot be read is left out: it may have been cut off by a crash.
-func Open(path string) *Recorder {
-	r := &Recorder{path: path}
+// cannot be read is left out: it may have been cut off by a crash. The tracer
+// makes its spans, those that begin a trace with the attributes of the pod.
+func Open(path string, tracer trace.Tracer, pod ...attribute.KeyValue) *Recorder {
+	r := &Recorder{path: path, tracer: tracer, pod: pod}
 	data, err := os.ReadFile(path)
 	if err != nil {
 		return r
@@ -134,21 +145,67 @@ func With(ctx context.Context, r *Recorder, container string) context.Context {
 	return context.WithValue(ctx, key{}, aim{r, container})
 }
 
-// Begin begins something that takes time; the function that it returns records
-// it, with its error.
-func Begin(ctx context.Context, kind, what string) func(error) {
+// Begin begins something that takes time: a span, and an entry that is recorded
+// with its error when the function that is returned ends it. The context is for
+// what is part of it.
+func Begin(ctx context.Context, kind, what string) (context.Context, func(error)) {
 	a, _ := ctx.Value(key{}).(aim)
 	if a.recorder == nil {
+		return ctx, func(error) {}
+	}
+	ctx, span := a.recorder.tracer.Start(ctx, what, trace.WithAttributes(a.attributes(ctx)...))
+	end := Watch(ctx, kind, what)
+	return ctx, func(err error) {
+		end(err)
+		tracing.End(span, err)
+	}
+}
+
+func (a aim) attributes(ctx context.Context) (out []attribute.KeyValue) {
+	if !trace.SpanContextFromContext(ctx).IsValid() {
+		out = append(out, a.recorder.pod...)
+	}
+	if a.container != "" {
+		out = append(out, attribute.String("k8s.container.name", a.container))
+	}
+	return out
+}
+
+// Watch is Begin without a span.
+func Watch(ctx context.Context, kind, what string) func(error) {
+	a, _ := ctx.Value(key{}).(aim)
+	r := a.recorder
+	if r == nil {
 		return func(error) {}
 	}
-	begun := time.Now()
+	e := &client.FlightEntry{At: time.Now(), Kind: kind, What: what, Container: a.container}
+	r.mu.Lock()
+	r.under = append(r.under, e)
+	r.mu.Unlock()
 	return func(err error) {
-		e := client.FlightEntry{At: begun, Took: time.Since(begun), Kind: kind, What: what, Container: a.container}
+		done := *e
+		done.Took = time.Since(e.At)
 		if err != nil {
-			e.Error = short(err.Error())
+			done.Error = short(err.Error())
 		}
-		a.recorder.Add(e)
+		r.mu.Lock()
+		r.under = slices.DeleteFunc(r.under, func(x *client.FlightEntry) bool { return x == e })
+		r.mu.Unlock()
+		r.Add(done)
 	}
+}
+
+// UnderWay returns what has begun and not ended, in the order in which it began.
+func (r *Recorder) UnderWay() (out []client.FlightEntry) {
+	if r == nil {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, e := range r.under {
+		out = append(out, *e)
+	}
+	return out
 }
 
 // short cuts a text that would fill the file.

@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"podstead/agent/client"
+	"podstead/cri/tracing"
 )
 
 func what(r *Recorder) string {
@@ -20,19 +21,24 @@ func what(r *Recorder) string {
 	return strings.Join(out, " ")
 }
 
+func begin(ctx context.Context, kind, what string) func(error) {
+	_, end := Begin(ctx, kind, what)
+	return end
+}
+
 func TestRecorderOutlivesTheAgent(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "pod")
 	path := filepath.Join(dir, "flight.jsonl")
-	r := Open(path)
+	r := Open(path, tracing.Tracer(nil))
 	ctx := With(context.Background(), r, "web")
-	Begin(ctx, client.FlightCall, "one")(nil) // before the pod has a directory
+	begin(ctx, client.FlightCall, "one")(nil) // before the pod has a directory
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	Begin(ctx, client.FlightStep, "two")(errors.New("no: " + strings.Repeat("x", 1000)))
-	Begin(context.Background(), client.FlightCall, "nobody's")(nil)
+	begin(ctx, client.FlightStep, "two")(errors.New("no: " + strings.Repeat("x", 1000)))
+	begin(context.Background(), client.FlightCall, "nobody's")(nil)
 	for range 2 { // a crash in the middle of a line costs that line
-		again := Open(path)
+		again := Open(path, tracing.Tracer(nil))
 		if got := what(again); got != "one two" {
 			t.Errorf("the next agent finds %q", got)
 		}
@@ -50,11 +56,11 @@ func TestRecorderOutlivesTheAgent(t *testing.T) {
 
 func TestRecorderIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "flight.jsonl")
-	r := Open(path)
+	r := Open(path, tracing.Tracer(nil))
 	for i := range 10*kept + 1 {
 		r.Add(client.FlightEntry{What: fmt.Sprint(i)})
 	}
-	for _, r := range []*Recorder{r, Open(path)} {
+	for _, r := range []*Recorder{r, Open(path, tracing.Tracer(nil))} {
 		got := r.Entries()
 		if len(got) != kept || got[kept-1].What != fmt.Sprint(10*kept) {
 			t.Errorf("%d entries, the last %+v", len(got), got[len(got)-1])

@@ -54,8 +54,10 @@ type Container struct {
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
 
-	mu    sync.Mutex
-	state State
+	mu        sync.Mutex
+	state     State
+	reports   []*Report
+	successes []Success
 }
 
 // kinds of probes; the words of events and messages.
@@ -76,9 +78,9 @@ func Watch(ctx context.Context, cfg Config) *Container {
 		c.state.Ready = (s.ReadinessProbe == nil || carry.Ready) && c.state.Started
 	}
 	if c.state.Started {
-		c.running(ctx)
+		c.running(ctx, cfg.StartedAt)
 	} else {
-		c.loop(ctx, startup, s.StartupProbe)
+		c.loop(ctx, startup, s.StartupProbe, cfg.StartedAt)
 	}
 	return c
 }
@@ -96,10 +98,10 @@ func (c *Container) State() State {
 	return c.state
 }
 
-// running begins the probes of a started container.
-func (c *Container) running(ctx context.Context) {
-	c.loop(ctx, liveness, c.cfg.Spec.LivenessProbe)
-	c.loop(ctx, readiness, c.cfg.Spec.ReadinessProbe)
+// running begins the probes of a container that has started by then.
+func (c *Container) running(ctx context.Context, began time.Time) {
+	c.loop(ctx, liveness, c.cfg.Spec.LivenessProbe, began)
+	c.loop(ctx, readiness, c.cfg.Spec.ReadinessProbe, began)
 }
 
 func (c *Container) change(f func(*State)) {
@@ -114,7 +116,7 @@ func (c *Container) change(f func(*State)) {
 }
 
 // loop runs one probe at its pace until it has nothing more to say.
-func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
+func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe, began time.Time) {
 	if p == nil {
 		return
 	}
@@ -129,6 +131,7 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 	if count.Probe != name(p) {
 		count = Count{}
 	}
+	report := c.report(kind, p, began)
 	if count.N > 0 && count.reached(p) && c.verdict(ctx, kind, p, count.OK) {
 		return
 	}
@@ -139,6 +142,7 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 		// All containers of the node are taken up at once: spread them.
 		first = max(first, spread(c.cfg.ID+kind, period))
 	}
+	c.note(func() { report.Next, report.OK, report.InRow = time.Now().Add(max(first, 0)), count.OK, count.N })
 	c.wg.Go(func() {
 		timer := time.NewTimer(max(first, 0))
 		defer timer.Stop()
@@ -149,11 +153,13 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe) {
 			case <-timer.C:
 			}
 			began := time.Now()
-			done := c.once(ctx, kind, p, &count)
+			c.note(func() { report.Next = began.Add(period) })
+			done := c.once(ctx, kind, p, &count, report)
 			if !done && c.young(kind, p) {
 				done = c.eager(ctx, kind, p, &count, began.Add(period))
 			}
 			if done {
+				c.note(func() { report.Next = time.Time{} })
 				return
 			}
 			timer.Reset(max(0, period-time.Since(began)))
@@ -179,7 +185,7 @@ func (c *Container) count(kind string, p *corev1.Probe, n *Count, ok bool, at ti
 // tries is how often a probe that could not be made is tried at once.
 const tries = 3
 
-func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *Count) (done bool) {
+func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *Count, report *Report) (done bool) {
 	var ok bool
 	var output string
 	var err error
@@ -195,14 +201,22 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 	if c.cfg.Result != nil {
 		c.cfg.Result(kind, ok, err, time.Since(began))
 	}
+	said := strings.TrimSpace(output)
+	if err != nil {
+		said = err.Error()
+	}
+	c.note(func() {
+		report.Last, report.OK, report.Errored, report.Output = time.Now(), ok && err == nil, err != nil, said
+	})
 	if err != nil {
 		c.cfg.Failure(fmt.Sprintf("%s probe errored: %v", kind, err))
 		return false // it says nothing about the container
 	}
 	if !ok {
-		c.cfg.Failure(fmt.Sprintf("%s probe failed: %s", kind, strings.TrimSpace(output)))
+		c.cfg.Failure(fmt.Sprintf("%s probe failed: %s", kind, said))
 	}
 	c.count(kind, p, n, ok, began)
+	c.note(func() { report.InRow = n.N })
 	if !n.reached(p) {
 		return false
 	}
@@ -210,6 +224,9 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 }
 
 func (c *Container) verdict(ctx context.Context, kind string, p *corev1.Probe, ok bool) (done bool) {
+	if ok {
+		c.succeeded(kind)
+	}
 	switch {
 	case kind == readiness:
 		c.change(func(s *State) { s.Ready = ok })
@@ -225,7 +242,7 @@ func (c *Container) verdict(ctx context.Context, kind string, p *corev1.Probe, o
 			s.Started = true
 			s.Ready = c.cfg.Spec.ReadinessProbe == nil
 		})
-		c.running(ctx)
+		c.running(ctx, time.Now())
 		return true
 	}
 	return false
