@@ -50,7 +50,9 @@ func allocatableHolds(n *node) {
 	n.apply(`{apiVersion: v1, kind: Pod, metadata: {name: critical}, spec: {priorityClassName: system-node-critical, terminationGracePeriodSeconds: 1, containers: [
   {name: c, image: "test.local/busybox:1", command: [sleep, "12345"], resources: {requests: {memory: 70Mi}}}]}}`)
 	n.until("critical", "ready in place of another", ready)
-	n.until(second, "preempted", func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Preempting" })
+	n.until(second, "preempted", func(p *corev1.Pod) bool {
+		return p != nil && p.Status.Phase == corev1.PodFailed && p.Status.Reason == "Preempting"
+	})
 	if err := n.client.DeletePod(t.Context(), "default", "critical", nil); err != nil {
 		t.Fatal(err)
 	}

@@ -39,7 +39,7 @@ spec:
   - name: c
     image: test.local/busybox:1
     imagePullPolicy: Never
-    command: [sh, -c, "echo hello; exec sleep 100000"]
+    command: [sh, -c, "echo served > /scratch/file; httpd -p 8080 -h /scratch; echo hello; exec sleep 100000"]
     readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}
     volumeMounts: [{name: scratch, mountPath: /scratch}]
   volumes: [{name: scratch, emptyDir: {}}]
@@ -65,6 +65,7 @@ spec:
 		if got := n.kubeletExec("/exec/default/web/"+string(pod.UID)+"/c", "cat", "/proc/1/comm"); got != "sleep\n" {
 			n.Errorf("exec: %q", got)
 		}
+		n.webSockets()
 		if resp, err := insecure().Post(kubeletURL+"/run/default/web/c?cmd=hostname", "", nil); err != nil {
 			n.Error(err)
 		} else if body, _ := io.ReadAll(resp.Body); string(body) != "web\n" {

@@ -97,12 +97,13 @@ func (s *server) exec(w http.ResponseWriter, r *http.Request) error {
 		return apierrors.NewBadRequest("no command")
 	}
 	tty := flag(q, "tty")
+	have := session{flag(q, "stdin"), flag(q, "stdout"), flag(q, "stderr") && !tty, tty}
 	resp, err := s.runtime.Exec(r.Context(), &runtimeapi.ExecRequest{ContainerId: ctr, Cmd: q["command"], Tty: tty,
-		Stdin: flag(q, "stdin"), Stdout: flag(q, "stdout"), Stderr: flag(q, "stderr") && !tty})
+		Stdin: have.in, Stdout: have.out, Stderr: have.err})
 	if err != nil {
 		return err
 	}
-	return s.proxy(w, r, resp.Url)
+	return s.join(w, r, resp.Url, have)
 }
 
 func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
@@ -118,12 +119,13 @@ func (s *server) attach(w http.ResponseWriter, r *http.Request) error {
 	cs, _ := container(p, q.Get("container"))
 	spec := plan.Find(p, cs.Name)
 	tty := spec != nil && spec.TTY
+	have := session{flag(q, "stdin"), flag(q, "stdout"), flag(q, "stderr") && !tty, tty}
 	resp, err := s.runtime.Attach(r.Context(), &runtimeapi.AttachRequest{ContainerId: ctr, Tty: tty,
-		Stdin: flag(q, "stdin"), Stdout: flag(q, "stdout"), Stderr: flag(q, "stderr") && !tty})
+		Stdin: have.in, Stdout: have.out, Stderr: have.err})
 	if err != nil {
 		return err
 	}
-	return s.proxy(w, r, resp.Url)
+	return s.join(w, r, resp.Url, have)
 }
 
 func (s *server) portForward(w http.ResponseWriter, r *http.Request) error {
@@ -156,7 +158,7 @@ func (s *server) portForward(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	return s.proxy(w, r, resp.Url)
+	return s.tunnel(w, r, resp.Url)
 }
 
 // proxy joins the client's connection with the runtime's streaming server,
