@@ -81,6 +81,8 @@ type containerRecord struct {
 	// run, or were running when the engine ended; PoststopDue that those of the
 	// end have not run.
 	LateHooks, StartHooks, PoststopDue bool
+	// Project is that of the files in upper and work, 0 if they have none.
+	Project uint32
 	// ImageMounts are mount points of images below the container's directory.
 	ImageMounts []string
 
@@ -274,5 +276,6 @@ func (e *Engine) forgetContainer(c *container) error {
 	e.mu.Unlock()
 	rec := c.record()
 	e.containerRuns.forget(rec.name(), c.id)
+	e.giveProject(&rec)
 	return nil
 }

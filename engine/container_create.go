@@ -187,24 +187,20 @@ func (e *Engine) recordIntent(_ context.Context, k *creation) error {
 	if err != nil {
 		return err
 	}
+	project := e.takeProject()
 	signal, signalName := spec.StopSignal(k.config, img.Config.Config.StopSignal)
 	err = e.changeContainer(k.c, func(r *containerRecord) {
 		r.ImageID, r.ImageRef, r.ImageName = img.ID, imageRef(img), imageName(img, k.config.Image)
 		r.LogPath = logPath
-		r.FromCheckpoint = k.source != nil
+		r.FromCheckpoint, r.Project = k.source != nil, project
 		r.StopSignal, r.StopSignalName = int(signal), signalName
 		r.Resources.M = k.config.GetLinux().GetResources()
 	})
 	if err != nil {
 		return err
 	}
-	for _, dir := range []string{"upper", "work"} {
-		// The mode of upper is that of the container's root directory.
-		if err := os.Mkdir(e.containerFile(k.c.id, dir), 0o755); err != nil {
-			return err
-		}
-	}
-	return nil
+	rec := k.c.record()
+	return e.makeLayer(&rec)
 }
 
 func (e *Engine) resolveUser(_ context.Context, k *creation) error {

@@ -49,6 +49,7 @@ import (
 	"podstead/network"
 	"podstead/oci/launch"
 	"podstead/supervisor"
+	"podstead/sys/quota"
 )
 
 // Config of an Engine: its parts, made by cmd/podstead, and its directories.
@@ -101,6 +102,7 @@ type Engine struct {
 	events           *event.Hub
 	eventMark        *event.Mark
 	metrics          *metric.Set
+	projects         *quota.Pool // of writable layers; nil: they have none
 	surveyor         *disk.Surveyor
 	streams          *stream.Server
 	supervisorGone   atomic.Bool // since its events ended, until they come again
@@ -136,7 +138,7 @@ func New(ctx context.Context, cfg Config) (*Engine, error) {
 	e.log = slog.New(e.recent.watch(cfg.Log.Handler()))
 	e.plugins = e.newPlugins()
 	e.life, e.end = context.WithCancel(context.WithoutCancel(ctx))
-	e.metrics, e.surveyor = metric.NewSet(), disk.NewSurveyor(e.life, e.worker.Go, e.log)
+	e.metrics = metric.NewSet()
 	if err := e.open(ctx); err != nil {
 		return nil, errors.Join(err, e.Close())
 	}
@@ -153,6 +155,7 @@ func (e *Engine) open(ctx context.Context) (err error) {
 	if e.containerRecords, err = store.Open[containerRecord](filepath.Join(e.cfg.StateDir, "containers"), "container"); err != nil {
 		return err
 	}
+	e.openProjects()
 	if e.host, err = probeHost(e.cfg.Cgroups); err != nil {
 		return err
 	}
@@ -216,6 +219,9 @@ func (e *Engine) Close() error {
 	}
 	if e.seed != nil {
 		err = errors.Join(err, e.seed.Close())
+	}
+	if e.projects != nil {
+		err = errors.Join(err, e.projects.Close())
 	}
 	return err
 }

@@ -33,6 +33,10 @@ func TestMain(m *testing.M) {
 		runInstalledPlugin()
 		return
 	}
+	if dir := os.Getenv(hideVariable); dir != "" {
+		hideInProject(dir)
+		return
+	}
 	testhost.Main(m)
 }
 

@@ -48,6 +48,7 @@ func (e *Engine) load() error {
 			continue
 		}
 		e.containers[id] = newContainer(rec)
+		e.keepProject(&rec)
 		e.containerRuns.restore(rec.name(), decodeFingerprint(rec.Fingerprint), id)
 	}
 	return nil

@@ -237,7 +237,7 @@ const activityOver = 1<<64 - 1
 // survey sees to it that a container's writable layer is counted anew if it may
 // have changed.
 func (e *Engine) survey(c *container, activity uint64) <-chan struct{} {
-	return e.surveyor.Survey(&c.layer, e.containerFile(c.id, "upper"), activity)
+	return e.surveyor.Survey(&c.layer, e.layerTree(c), activity)
 }
 
 // awaitSurveys waits a moment; what takes longer is left to the next request.

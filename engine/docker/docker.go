@@ -130,7 +130,7 @@ func New(ctx context.Context, cfg Config) (*Runtime, error) {
 	}
 	r := &Runtime{cfg: cfg, log: cfg.Log, cdi: cdi.New(cfg.CDIDirs)}
 	r.life, r.end = context.WithCancel(context.WithoutCancel(ctx))
-	r.surveyor, r.metrics = disk.NewSurveyor(r.life, r.worker.Go, r.log), metric.NewSet()
+	r.surveyor, r.metrics = disk.NewSurveyor(r.life, r.worker.Go, r.log, nil), metric.NewSet()
 	if err := r.open(ctx); err != nil {
 		return nil, errors.Join(err, r.Close())
 	}

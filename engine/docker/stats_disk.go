@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/engine/internal/disk"
 	"podstead/engine/internal/figure"
 )
 
@@ -51,7 +52,7 @@ func (r *Runtime) writableLayer(ctx context.Context, c *ctr, activity uint64) *r
 		return fs
 	}
 	layer := &r.gauges.of(c.id).layer
-	if done := r.surveyor.Survey(layer, upper, activity); done != nil {
+	if done := r.surveyor.Survey(layer, disk.Tree{Dir: upper}, activity); done != nil {
 		t := time.NewTimer(surveyWait)
 		defer t.Stop()
 		select {

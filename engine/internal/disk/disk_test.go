@@ -10,8 +10,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys/quota"
 )
 
 func write(t *testing.T, path string, size int) {
@@ -114,54 +117,54 @@ func TestWalkEnds(t *testing.T) {
 	}
 }
 
-func newSurveyor(t *testing.T) *Surveyor {
+func newSurveyor(t *testing.T, projects Projects) *Surveyor {
 	ctx, cancel := context.WithCancel(t.Context())
 	var wg sync.WaitGroup
 	t.Cleanup(func() { cancel(); wg.Wait() })
-	return NewSurveyor(ctx, wg.Go, slog.New(slog.DiscardHandler))
+	return NewSurveyor(ctx, wg.Go, slog.New(slog.DiscardHandler), projects)
 }
 
 func TestLayerIsCountedWhenItMayHaveChanged(t *testing.T) {
-	s, dir := newSurveyor(t), t.TempDir()
+	s, dir := newSurveyor(t, nil), t.TempDir()
 	var l Layer
 	if _, ok := l.Usage(); ok {
 		t.Error("figures before the first count")
 	}
-	<-s.Survey(&l, dir, 1)
+	<-s.Survey(&l, Tree{Dir: dir}, 1)
 	first, ok := l.Usage()
 	if !ok || first.Inodes != 1 {
 		t.Fatalf("first figures: %+v, %v", first, ok)
 	}
 	write(t, filepath.Join(dir, "new"), 1)
-	if s.Survey(&l, dir, 1) != nil {
+	if s.Survey(&l, Tree{Dir: dir}, 1) != nil {
 		t.Error("counted again although the container has not run")
 	}
 	if u, _ := l.Usage(); !u.At.After(first.At) {
 		t.Error("figures that still hold are shown as old")
 	}
-	if s.Survey(&l, dir, 2) != nil {
+	if s.Survey(&l, Tree{Dir: dir}, 2) != nil {
 		t.Error("counted again at once")
 	}
-	l.usage.At = l.usage.At.Add(-minAge)
-	<-s.Survey(&l, dir, 2)
+	l.walked = l.walked.Add(-minAge)
+	<-s.Survey(&l, Tree{Dir: dir}, 2)
 	if u, _ := l.Usage(); u.Inodes != 2 {
 		t.Errorf("figures after a change: %+v", u)
 	}
 }
 
 func TestLayerThatIsGoneKeepsItsFigures(t *testing.T) {
-	s, dir := newSurveyor(t), filepath.Join(t.TempDir(), "upper")
+	s, dir := newSurveyor(t, nil), filepath.Join(t.TempDir(), "upper")
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	var l Layer
-	<-s.Survey(&l, dir, 1)
+	<-s.Survey(&l, Tree{Dir: dir}, 1)
 	before, _ := l.Usage()
 	if err := os.Remove(dir); err != nil {
 		t.Fatal(err)
 	}
-	l.usage.At = l.usage.At.Add(-minAge)
-	<-s.Survey(&l, dir, 2)
+	l.walked = l.walked.Add(-minAge)
+	<-s.Survey(&l, Tree{Dir: dir}, 2)
 	if after, ok := l.Usage(); !ok || after.Inodes != before.Inodes {
 		t.Errorf("figures are %+v, were %+v", after, before)
 	}
@@ -178,4 +181,81 @@ func TestMountSource(t *testing.T) {
 	if err != nil || f.Device == "" || f.Bytes == 0 {
 		t.Errorf("file system is %+v, %v", f, err)
 	}
+}
+
+// meter is a kernel that counts projects as the test says.
+type meter struct {
+	usage quota.Usage
+	err   error
+}
+
+func (m *meter) Usage(uint32) (quota.Usage, error) { return m.usage, m.err }
+
+func TestKernelIsAsked(t *testing.T) {
+	m := &meter{usage: quota.Usage{Bytes: 1 << 20, Inodes: 7}}
+	s := newSurveyor(t, m)
+	tree := Tree{Dir: filepath.Join(t.TempDir(), "none"), Project: 5, Sealed: true}
+	var l Layer
+	for _, n := range []uint64{10, 20, 5} {
+		m.usage.Inodes = n
+		if s.Survey(&l, tree, n) != nil {
+			t.Error("the kernel's figures have to be waited for")
+		}
+		if u, ok := l.Usage(); !ok || u.Bytes != 1<<20 || u.Inodes != n || u.At.IsZero() {
+			t.Errorf("figures are %+v, %v, want %d inodes", u, ok, n)
+		}
+	}
+	// Quotas have been switched off.
+	tree.Dir, m.err = t.TempDir(), unix.ESRCH
+	<-s.Survey(&l, tree, 6)
+	if u, _ := l.Usage(); u.Inodes != 1 {
+		t.Errorf("of an empty directory: %+v", u)
+	}
+}
+
+// TestWhatIsHiddenIsAdded: what a walk finds beyond the kernel's figures counts,
+// until a later one does not find it.
+func TestWhatIsHiddenIsAdded(t *testing.T) {
+	m := &meter{usage: quota.Usage{Bytes: 1 << 20, Inodes: 3}}
+	s, tree := newSurveyor(t, m), Tree{Dir: t.TempDir(), Project: 5}
+	var l Layer
+	tells := func(what string, inodes uint64, waits bool) {
+		t.Helper()
+		done := s.Survey(&l, tree, m.usage.Inodes*10)
+		if (done != nil) != waits {
+			t.Errorf("%s: has to be waited for: %v", what, done != nil)
+		}
+		if waits {
+			<-done
+		}
+		l.mu.Lock()
+		counting := l.counting
+		l.mu.Unlock()
+		if counting != nil { // unasked
+			<-counting
+		}
+		if u, _ := l.Usage(); u.Inodes != inodes || u.Bytes < m.usage.Bytes {
+			t.Errorf("%s: figures are %+v, want %d inodes", what, u, inodes)
+		}
+	}
+	later := func(by time.Duration) { l.walked = l.walked.Add(-by) }
+	tells("nothing is hidden", 3, true)
+	for i := range 9 {
+		write(t, filepath.Join(tree.Dir, strconv.Itoa(i)), 1)
+	}
+	m.usage.Inodes = 4
+	later(minAge)
+	tells("the kernel is believed for a while", 4, false)
+	later(auditAge)
+	tells("the walk has found more", 10, false)
+	m.usage.Inodes = 5
+	tells("which counts from then on", 11, false)
+	later(minAge)
+	tells("and is looked at again soon", 10, true)
+	m.usage.Inodes = 12
+	later(minAge)
+	tells("until nothing is hidden", 12, true)
+	m.usage.Inodes = 13
+	later(minAge)
+	tells("when the kernel is believed again", 13, false)
 }
