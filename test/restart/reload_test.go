@@ -111,15 +111,33 @@ func reloadRegistries(l *live, t *testing.T) {
 }
 
 func reloadPinned(l *live, t *testing.T) {
-	for _, want := range []bool{true, false} {
-		l.reload(map[bool]string{true: "images: {pinned: ['" + l.image + "']}"}[want])
+	spec := &runtimeapi.ImageSpec{Image: l.image}
+	status := func() (image *runtimeapi.Image) {
 		l.call(func(ctx context.Context, r *remote.Runtime) error {
-			s, err := r.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: l.image}})
-			if got := s.GetImage().GetPinned(); got != want {
-				t.Errorf("pinned is %v, want %v", got, want)
-			}
+			s, err := r.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: spec})
+			image = s.GetImage()
 			return err
 		})
+		return image
+	}
+	l.reload("images: {pinned: ['" + l.image + "']}")
+	if !status().GetPinned() {
+		t.Error("it is not pinned")
+	}
+	// That is for collectors: who says so by name removes it.
+	l.call(func(ctx context.Context, r *remote.Runtime) error {
+		_, err := r.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: spec})
+		return err
+	})
+	if got := status(); got != nil {
+		t.Errorf("after its removal it is %v", got)
+	}
+	if err := l.pull(l.image); err != nil {
+		t.Fatal(err)
+	}
+	l.reload()
+	if status().GetPinned() {
+		t.Error("it is pinned still")
 	}
 }
 
