@@ -209,6 +209,9 @@ func (b *Builtin) Exec(ctx context.Context, x Exec) (supervisor.Process, *os.Fil
 // supervisor.
 func (b *Builtin) launch(ctx context.Context, l supervisor.Launch, check func() error) (supervisor.Process, *os.File, error) {
 	files, err := l.Program.Open()
+	if err != nil && check != nil {
+		err = errors.Join(err, check()) // what it has is gone with it
+	}
 	if err != nil {
 		return supervisor.Process{}, nil, err
 	}

@@ -219,7 +219,7 @@ func CompileHook(spec *specs.Spec, path string, hook specs.Hook, opt ExecOptions
 		c.joinUnprivileged(target, flags|unix.CLONE_NEWPID)
 	} else {
 		c.p.pidns = int(c.addSlot(slot{
-			kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, label: "open pid namespace",
+			kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/ns/pid", flags: unix.O_RDONLY, target: true, label: "open pid namespace",
 		}))
 		c.do("join the container's namespaces", cSetns, target, flags)
 	}

@@ -92,6 +92,26 @@ func TestEncode(t *testing.T) {
 	_ = os.Stdout
 }
 
+// TestExecFindsTheProcessGoneEarlier has one that ends while it is opened, by its
+// files one after another.
+func TestExecFindsTheProcessGoneEarlier(t *testing.T) {
+	needRoot(t)
+	spec := testSpec(rootfs(t), "exec sleep 1000")
+	pid := start(t, mustCompile(t, spec))
+	x, err := CompileExec(spec, spec.Process, ExecOptions{ID: "box/1", Pid: pid})
+	if err != nil {
+		t.Fatal(err)
+	}
+	unix.Kill(pid, unix.SIGKILL)
+	unix.Wait4(pid, nil, 0, nil)
+	for _, s := range x.slots {
+		if f, err := s.open(); !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("%s: %v, %v", s.label, f, err)
+			sys.CloseAll([]*os.File{f})
+		}
+	}
+}
+
 // TestExecFindsTheProcessGone has a process that ends after it was opened.
 func TestExecFindsTheProcessGone(t *testing.T) {
 	needRoot(t)

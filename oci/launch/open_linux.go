@@ -45,6 +45,9 @@ func (s *slot) open() (*os.File, error) {
 	switch s.kind {
 	case slotFile:
 		fd, err := unix.Open(s.path, int(s.flags)|unix.O_CLOEXEC, 0)
+		if s.target && (errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ESRCH)) {
+			return nil, fmt.Errorf("open %s: %w (%w)", s.path, err, os.ErrProcessDone)
+		}
 		if err != nil {
 			return nil, fmt.Errorf("open %s: %w", s.path, err)
 		}

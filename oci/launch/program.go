@@ -58,6 +58,7 @@ type slot struct {
 	upper, work  string
 	mountOptions []string // of slotOverlay, "key" or "key=value"
 	content      []byte   // of slotMemfd
+	target       bool     // slotFile of the process that is joined: it goes with that
 	label        string
 }
 
