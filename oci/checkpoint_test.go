@@ -201,6 +201,32 @@ func TestRestoreObeysTheSpecification(t *testing.T) {
 	}
 }
 
+// A process that has ended, and whose parent has not asked how, is dumped and
+// restored as that.
+func TestRestoreEnded(t *testing.T) {
+	needCRIU(t)
+	b := newBox(t, "")
+	b.script("sleep 0.1 & exec sleep 1000")
+	b.up()
+	ended := func() bool {
+		children, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", b.state().Pid))
+		if err != nil {
+			t.Fatal(err)
+		}
+		stat, err := os.ReadFile("/proc/" + strings.TrimSpace(string(children)) + "/stat")
+		return err == nil && strings.Contains(string(stat), ") Z ")
+	}
+	b.eventually("the child's end", ended)
+	images := t.TempDir() + "/images"
+	b.must("checkpoint", "--image-path", images, b.id)
+	b.must("delete", b.id)
+	b.must("restore", "-d", "--image-path", images, "-b", b.bundle, b.id)
+	b.isStatus(specs.StateRunning)
+	if !ended() {
+		t.Error("it is not there as it was")
+	}
+}
+
 func TestRestoreTerminal(t *testing.T) {
 	needCRIU(t)
 	b := newBox(t, "")

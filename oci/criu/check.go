@@ -85,7 +85,7 @@ func forbidden(format string, args ...any) error {
 }
 
 // processes are the members of the cgroup and the descendants of the first
-// process, wherever they are.
+// process, wherever they are, but for those that are over.
 func (c *checker) processes() ([]int, error) {
 	pids := slices.DeleteFunc(slices.Clone(c.Members), func(p int) bool { return p == c.Restorer })
 	if !slices.Contains(pids, c.Pid) {
@@ -112,7 +112,29 @@ func (c *checker) processes() ([]int, error) {
 			}
 		}
 	}
-	return pids, nil
+	return slices.DeleteFunc(pids, func(pid int) bool { return pid != c.Pid && c.isOver(pid) }), nil
+}
+
+// isOver tells whether a process has ended: one that its parent had not waited
+// for when it was dumped is restored as that, and has neither namespaces nor
+// files. A process whose first thread alone has ended is not over.
+func (c *checker) isOver(pid int) bool {
+	stats, err := filepath.Glob(c.proc(pid, "task", "*", "stat"))
+	if err != nil {
+		return false
+	}
+	for _, stat := range stats {
+		b, err := os.ReadFile(stat)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+			continue
+		}
+		// PID (NAME) STATE …, and the name may be anything.
+		end := strings.LastIndexByte(string(b), ')')
+		if err != nil || end < 0 || len(b) < end+3 || b[end+2] != 'Z' && b[end+2] != 'X' {
+			return false
+		}
+	}
+	return true
 }
 
 // namespaceFiles are the files below /proc/PID/ns. The time namespace is not
