@@ -165,10 +165,20 @@ func (g *Group) disabled(controllers []string) ([]string, error) {
 	return missing, nil
 }
 
+// enableIn enables those of controllers in a directory that it has itself: one
+// that was delegated may have fewer than the root.
 func enableIn(dir string, controllers []string) error {
+	have, err := readFile(dir + "/cgroup.controllers")
+	if err != nil {
+		return err
+	}
+	controllers = slices.DeleteFunc(slices.Clone(controllers), func(c string) bool { return !slices.Contains(strings.Fields(have), c) })
+	if len(controllers) == 0 {
+		return nil
+	}
 	file := dir + "/cgroup.subtree_control"
 	all := "+" + strings.Join(controllers, " +")
-	err := writeFile(file, all)
+	err = writeFile(file, all)
 	if err == nil {
 		return nil
 	}
