@@ -159,6 +159,7 @@ func connect(address string) (*dbus.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
+	late := time.AfterFunc(jobTimeout, func() { conn.Close() }) // whoever waits for an answer is told then
 	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
 	if err == nil && !strings.HasSuffix(address, "/private") {
 		if err = conn.Hello(); err == nil {
@@ -167,6 +168,9 @@ func connect(address string) (*dbus.Conn, error) {
 	}
 	if err == nil { // or it says nothing of jobs
 		err = conn.Object(service, object).Call(manager+".Subscribe", 0).Err
+	}
+	if !late.Stop() {
+		err = errors.Join(fmt.Errorf("no answer within %v", jobTimeout), err)
 	}
 	if err != nil {
 		conn.Close()
@@ -200,7 +204,11 @@ func (m *Manager) property(name string) (dbus.Variant, error) {
 	if err != nil {
 		return dbus.Variant{}, err
 	}
-	return conn.Object(service, object).GetProperty(manager + "." + name)
+	ctx, cancel := context.WithTimeout(context.Background(), jobTimeout)
+	defer cancel()
+	var v dbus.Variant
+	err = conn.Object(service, object).CallWithContext(ctx, "org.freedesktop.DBus.Properties.Get", 0, manager, name).Store(&v)
+	return v, err
 }
 
 // job calls a method that makes a job, and waits until that is done.
