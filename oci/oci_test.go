@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -54,6 +55,10 @@ type box struct {
 	groupPath string
 	// user is the runtime directory of a user who is not root, "" for root.
 	user string
+	// within is the group that the runtime's command runs in, if not in ours, and
+	// through a command that runs it.
+	within  *os.File
+	through []string
 }
 
 // onBoth runs a test on our runtime and on runc, and on crun if all is asked for.
@@ -93,6 +98,7 @@ var crunDiffers = map[string]string{
 	"TestListenFds":              "does not set LISTEN_PID",
 	"TestLogAsJSON":              "has another text for a missing container",
 	"TestPauseAndResume":         "pauses what is paused",
+	"TestRealSystemd":            "sets limits that systemd does not know of",
 	"TestRunDetachedAndKeep":     "has no run --keep",
 	"TestSeccompListener":        "does not tell the listener the pid of an exec'd process",
 	"TestSeccompListenerRefused": "does not refuse what cannot work",
@@ -199,22 +205,32 @@ type result struct {
 
 // cmd is a command of the runtime, not started.
 func (b *box) cmd(args ...string) *exec.Cmd {
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // emulated, on a busy machine
 	b.Cleanup(cancel)
 	args = append([]string{b.runtime, "--root", b.root}, args...)
 	if filepath.Base(b.runtime) == "crun" { // refuses hybrid cgroups
 		const unmounted = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
 		args = append([]string{"unshare", "-m", "sh", "-c", unmounted, "sh"}, args...)
 	}
+	args = append(slices.Clone(b.through), args...)
 	cmd := exec.CommandContext(ctx, args[0], args[1:]...)
 	cmd.Env = append(os.Environ(), "PODSTEAD_OCI_MAIN=1")
 	if b.user != "" {
-		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: daemonUser, Gid: daemonUser}}
-		cmd.Env = append(cmd.Env, "XDG_RUNTIME_DIR="+b.user)
+		b.asUser(cmd)
 		cmd.Dir = b.bundle
+		if b.within != nil {
+			cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(b.within.Fd())
+		}
 	}
-	cmd.WaitDelay = time.Second
+	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGQUIT) } // then it says where it is
+	cmd.WaitDelay = 5 * time.Second
 	return cmd
+}
+
+// asUser has a command run as the box's user.
+func (b *box) asUser(cmd *exec.Cmd) {
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: daemonUser, Gid: daemonUser}}
+	cmd.Env = append(cmd.Environ(), "XDG_RUNTIME_DIR="+b.user)
 }
 
 // run runs a command whose stdio the container may inherit: files, not pipes,

@@ -94,6 +94,11 @@ func TestRealSystemd(t *testing.T) {
 	if _, err := os.Stat("/run/systemd/system"); err != nil {
 		t.Skip("no systemd runs here")
 	}
+	t.Cleanup(func() { // a slice stays when its last scope goes
+		if out, err := exec.Command("systemctl", "stop", "podstead_test.slice").CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	onBoth(t, func(b *box) {
 		name := strings.ReplaceAll(b.id, "-", "_")
 		b.spec.Linux.CgroupsPath = "podstead_test.slice:oci:" + name
