@@ -47,10 +47,11 @@ critest-docker: test-deps
 	$(GO) test -count=1 -timeout 60m -v -run Docker ./test/critest -docker
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
-# a virtual machine; see docs/testing.md. Slow: for releases, and for changes
-# that touch cgroups or the kernel.
+# a virtual machine, then what needs systemd with that in charge; see
+# docs/testing.md. Slow: for releases, and for changes that touch cgroups or the
+# kernel.
 test-vm:
-	test/vm/run
+	status=0; test/vm/run || status=1; VM_INIT=systemd test/vm/run || status=1; exit $$status
 
 # SELinux on such a kernel, with a small policy of ours, enforcing.
 test-selinux:
