@@ -164,11 +164,28 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 	if err := c.checkRootless(spec); err != nil {
 		return err
 	}
+	claim := c.claimGroup
 	if c.runtime.privilege != privileged {
-		if err := c.makeDelegatedGroup(spec); err != nil || !c.hasGroup() {
-			return err
-		}
+		claim = func() error { return c.claimDelegatedGroup(spec) }
 	}
+	if err := claim(); err != nil || !c.hasGroup() {
+		return err
+	}
+	g := c.group()
+	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
+		err := errors.Join(g.Kill(ctx), g.Remove(ctx))
+		c.removeParents()
+		return err
+	})
+	early, _ := cgroup.Split(spec.Linux.Resources)
+	if c.Systemd {
+		early.Pids = nil // there is one process more until the container's is there
+	}
+	return g.Set(early)
+}
+
+// claimGroup makes the control group, which must be nobody else's.
+func (c *container) claimGroup() error {
 	g := c.group()
 	pids, err := g.Procs()
 	if err != nil {
@@ -177,11 +194,6 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 	if len(pids) > 0 {
 		return fmt.Errorf("linux.cgroupsPath: cgroup %s is not empty: processes %v", g.Path(), pids)
 	}
-	undo.Add("remove cgroup "+g.Path(), func(ctx context.Context) error {
-		err := errors.Join(g.Kill(ctx), g.Remove(ctx))
-		c.removeParents()
-		return err
-	})
 	err = g.Create()
 	for range 10 { // as often as somebody else's end removes a parent in between
 		if !errors.Is(err, os.ErrNotExist) {
@@ -190,13 +202,10 @@ func (c *container) makeGroup(spec *specs.Spec, undo *sys.Undo) error {
 		err = g.Create()
 	}
 	if err != nil {
+		c.removeParents()
 		return fmt.Errorf("linux.cgroupsPath: %w", err)
 	}
-	early, _ := cgroup.Split(spec.Linux.Resources)
-	if c.Systemd {
-		early.Pids = nil // there is one process more until the container's is there
-	}
-	return g.Set(early)
+	return nil
 }
 
 // fork makes the process, which waits for its start at the container's socket.

@@ -137,9 +137,9 @@ func (c *container) delegatedGroups() []string {
 	return []string{path.Join(path.Dir(own), name), path.Join(own, name)}
 }
 
-// makeDelegatedGroup makes the control group where we may, and else does without:
+// claimDelegatedGroup makes the control group where we may, and else does without:
 // what then cannot be limited is named in a warning.
-func (c *container) makeDelegatedGroup(spec *specs.Spec) error {
+func (c *container) claimDelegatedGroup(spec *specs.Spec) error {
 	paths := []string{c.Cgroup}
 	if spec.Linux.CgroupsPath == "" && !c.Systemd {
 		paths = c.delegatedGroups()
@@ -147,11 +147,11 @@ func (c *container) makeDelegatedGroup(spec *specs.Spec) error {
 	err := error(fs.ErrPermission)
 	for _, p := range paths {
 		c.Cgroup = p
-		if err = c.group().Create(); err == nil {
+		if err = c.claimGroup(); err == nil {
 			return c.save()
 		}
 		if !errors.Is(err, fs.ErrPermission) && !errors.Is(err, unix.EROFS) && !errors.Is(err, unix.EBUSY) {
-			return fmt.Errorf("linux.cgroupsPath: %w", err)
+			return err
 		}
 	}
 	c.Cgroup, c.Systemd, c.groups = "", false, nil
