@@ -213,6 +213,7 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	g := c.group()
 	run := *spec
 	run.Process = withHome(withListenFds(spec.Process, o.ListenFds), c.Rootfs)
+	run.Linux = c.withoutMountLabel(spec.Linux)
 	if err := netdevice.Check(spec.Linux.NetDevices); err != nil {
 		return nil, fmt.Errorf("linux.%w", err)
 	}
