@@ -29,52 +29,55 @@ func hierarchies(join []string) (list []hierarchy) {
 	return list
 }
 
-// mountCgroup shows the container its own cgroup.
-func (c *compiler) mountCgroup(m *parsedMount) {
+// makeCgroup makes the mounts that show the container its own cgroup.
+func (c *compiler) makeCgroup(m *parsedMount) {
 	text := m.text()
-	target := c.targetDir(m.dest, inRoot)
 	v1 := hierarchies(c.opt.CgroupJoin)
 	if len(v1) == 0 {
 		if group := c.opt.CgroupDir; group != "" && !c.has[specs.CgroupNamespace] {
-			c.do(text, cMoveMount, c.groupTree(text, group, m), "", target, "", moveByFd)
-			return
+			m.fs = c.groupTree(text, group, m)
+		} else {
+			m.fs = c.newMountOr(text, "cgroup2", "cgroup", m.data, m.all())
 		}
-		fs := c.newMountOr(text, "cgroup2", "cgroup", m.data, m.all())
-		c.do(text, cMoveMount, fs, "", target, "", moveByFd)
 		return
 	}
 	// As on the host: a directory for each hierarchy, and links for the
 	// controllers that share one.
-	dir := c.newMount(text, "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"mode=755"}), m.all()&^unix.MOUNT_ATTR_RDONLY)
-	c.do(text, cMoveMount, dir, "", target, "", moveByFd)
+	m.fs = c.newMount(text, "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"mode=755"}), m.all()&^unix.MOUNT_ATTR_RDONLY)
 	for _, h := range v1 {
-		c.mountHierarchy(dir, h, m)
-	}
-	if m.all()&unix.MOUNT_ATTR_RDONLY != 0 {
-		c.do(text, cMountSetattr, dir, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
+		m.parts = append(m.parts, c.makeHierarchy(h, m))
 	}
 }
 
-func (c *compiler) mountHierarchy(dir reg, h hierarchy, m *parsedMount) {
+func (c *compiler) makeHierarchy(h hierarchy, m *parsedMount) reg {
 	text := m.text() + "/" + h.name
-	c.do(text, cMkdirat, dir, h.name, 0o755)
-	target := c.get(text, cOpenat2, dir, h.name, c.how(unix.O_PATH|unix.O_DIRECTORY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS))
-	var fs reg
 	switch {
 	case !c.has[specs.CgroupNamespace]:
-		fs = c.groupTree(text, h.group, m)
+		return c.groupTree(text, h.group, m)
 	case h.name == "unified":
-		fs = c.newMount(text, "cgroup2", "cgroup", nil, m.all())
+		return c.newMount(text, "cgroup2", "cgroup", nil, m.all())
 	case h.name == "systemd":
-		fs = c.newMount(text, "cgroup", "cgroup", []string{"none", "name=systemd"}, m.all())
-	default:
-		fs = c.newMount(text, "cgroup", "cgroup", strings.Split(h.name, ","), m.all())
+		return c.newMount(text, "cgroup", "cgroup", []string{"none", "name=systemd"}, m.all())
 	}
-	c.do(text, cMoveMount, fs, "", target, "", moveByFd)
-	if controllers := strings.Split(h.name, ","); len(controllers) > 1 {
-		for _, name := range controllers {
-			c.do(text, cSymlinkat, h.name, dir, name).passing(syscall.EEXIST)
+	return c.newMount(text, "cgroup", "cgroup", strings.Split(h.name, ","), m.all())
+}
+
+// attachHierarchies fills the directory of a host with cgroup v1.
+func (c *compiler) attachHierarchies(m *parsedMount) {
+	v1 := hierarchies(c.opt.CgroupJoin)
+	for i, h := range v1 {
+		text := m.text() + "/" + h.name
+		c.do(text, cMkdirat, m.fs, h.name, 0o755)
+		target := c.get(text, cOpenat2, m.fs, h.name, c.how(unix.O_PATH|unix.O_DIRECTORY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_SYMLINKS))
+		c.do(text, cMoveMount, m.parts[i], "", target, "", moveByFd)
+		if controllers := strings.Split(h.name, ","); len(controllers) > 1 {
+			for _, name := range controllers {
+				c.do(text, cSymlinkat, h.name, m.fs, name).passing(syscall.EEXIST)
+			}
 		}
+	}
+	if len(v1) > 0 && m.all()&unix.MOUNT_ATTR_RDONLY != 0 {
+		c.do(m.text(), cMountSetattr, m.fs, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
 	}
 }
 

@@ -29,8 +29,8 @@ type compiler struct {
 	pts       reg                               // its devpts, 0 if there is none of its own
 	seed      reg                               // mount namespace to start from, none if the forker's
 	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
-	entered   bool                              // the child's own calls can open mounts
-	trees     []pendingTree                     // mounts to be opened as soon as they can
+	rootTree  *slot                             // the root, if the child has to open it
+	opens     bool                              // the child can open what is to be bound itself
 	cwdFailed reg                               // 1 if root may not enter the working directory
 	cwd       ref                               // where getcwd writes, 0 before there is one
 	chosen    reg                               // which of the candidates is to be executed
@@ -82,9 +82,16 @@ func (c *compiler) container(opt Options) (*Program, error) {
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
 	c.timeNamespace()
 	c.enterNamespaces()
+	if c.mountsOnHost() {
+		c.makeMounts(mounts)
+	}
+	c.enterMountNamespace()
+	if !c.mountsOnHost() {
+		c.makeMounts(mounts)
+	}
 	c.attachRoot()
 	for i := range mounts {
-		c.mount(&mounts[i])
+		c.attach(&mounts[i])
 	}
 	c.devices(mounts)
 	c.terminal()
@@ -234,7 +241,7 @@ func (c *compiler) namespaces() error {
 		c.seed = c.addSlot(slot{kind: slotFile, path: p, flags: unix.O_RDONLY, label: "open the mount namespace to start from"})
 	}
 	c.p.clone = c.new &^ notByClone
-	if c.seed != none {
+	if c.mountsOnHost() {
 		c.p.clone &^= unix.CLONE_NEWNS
 	}
 	if c.forksTwice() {
@@ -283,16 +290,13 @@ var joinOrder = []specs.LinuxNamespaceType{
 	specs.TimeNamespace, specs.UserNamespace,
 }
 
-// enterNamespaces joins, and makes those that clone did not.
+// enterNamespaces joins, and makes those that clone did not, but for the mount
+// namespace.
 func (c *compiler) enterNamespaces() {
 	for _, t := range joinOrder {
 		if r, ok := c.join[t]; ok {
 			c.do("join "+string(t)+" namespace", cSetns, r, namespaceFlag[t])
 		}
-	}
-	if c.seed != none {
-		c.do("join the mount namespace to start from", cSetns, c.seed, unix.CLONE_NEWNS)
-		c.do("make a mount namespace", cUnshare, unix.CLONE_NEWNS)
 	}
 	if c.forksTwice() {
 		c.do("clone into new namespaces", cFork, c.new&^notByClone)
@@ -305,6 +309,35 @@ func (c *compiler) enterNamespaces() {
 	}
 	if c.new&unix.CLONE_NEWCGROUP != 0 {
 		c.do("make a cgroup namespace", cUnshare, unix.CLONE_NEWCGROUP)
+	}
+}
+
+// mountsOnHost tells whether the child makes the mounts, detached, while it still is
+// in its forker's mount namespace, where the sources of binds are. A user namespace
+// has the privilege only in a mount namespace of its own.
+func (c *compiler) mountsOnHost() bool {
+	return !c.has[specs.UserNamespace] && !c.sharesMounts()
+}
+
+// enterMountNamespace makes the one that clone did not, and keeps what is mounted in
+// it from the host.
+func (c *compiler) enterMountNamespace() {
+	if c.sharesMounts() {
+		return
+	}
+	if c.seed != none {
+		c.do("join the mount namespace to start from", cSetns, c.seed, unix.CLONE_NEWNS)
+	}
+	if c.mountsOnHost() {
+		c.do("make a mount namespace", cUnshare, unix.CLONE_NEWNS)
+	}
+	flags := unix.MS_REC | unix.MS_PRIVATE
+	if p := c.spec.Linux.RootfsPropagation; p != "" && strings.TrimPrefix(p, "r") != "private" {
+		flags = unix.MS_REC | unix.MS_SLAVE
+	}
+	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
+	if c.rootTree != nil {
+		c.openTree(c.root, *c.rootTree)
 	}
 }
 

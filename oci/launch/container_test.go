@@ -332,6 +332,16 @@ touch: /etc/x: Read-only file system
 `)
 }
 
+// Mounts are listed in the order of the specification: on Linux 6.8 and later, which
+// sorts them by number, as before.
+func TestMountsAreListedInOrder(t *testing.T) {
+	needRoot(t)
+	host := t.TempDir()
+	spec := testSpec(rootfs(t), "cut -d' ' -f5 /proc/self/mountinfo | grep ^/in-")
+	spec.Mounts = append(spec.Mounts, bind(host, "/in-1"), tmpfs("/in-2"), bind("/bin/busybox", "/in-3"), tmpfs("/in-1/in-4"), bind(host, "/in-5"))
+	expectOutput(t, spec, Options{}, "/in-1\n/in-2\n/in-3\n/in-1/in-4\n/in-5\n")
+}
+
 // TestRecursiveReadonly mounts a tree with a writable submount.
 func TestRecursiveReadonly(t *testing.T) {
 	needRoot(t)

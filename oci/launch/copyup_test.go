@@ -146,7 +146,7 @@ func TestRemount(t *testing.T) {
 		tmpfs("/data", "size=1m", "nosuid"), remount(tmpfs("/data"), "ro", "noatime", "size=64k"),
 		bind(host, "/bound"), remount(bind(host, "/bound"), "bind", "ro", "nodev"))
 	out, _ := run(t, spec, Options{})
-	want := "/bound ro,nodev,relatime\n/data ro,nosuid,noatime\ntouch: /data/x: Read-only file system\ntouch: /bound/x: Read-only file system\n16\n"
+	want := "/data ro,nosuid,noatime\n/bound ro,nodev,relatime\ntouch: /data/x: Read-only file system\ntouch: /bound/x: Read-only file system\n16\n"
 	if out != want {
 		t.Errorf("output %q, want %q", out, want)
 	}

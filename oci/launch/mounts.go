@@ -26,9 +26,9 @@ type parsedMount struct {
 	dest  string // relative to the root
 	typ   string
 	src   string
-	tree  reg // of a bind mount: the detached source
 	maps  *idMaps
-	fs    reg          // the mount, once it is made
+	fs    reg          // the mount, once it is made, detached
+	parts []reg        // of a cgroup v1 mount: its hierarchies
 	of    *parsedMount // of a remount: what it changes
 }
 
@@ -56,10 +56,15 @@ func (c *compiler) openRoot(opt Options) error {
 	if c.spec.Root == nil || c.spec.Root.Path == "" {
 		return fmt.Errorf("root.path: is missing")
 	}
-	c.root = c.tree(slot{
+	s := slot{
 		kind: slotTree, path: inBundle(opt.Bundle, c.spec.Root.Path), flags: treeRecursive,
 		propagation: unix.MS_PRIVATE, label: "open the root",
-	})
+	}
+	if opt.Unprivileged {
+		c.root, c.rootTree = c.newReg(), &s
+	} else {
+		c.root = c.addSlot(s)
+	}
 	return nil
 }
 
@@ -70,8 +75,7 @@ func inBundle(bundle, p string) string {
 	return filepath.Join(bundle, p)
 }
 
-// parseMounts checks the mounts and adds the slots of bind sources, which are
-// opened on the host.
+// parseMounts checks the mounts.
 func (c *compiler) parseMounts(opt Options) ([]parsedMount, error) {
 	list := make([]parsedMount, 0, len(c.spec.Mounts))
 	for i, m := range c.spec.Mounts {
@@ -124,7 +128,6 @@ func (c *compiler) parseMount(m specs.Mount, opt Options) (p parsedMount, err er
 	if m.Source == "" {
 		return p, fmt.Errorf(".source: is missing")
 	}
-	p.tree = c.tree(p.bindSlot(opt.Bundle))
 	return p, nil
 }
 
@@ -231,6 +234,44 @@ func (c *compiler) refuseProc(m *parsedMount, target reg) {
 	c.andThen(func() { c.do(text+" leads into /proc", cFail, syscall.EPERM).whole = true }, syscall.EPERM)
 }
 
+// makeMounts makes the mounts of the specification, in its order and detached. They
+// have the order of the numbers that they get now, in which Linux lists them since
+// 6.8, whenever they are attached.
+func (c *compiler) makeMounts(mounts []parsedMount) {
+	c.opens = c.mountsOnHost() || c.opt.Unprivileged
+	defer func() { c.opens = c.opt.Unprivileged }()
+	for i := range mounts {
+		switch m := &mounts[i]; {
+		case m.remount:
+		case m.bind:
+			if len(m.data) > 0 {
+				c.do(fmt.Sprintf("%s.options: a bind mount has no file system option %q", m.field, m.data[0]), cWarn)
+			}
+			m.fs = c.tree(m.bindSlot(c.opt.Bundle))
+		case m.typ == "cgroup":
+			c.makeCgroup(m)
+		default:
+			c.makeMount(m)
+		}
+	}
+}
+
+// makeMount makes a mount of a new file system.
+func (c *compiler) makeMount(m *parsedMount) {
+	attr := m.all()
+	if m.copyUp {
+		attr &^= unix.MOUNT_ATTR_RDONLY // comes when it is filled
+	}
+	m.fs = c.newMountOr(m.text(), m.typ, m.src, c.labelled(m.typ, m.data), attr)
+	c.labelMount(m.text(), m.typ, m.fs)
+	switch {
+	case m.typ == "proc" && m.dest == "proc":
+		c.proc1 = m.fs
+	case m.typ == "devpts" && m.dest == "dev/pts":
+		c.pts = m.fs
+	}
+}
+
 // attachRoot puts the root mount on top of "/" in the child's mount namespace.
 // Only what is attached can be mounted onto.
 func (c *compiler) attachRoot() {
@@ -238,12 +279,6 @@ func (c *compiler) attachRoot() {
 		c.attachSharedRoot()
 		return
 	}
-	flags := unix.MS_REC | unix.MS_PRIVATE
-	if p := c.spec.Linux.RootfsPropagation; p != "" && strings.TrimPrefix(p, "r") != "private" {
-		flags = unix.MS_REC | unix.MS_SLAVE
-	}
-	c.do("cut propagation to the host", cMount, nil, "/", nil, flags, nil)
-	c.openTrees()
 	c.do("attach the root", cMoveMount, c.root, "", unix.AT_FDCWD, c.rootAt(), unix.MOVE_MOUNT_F_EMPTY_PATH)
 }
 
@@ -256,53 +291,32 @@ func (c *compiler) rootAt() string {
 	return "/"
 }
 
-// mount makes one mount of the specification.
-func (c *compiler) mount(m *parsedMount) {
+// attach puts a mount where it belongs.
+func (c *compiler) attach(m *parsedMount) {
 	if m.remount {
 		c.remount(m)
 		return
 	}
 	if m.bind {
-		m.fs = m.tree
-		if len(m.data) > 0 {
-			c.do(fmt.Sprintf("%s.options: a bind mount has no file system option %q", m.field, m.data[0]), cWarn)
-		}
-		target := c.target(m.dest, m.tree)
+		target := c.target(m.dest, m.fs)
 		c.refuseProc(m, target)
-		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
+		c.do(m.text(), cMoveMount, m.fs, "", target, "", moveByFd)
 		c.orElse(func() {
 			c.do(m.text()+": invalid argument (one of source and destination is a directory, the other is not?)", cFail, syscall.EINVAL).whole = true
 		}, syscall.EINVAL)
 		return
-	}
-	if m.typ == "cgroup" {
-		c.mountCgroup(m)
-		return
-	}
-	text, attr := m.text(), m.all()
-	if m.copyUp {
-		attr &^= unix.MOUNT_ATTR_RDONLY // comes when it is filled
-	}
-	fs := c.newMountOr(text, m.typ, m.src, c.labelled(m.typ, m.data), attr)
-	m.fs = fs
-	c.labelMount(text, m.typ, fs)
-	switch m.typ {
-	case "proc":
-		if m.dest == "proc" {
-			c.proc1 = fs
-		}
-	case "devpts":
-		if m.dest == "dev/pts" {
-			c.pts = fs
-		}
 	}
 	target := c.targetDir(m.dest, m.resolve())
 	c.refuseProc(m, target)
 	if m.copyUp {
 		c.copyUp(m, target)
 	}
-	c.do(text, cMoveMount, fs, "", target, "", moveByFd)
-	c.propagate(m, fs)
+	c.do(m.text(), cMoveMount, m.fs, "", target, "", moveByFd)
+	if m.typ == "cgroup" {
+		c.attachHierarchies(m)
+		return
+	}
+	c.propagate(m, m.fs)
 }
 
 // copyUp fills a tmpfs with what the image has at its mount point; the root of

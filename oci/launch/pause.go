@@ -31,6 +31,7 @@ func (c *compiler) pause(opt Options) (*Program, error) {
 	}
 	c.enterHostSide(opt.CgroupJoin, opt.CgroupDir)
 	c.enterNamespaces()
+	c.enterMountNamespace()
 	c.root = c.newMount("make an empty root", "tmpfs", "tmpfs", c.labelled("tmpfs", []string{"nr_blocks=1", "nr_inodes=1"}), unix.MOUNT_ATTR_RDONLY)
 	c.attachRoot()
 	c.do("start a session", cSetsid)

@@ -166,8 +166,9 @@ func (c *compiler) restorerMounts(out *Restorer, mounts []parsedMount, dir strin
 		if !m.bind {
 			continue
 		}
-		target := c.target(name, m.tree)
-		c.do(m.text(), cMoveMount, m.tree, "", target, "", moveByFd)
+		tree := c.tree(m.bindSlot(c.opt.Bundle))
+		target := c.target(name, tree)
+		c.do(m.text(), cMoveMount, tree, "", target, "", moveByFd)
 		out.Mounts = append(out.Mounts, RestorerMount{
 			Destination: "/" + m.dest, Source: filepath.Join(dir, name), Recursive: m.recursive, HostPath: inBundle(c.opt.Bundle, m.src),
 		})

@@ -7,36 +7,19 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// A forker without privilege cannot make detached mounts: the child does, as soon
-// as it is root of its user namespace and has a mount namespace.
+// Without a user namespace the child opens the sources of binds while it is in its
+// forker's mount namespace. With one the forker has to, or, if it has no privilege,
+// the child, as soon as it is root of its user namespace and has a mount namespace.
 
-// pendingTree is a mount that the child opens into a register.
-type pendingTree struct {
-	to reg
-	s  slot
-}
-
-// tree opens a detached copy of the mounts at a path of the host: Program.Open
-// does, or, without privilege, the child.
+// tree opens a detached copy of the mounts at a path of the host: the child does,
+// if it can, else Program.Open. Only the forker can map ids.
 func (c *compiler) tree(s slot) reg {
-	if !c.opt.Unprivileged {
+	if !c.opens || s.idmap != nil && !c.opt.Unprivileged {
 		return c.addSlot(s)
 	}
 	r := c.newReg()
-	if c.entered {
-		c.openTree(r, s)
-	} else {
-		c.trees = append(c.trees, pendingTree{r, s})
-	}
+	c.openTree(r, s)
 	return r
-}
-
-// openTrees opens what was asked for before the child could.
-func (c *compiler) openTrees() {
-	c.entered = true
-	for _, t := range c.trees {
-		c.openTree(t.to, t.s)
-	}
 }
 
 // openTree is slot.openTree as calls of the child.
