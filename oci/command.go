@@ -30,6 +30,8 @@ type cli struct {
 	debug, systemd       bool
 	rootless             string
 	criu                 string
+	// protect is sys.ReadOnlySelf; a test shows what happens without.
+	protect func(args []string) error
 	// The host's if nil; tests have their own.
 	resctrl *resctrl.FS
 	bus     []string // D-Bus addresses of systemd
@@ -52,7 +54,7 @@ func (e execError) Unwrap() error { return e.error }
 // Main executes a command line and returns the exit status. An error is
 // printed to standard error and, with --log, to the log.
 func Main(args []string) int {
-	c := &cli{}
+	c := &cli{protect: sys.ReadOnlySelf}
 	return c.main(args)
 }
 
@@ -60,7 +62,7 @@ func (c *cli) main(args []string) int {
 	if slices.ContainsFunc(args, forks) {
 		// Before anything else is done, because it is done again then. What goes
 		// wrong, setUp says.
-		_ = sys.ReadOnlySelf(os.Args)
+		_ = c.protect(os.Args)
 	}
 	cmd := c.command()
 	cmd.SetArgs(args)
@@ -118,7 +120,7 @@ func forks(command string) bool {
 // setUp makes the Runtime of the global flags.
 func (c *cli) setUp(cmd *cobra.Command) error {
 	if forks(cmd.Name()) {
-		if err := sys.ReadOnlySelf(os.Args); err != nil {
+		if err := c.protect(os.Args); err != nil {
 			return fmt.Errorf("protect the runtime's program: %w", err)
 		}
 	}

@@ -15,8 +15,10 @@ import (
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/sys"
 	"podstead/test/host"
 )
 
@@ -25,13 +27,19 @@ func TestMain(m *testing.M) {
 	if os.Getenv("PODSTEAD_OCI_MAIN") != "" {
 		os.Exit(testMain(os.Args[1:]))
 	}
+	if os.Getenv(victimVariable) != "" {
+		_ = unix.Pause() // the runtime's program, executed in a container
+	}
 	os.Exit(m.Run())
 }
 
 // testMain is Main with a resctrl file system and a systemd of the test's, if it
 // has them.
 func testMain(args []string) int {
-	c := &cli{}
+	c := &cli{protect: sys.ReadOnlySelf}
+	if os.Getenv(unprotectedVariable) != "" {
+		c.protect = func([]string) error { return nil }
+	}
 	if dir := os.Getenv("PODSTEAD_TEST_RESCTRL"); dir != "" {
 		c.resctrl = fakeResctrl(dir)
 	}

@@ -216,7 +216,7 @@ func TestLeakedWorkingDirectory(t *testing.T) {
 	}
 }
 
-// swapper is the attacker's process of TestSwappedLinks: it exchanges two names as
+// swapper is the process of race: it exchanges two names as
 // fast as it can until it is killed.
 func swapper(a, b string) {
 	for {
@@ -226,32 +226,38 @@ func swapper(a, b string) {
 	}
 }
 
+// race has an attacker's process swap two names until the test ends.
+func race(t *testing.T, a, b string) {
+	t.Helper()
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	attacker := exec.Command(exe, a, b)
+	attacker.Env = append(os.Environ(), "PODSTEAD_TEST_SWAP=1")
+	if err := attacker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		_ = attacker.Process.Kill()
+		_ = attacker.Wait()
+	})
+}
+
 // TestSwappedLinks launches containers while a process of another container swaps a
 // directory of a volume that they share for a link to the host (CVE-2021-30465,
 // CVE-2024-45310).
 func TestSwappedLinks(t *testing.T) {
 	needRoot(t)
 	rounds := 60
-	race := func(weak bool) (reached bool) {
+	reached := func(weak bool) bool {
 		root, host := rootfs(t), t.TempDir()
 		mustMkdir(t, filepath.Join(root, "vol"))
 		mustMkdir(t, filepath.Join(root, "vol/a"))
 		if err := os.Symlink(host, filepath.Join(root, "vol/b")); err != nil {
 			t.Fatal(err)
 		}
-		exe, err := os.Executable()
-		if err != nil {
-			t.Fatal(err)
-		}
-		attacker := exec.Command(exe, filepath.Join(root, "vol/a"), filepath.Join(root, "vol/b"))
-		attacker.Env = append(os.Environ(), "PODSTEAD_TEST_SWAP=1")
-		if err := attacker.Start(); err != nil {
-			t.Fatal(err)
-		}
-		defer func() {
-			_ = attacker.Process.Kill()
-			_ = attacker.Wait()
-		}()
+		race(t, filepath.Join(root, "vol/a"), filepath.Join(root, "vol/b"))
 		spec := testSpec(root, "exit 0")
 		spec.Mounts = append(spec.Mounts[:1], tmpfs("/vol/a/x/y/z"), bind("/bin/busybox", "/vol/a/file"))
 		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = nil, nil
@@ -271,10 +277,173 @@ func TestSwappedLinks(t *testing.T) {
 		}
 		return false
 	}
-	if race(false) {
+	if reached(false) {
 		t.Error("something was made on the host")
 	}
-	if !race(true) {
+	if !reached(true) {
 		t.Error("the attack does not succeed on a weakened program either")
+	}
+}
+
+// afterMounts is a program whose calls with a text are made only when the root is
+// attached and filled, and by names in that root.
+func afterMounts(p *Program, text string, names map[string]string) *Program {
+	w := weakened(p, func(*Program, *op) {})
+	root := w.ops[slices.IndexFunc(w.ops, func(o op) bool { return o.text == "attach the root" })].args[0]
+	var late []op
+	for i := range w.ops {
+		o := &w.ops[i]
+		if !strings.HasPrefix(o.text, text) {
+			continue
+		}
+		l := *o
+		for n, a := range o.args {
+			if name := names[pathOf(w, a)]; a.kind == argData && name != "" {
+				l.args[0], l.args[n].value = root, uint64(len(w.data))
+				w.data = append(append(w.data, name...), 0)
+				resolveAnyhow(w, &l)
+			}
+		}
+		late = append(late, l)
+		drop(o)
+	}
+	at := slices.IndexFunc(w.ops, func(o op) bool { return o.text == "start a session" })
+	w.ops = slices.Insert(w.ops, at, late...)
+	return w
+}
+
+// TestRedirectedWrites has a volume of the container's in the place of its /proc, as
+// shared mounts allow, in which another process swaps directories for links to the
+// host, while labels and sysctls are set (CVE-2019-16884, CVE-2025-52881).
+func TestRedirectedWrites(t *testing.T) {
+	needRoot(t)
+	for _, c := range []struct {
+		name, text string
+		file       string // below /proc
+		names      map[string]string
+		change     func(s *specs.Spec)
+	}{
+		{"sysctl", "set sysctl", "sys/kernel/msgmax", map[string]string{"sys/kernel/msgmax": "proc/sys/kernel/msgmax"},
+			func(s *specs.Spec) { s.Linux.Sysctl = map[string]string{"kernel.msgmax": "4096"} }},
+		{"label", "process.apparmorProfile", "attr/apparmor/exec", map[string]string{"/proc/self/attr/apparmor/exec": "proc/attr/apparmor/exec"},
+			func(s *specs.Spec) { s.Process.ApparmorProfile = "podstead-test" }}, // which there is none of: to set it fails
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			reached := func(weak bool) bool {
+				root, volume, host := rootfs(t), t.TempDir(), t.TempDir()
+				top, rest, _ := strings.Cut(c.file, "/")
+				for _, dir := range []string{host, filepath.Join(volume, top)} {
+					if err := os.MkdirAll(filepath.Join(dir, filepath.Dir(rest)), 0o755); err != nil {
+						t.Fatal(err)
+					}
+					mustWrite(t, filepath.Join(dir, rest))
+				}
+				link("link", "HOST")(t, volume, host)
+				race(t, filepath.Join(volume, top), filepath.Join(volume, "link"))
+				spec := testSpec(root, "exit 0")
+				spec.Mounts = append(spec.Mounts[:1:1], bind(volume, "/proc"))
+				spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = nil, nil
+				c.change(spec)
+				p := mustCompile(t, spec)
+				if weak {
+					p = afterMounts(p, c.text, c.names)
+				}
+				for range 60 {
+					_, _, _ = execute(t, p) // fails where the file is not the kernel's
+					if b, err := os.ReadFile(filepath.Join(host, rest)); err != nil || len(b) > 0 {
+						return true
+					}
+				}
+				return false
+			}
+			if reached(false) {
+				t.Error("a file of the host was written to")
+			}
+			if !reached(true) {
+				t.Error("the attack does not succeed on a weakened program either")
+			}
+		})
+	}
+}
+
+// TestConsoleElsewhere has a volume at /dev/pts, over the container's own devpts, in
+// which a terminal's name is a link to the host: what is bound as /dev/console, and
+// stdio, must be the terminal nevertheless (CVE-2025-52565).
+func TestConsoleElsewhere(t *testing.T) {
+	needRoot(t)
+	for _, weak := range []bool{false, true} {
+		volume, host := t.TempDir(), t.TempDir()
+		victim := filepath.Join(host, "victim")
+		mustWrite(t, victim)
+		link("0", "HOST/victim")(t, volume, host)
+		spec := testSpec(rootfs(t), "echo from inside >/dev/console; echo ready; read x")
+		spec.Mounts = append(spec.Mounts, bind(volume, "/dev/pts"))
+		spec.Process.Terminal = true
+		p := mustCompile(t, spec)
+		if weak {
+			p = afterConsole(p)
+		}
+		talkTerminal(t, p, "\n")
+		if b, err := os.ReadFile(victim); err != nil || (len(b) > 0) != weak {
+			t.Errorf("weakened %v: a file of the host has %q, %v", weak, b, err)
+		}
+	}
+}
+
+// afterConsole is a program that binds the terminal by its name.
+func afterConsole(p *Program) *Program {
+	var root arg
+	return weakened(p, func(p *Program, o *op) {
+		switch {
+		case o.text == "attach the root":
+			root = o.args[0]
+		case o.text == "bind /dev/console" && o.call == cOpenTree:
+			o.args[0], o.args[1].value = root, uint64(len(p.data))
+			p.data = append(p.data, "dev/pts/0\x00"...)
+			o.args[2].value &^= unix.AT_EMPTY_PATH
+		}
+	})
+}
+
+// TestHostsCgroups has a container in a user namespace, without a cgroup namespace,
+// change the host's control groups, which it gets where it may not mount its own
+// (CVE-2023-25809).
+func TestHostsCgroups(t *testing.T) {
+	needRoot(t)
+	const group = "podstead-test-host"
+	made := func() []string {
+		one, _ := filepath.Glob("/sys/fs/cgroup/" + group)
+		more, _ := filepath.Glob("/sys/fs/cgroup/*/" + group)
+		return append(one, more...)
+	}
+	for _, weak := range []bool{false, true} {
+		spec := testSpec(rootfs(t), "for dir in /sys/fs/cgroup /sys/fs/cgroup/*; do mkdir $dir/"+group+"; done 2>/dev/null; exit 0")
+		spec.Linux.Namespaces = slices.DeleteFunc(spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.CgroupNamespace })
+		spec.Linux.Namespaces = append(spec.Linux.Namespaces, specs.LinuxNamespace{Type: specs.UserNamespace})
+		spec.Linux.UIDMappings = []specs.LinuxIDMapping{{Size: 65536}}
+		spec.Linux.GIDMappings = spec.Linux.UIDMappings
+		spec.Mounts = append(spec.Mounts, specs.Mount{Destination: "/sys/fs/cgroup", Type: "cgroup2", Source: "cgroup", Options: []string{"nosuid"}})
+		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = nil, nil
+		p, err := Compile(spec, Options{ID: "box", Unprivileged: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if weak {
+			p = weakened(p, func(p *Program, o *op) {
+				if o.call == cMountSetattr && strings.HasPrefix(o.text, "mount /sys/fs/cgroup") {
+					p.data[o.args[3].value] &^= unix.MOUNT_ATTR_RDONLY
+				}
+			})
+		}
+		_, _, err = execute(t, p)
+		dirs := made()
+		for _, dir := range dirs {
+			if err := unix.Rmdir(dir); err != nil {
+				t.Error(err)
+			}
+		}
+		if (len(dirs) > 0) != weak || err != nil {
+			t.Errorf("weakened %v: made %v, %v", weak, dirs, err)
+		}
 	}
 }
