@@ -284,6 +284,13 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	err := a.loop(ctx, files)
+	cancel()
+	a.wg.Wait()
+	if pods, readErr := os.ReadDir(a.node.podsDir); readErr == nil && len(pods) == 0 {
+		if err := a.node.cgroups.leave(); err != nil {
+			a.cfg.Log.Warn("cgroups of no pods are left", "error", err)
+		}
+	}
 	if errors.Is(err, context.Canceled) {
 		return nil
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"os"
 	"path"
+	"path/filepath"
 	"slices"
 	"strings"
 
@@ -24,6 +26,7 @@ import (
 type cgroups struct {
 	hierarchy *cgroup.Hierarchy
 	root      string
+	runDir    string // remembers that the tree is ours; "" for not
 	systemd   bool
 	pids      int64 // that a pod may have; 0: no limit
 	log       *slog.Logger
@@ -64,6 +67,11 @@ func (c *cgroups) prepare() error {
 	if c.off() {
 		return nil
 	}
+	if !c.systemd && c.runDir != "" && !c.hierarchy.Group(c.path("")).Exists() {
+		if err := os.WriteFile(c.mark(), []byte(c.path("")), 0o600); err != nil {
+			return fmt.Errorf("remember whose cgroups these are: %w", err)
+		}
+	}
 	for _, class := range []string{"", "burstable", "besteffort"} {
 		g := c.hierarchy.Group(c.path(class))
 		if err := g.Create(); err != nil {
@@ -71,6 +79,27 @@ func (c *cgroups) prepare() error {
 		}
 	}
 	return c.shares("besteffort", 2)
+}
+
+// mark is a file that names the upper group, if that was not there before: below a
+// cgroupRoot it may be a kubelet's.
+func (c *cgroups) mark() string { return filepath.Join(c.runDir, "kubepods") }
+
+// leave removes the upper groups, if they are ours, once no pod is there any more.
+func (c *cgroups) leave() error {
+	if c.off() || c.runDir == "" {
+		return nil
+	}
+	made, err := os.ReadFile(c.mark())
+	if err != nil || string(made) != c.path("") {
+		return nil
+	}
+	for _, class := range []string{"burstable", "besteffort", ""} {
+		if err := c.hierarchy.Group(c.path(class)).RemoveEmpty(); err != nil {
+			return err
+		}
+	}
+	return os.Remove(c.mark())
 }
 
 func (c *cgroups) shares(class string, n uint64) error {

@@ -113,13 +113,13 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
-	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
+	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, runDir: cfg.RunDir, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
 	if cfg.Cgroups != nil && slices.Contains(cfg.Cgroups.Controllers(), "hugetlb") {
 		n.request.HugePages = slices.Sorted(maps.Keys(hugePages(hugePagesDir)))
 	}
 	n.capacity = capacity(n.facts.CPU, n.facts.Memory, cfg.StateDir, cfg.Policy.Node)
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
-	n.facts.CPU, n.facts.Memory = *n.allocatable.Cpu(), *n.allocatable.Memory()
+	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
 	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
 	n.maxBackoff = cfg.Policy.MaxRestartPeriod
 	return n, nil

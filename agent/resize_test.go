@@ -157,6 +157,50 @@ func TestFailedUpdateIsTriedAgain(t *testing.T) {
 	})
 }
 
+// TestAddedContainersWait adds a container to a running pod for which there is no
+// room, and then makes room.
+func TestAddedContainersWait(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.stop()
+		b.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("2")}
+		b.boot()
+		container := func(name, cpu string) string {
+			return "{name: " + name + `, image: "app:1", resources: {requests: {cpu: ` + cpu + "}}}"
+		}
+		pod := func(name, containers string) string {
+			return `{apiVersion: v1, kind: Pod, metadata: {name: ` + name + `}, spec: {containers: [` + containers + `]}}`
+		}
+		b.apply(pod("web", container("one", "500m")))
+		b.apply(pod("other", container("other", "1")))
+		b.after(time.Second)
+		b.apply(pod("web", container("one", "500m")+", "+container("two", "800m")))
+		check := func(when string) {
+			t.Helper()
+			one, two := b.container("web", 0), b.container("web", 1)
+			if one.State.Running == nil || one.RestartCount != 0 {
+				t.Errorf("%s: what ran is %+v", when, one.State)
+			}
+			if w := two.State.Waiting; w == nil || w.Reason != "OutOfcpu" || !strings.Contains(w.Message, "requested: 1300, used: 1000") {
+				t.Errorf("%s: what was added is %+v", when, two.State)
+			}
+			if c := b.condition("web", corev1.PodResizePending); c.Type != "" {
+				t.Errorf("%s: %+v", when, c)
+			}
+		}
+		b.after(time.Minute)
+		check("no room")
+		b.stop()
+		b.boot()
+		b.after(time.Minute)
+		check("a new agent")
+		b.delete("other", nil)
+		b.after(time.Minute)
+		if one := b.container("web", 0); !b.ready("web") || one.RestartCount != 0 || len(b.rt.running("two")) != 1 {
+			t.Errorf("there is room: %+v", b.pod("web").Status)
+		}
+	})
+}
+
 // After a reboot pods begin in the order of their priority.
 func TestPriorityAfterReboot(t *testing.T) {
 	simulate(t, func(b *bench) {

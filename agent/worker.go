@@ -398,7 +398,7 @@ func (w *worker) input() plan.Input {
 		Pod: w.pod, Hashes: w.hashes, Seen: w.seen, Prepared: w.prepared,
 		Probes: w.probeStates(), Failures: w.failures, Busy: map[string]plan.Busy{},
 		End: w.ending, StartTime: w.start, Hold: w.hold(), Tight: w.node.pressure.tight(), MaxBackoff: w.node.maxBackoff,
-		PodResources: w.group,
+		PodResources: w.group, Late: w.late(),
 	}
 	for key, r := range w.busy {
 		in.Busy[key] = plan.Busy{Kind: r.step.Kind, Deadline: r.until}

@@ -23,7 +23,12 @@ type allocated struct {
 }
 
 // pendingResize is why the pod has not got what its definition asks for now.
-type pendingResize struct{ reason, message string }
+type pendingResize struct {
+	reason, message string
+	since           time.Time
+	short           string // the kubelet's reason, of a pod that has not started
+	added           bool   // containers were added, and no other is to have more
+}
 
 func allocationOf(pod *corev1.Pod) *allocated {
 	a := &allocated{Pod: pod.Spec.Resources, Containers: map[string]corev1.ResourceRequirements{}}
@@ -85,7 +90,8 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 		return pod // whether it may start is asked when it is to start
 	}
 	has := w.alloc.apply(pod)
-	if reflect.DeepEqual(request.AllAmounts(has), request.AllAmounts(pod)) {
+	same := reflect.DeepEqual(request.AllAmounts(has), request.AllAmounts(pod))
+	if same && len(w.alloc.added(pod)) == 0 {
 		w.alloc = allocationOf(pod)
 		if w.pending != nil {
 			w.pending = nil
@@ -96,18 +102,49 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 	short := w.node.ledger.Take(w.requests(pod))
 	if short == nil {
 		w.pending, w.alloc = nil, allocationOf(pod)
-		w.node.event(pod, "", corev1.EventTypeNormal, "ResizeStarted", "Pod resize started")
+		if !same {
+			w.node.event(pod, "", corev1.EventTypeNormal, "ResizeStarted", "Pod resize started")
+		}
 		return pod
 	}
-	p := &pendingResize{corev1.PodReasonDeferred, short.Error()}
+	p := &pendingResize{corev1.PodReasonDeferred, short.Error(), time.Now(), short.Reason(), same}
 	if short.Never() {
 		p.reason = corev1.PodReasonInfeasible
 	}
-	if w.pending == nil || *w.pending != *p {
-		w.node.event(pod, "", corev1.EventTypeWarning, "Resize"+p.reason, "Pod resize %s: %s", p.reason, p.message)
+	if old := w.pending; old != nil && old.message == p.message && old.added == p.added {
+		return has
 	}
 	w.pending = p
+	if p.added {
+		w.node.event(pod, "", corev1.EventTypeWarning, p.short, "Added containers wait: %s", p.message)
+	} else {
+		w.node.event(pod, "", corev1.EventTypeWarning, "Resize"+p.reason, "Pod resize %s: %s", p.reason, p.message)
+	}
 	return has
+}
+
+// added are the containers of the pod that nothing was given to yet.
+func (a *allocated) added(pod *corev1.Pod) (names []string) {
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range list {
+			if _, ok := a.Containers[list[i].Name]; !ok {
+				names = append(names, list[i].Name)
+			}
+		}
+	}
+	return names
+}
+
+// late are the added containers for which there is no room yet. What runs goes on.
+func (w *worker) late() map[string]plan.Wait {
+	if w.pending == nil || !w.admitted {
+		return nil
+	}
+	late := map[string]plan.Wait{}
+	for _, name := range w.alloc.added(w.pod) {
+		late[name] = plan.Wait{Reason: w.pending.short, Message: w.pending.message, Since: w.pending.since}
+	}
+	return late
 }
 
 func (w *worker) requests(pod *corev1.Pod) allocation.Request {
@@ -124,7 +161,7 @@ func priority(pod *corev1.Pod) int32 {
 
 // resizeStatus tells how far a resize is.
 func (w *worker) resizeStatus() (s status.Resize) {
-	if w.pending != nil {
+	if w.pending != nil && !w.pending.added {
 		s.Pending, s.Message = w.pending.reason, w.pending.message
 	}
 	s.InProgress = w.last.Resizing && !w.last.Finished

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -205,6 +206,10 @@ func (n *node) start() {
 		cancel()
 		if err := <-done; err != nil {
 			n.Errorf("agent: %v", err)
+		}
+		tree := cgroups.Group(path.Join(host.Cgroup(), "kubepods"))
+		if pods, err := os.ReadDir(filepath.Join(n.dir, "state", "pods")); err == nil && len(pods) == 0 && tree.Exists() {
+			n.Errorf("%s is left, without pods and agent", tree.Path())
 		}
 	}
 	n.Cleanup(n.stop)

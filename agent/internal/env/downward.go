@@ -18,8 +18,7 @@ type Facts struct {
 	HostIPs  []string
 	PodIPs   []string
 	// What the node can give, where a container has no limit of its own.
-	CPU    resource.Quantity
-	Memory resource.Quantity
+	CPU, Memory, Storage resource.Quantity
 }
 
 // Field returns the value of a field of the downward API.
@@ -83,7 +82,8 @@ func quotedLines(m map[string]string) string {
 
 // Resource returns a limit or request of a container in units of the divisor,
 // rounded up; self is the container that asks, for a selector without a name.
-// Where there is no limit it is what the node has.
+// Where a container has no limit it is the pod's, or what the node has if that is
+// less or there is none.
 func Resource(pod *corev1.Pod, facts Facts, self string, r *corev1.ResourceFieldSelector) (string, error) {
 	name := r.ContainerName
 	if name == "" {
@@ -98,14 +98,9 @@ func Resource(pod *corev1.Pod, facts Facts, self string, r *corev1.ResourceField
 	if kind == "requests" {
 		list = c.Resources.Requests
 	}
-	q, ok := list[corev1.ResourceName(what)]
-	if !ok && kind == "limits" {
-		switch what {
-		case "cpu":
-			q = facts.CPU
-		case "memory":
-			q = facts.Memory
-		}
+	q := list[corev1.ResourceName(what)]
+	if q.IsZero() && kind == "limits" {
+		q = facts.limit(pod, corev1.ResourceName(what))
 	}
 	divisor := r.Divisor
 	if divisor.IsZero() {
@@ -115,6 +110,19 @@ func Resource(pod *corev1.Pod, facts Facts, self string, r *corev1.ResourceField
 		return strconv.FormatInt(ceil(q.MilliValue(), divisor.MilliValue()), 10), nil
 	}
 	return strconv.FormatInt(ceil(q.Value(), divisor.Value()), 10), nil
+}
+
+// limit is what holds for a container of the pod that has no limit of its own.
+func (f Facts) limit(pod *corev1.Pod, name corev1.ResourceName) resource.Quantity {
+	q := map[corev1.ResourceName]resource.Quantity{
+		corev1.ResourceCPU: f.CPU, corev1.ResourceMemory: f.Memory, corev1.ResourceEphemeralStorage: f.Storage,
+	}[name]
+	if r := pod.Spec.Resources; r != nil {
+		if ofPod, ok := r.Limits[name]; ok && !ofPod.IsZero() && (q.IsZero() || ofPod.Cmp(q) < 0) {
+			return ofPod
+		}
+	}
+	return q
 }
 
 func ceil(a, b int64) int64 {

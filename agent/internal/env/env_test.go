@@ -132,8 +132,21 @@ func TestResource(t *testing.T) {
 		Limits:   corev1.ResourceList{"memory": resource.MustParse("100Mi")},
 		Requests: corev1.ResourceList{"cpu": resource.MustParse("250m"), "memory": resource.MustParse("1")},
 	}})
-	facts := Facts{CPU: resource.MustParse("4"), Memory: resource.MustParse("1Gi")}
+	bounded := pod.DeepCopy()
+	bounded.Spec.Resources = &corev1.ResourceRequirements{Limits: corev1.ResourceList{"cpu": resource.MustParse("2"), "memory": resource.MustParse("500Mi"), "ephemeral-storage": resource.MustParse("1Ti")}}
+	facts := Facts{CPU: resource.MustParse("4"), Memory: resource.MustParse("1Gi"), Storage: resource.MustParse("7Gi")}
+	for _, c := range []struct{ what, want string }{
+		{"limits.memory", "104857600"},
+		{"limits.cpu", "2"},                        // the pod's
+		{"limits.ephemeral-storage", "7516192768"}, // the node has less than the pod may
+		{"requests.cpu", "1"},
+	} {
+		if got, err := Resource(bounded, facts, "app", &corev1.ResourceFieldSelector{Resource: c.what}); err != nil || got != c.want {
+			t.Errorf("%s in a bounded pod is %s, %v; want %s", c.what, got, err, c.want)
+		}
+	}
 	for _, c := range []struct{ what, divisor, want string }{
+		{"limits.ephemeral-storage", "1Gi", "7"}, // the node's
 		{"limits.memory", "", "104857600"},
 		{"limits.memory", "1Mi", "100"},
 		{"limits.memory", "1Gi", "1"}, // rounded up

@@ -224,6 +224,10 @@ func (p *planner) start(spec *corev1.Container, last *observe.Container, delay t
 	if p.held(spec.Name) {
 		return
 	}
+	if wait, late := p.in.Late[spec.Name]; late {
+		p.plan.Waits[spec.Name] = wait
+		return
+	}
 	if !p.in.Prepared {
 		return
 	}

@@ -162,6 +162,8 @@ type Input struct {
 	Tight bool
 	// Hold, if not nil, keeps a pod of which nothing was started yet from starting.
 	Hold *Wait
+	// Late are containers that were added to a running pod, and have to wait.
+	Late map[string]Wait
 	// StartTime is when the pod was first seen, for activeDeadlineSeconds.
 	StartTime time.Time
 }
