@@ -39,6 +39,7 @@ import (
 	"podstead/agent/internal/imagegc"
 	"podstead/agent/internal/kubeletapi"
 	"podstead/agent/internal/plan"
+	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/stats"
 	"podstead/cgroup"
@@ -97,6 +98,10 @@ type Policy struct {
 	// MaxRestartPeriod is the longest back-off of a container that crashes.
 	MaxRestartPeriod time.Duration
 	ParallelPulls    int // 0: no bound
+	// PullsPerSecond begin, and PullBurst at once, others wait; 0: no bound.
+	PullsPerSecond, PullBurst int
+	CPU                       request.CPU
+	Memory                    request.Memory // V2 and SwapBytes are the host's
 	// VerifyImages says who may use images that are there.
 	VerifyImages image.Verify
 	Images       ImagePolicy
@@ -217,7 +222,7 @@ func New(cfg Config) (*Agent, error) {
 	a.node.board = a.board
 	a.node.decoder = decoder
 	a.node.puller = image.New(image.Config{
-		Images: a.node.runtime, Parallel: cfg.Policy.ParallelPulls, Log: cfg.Log,
+		Images: a.node.runtime, Parallel: cfg.Policy.ParallelPulls, PerSecond: cfg.Policy.PullsPerSecond, Burst: cfg.Policy.PullBurst, Log: cfg.Log,
 		Verify: cfg.Policy.VerifyImages, Dir: filepath.Join(cfg.StateDir, "image_manager"),
 		DockerConfigs: cfg.DockerConfigs, Providers: cfg.CredentialProviders,
 	})

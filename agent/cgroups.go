@@ -146,7 +146,7 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod, live bool) error {
 		}
 		return c.set(g, &specs.LinuxResources{Pids: pids})
 	}
-	r := podLimits(request.PodAmounts(pod), observe.Resources{})
+	r := podLimits(node.CPU, request.PodAmounts(pod), observe.Resources{})
 	r.Pids = pids
 	return c.set(g, r)
 }
@@ -173,7 +173,7 @@ func (c *cgroups) grow(node request.Node, pod *corev1.Pod, from observe.Resource
 	to.CPURequest = max(from.CPURequest, to.CPURequest)
 	to.CPULimit = higher(from.CPULimit, to.CPULimit)
 	to.MemoryLimit = higher(from.MemoryLimit, to.MemoryLimit)
-	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(to, from))
+	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(node.CPU, to, from))
 }
 
 // resize gives a pod's group its limits, whatever they were.
@@ -181,17 +181,18 @@ func (c *cgroups) resize(node request.Node, pod *corev1.Pod, from observe.Resour
 	if c.off() {
 		return nil
 	}
-	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(request.PodAmounts(pod), from))
+	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(node.CPU, request.PodAmounts(pod), from))
 }
 
 // podLimits translates the amounts of request.PodAmounts. A limit that was there
 // and is not any more is lifted.
-func podLimits(to, from observe.Resources) *specs.LinuxResources {
-	shares, period, none := uint64(to.CPURequest), uint64(100000), int64(-1)
+func podLimits(cpu request.CPU, to, from observe.Resources) *specs.LinuxResources {
+	quota, micros := cpu.Quota(to.CPULimit)
+	shares, period, none := uint64(to.CPURequest), uint64(micros), int64(-1)
 	r := &specs.LinuxResources{CPU: &specs.LinuxCPU{Shares: &shares}}
 	switch {
-	case to.CPULimit > 0:
-		r.CPU.Quota, r.CPU.Period = &to.CPULimit, &period
+	case quota > 0:
+		r.CPU.Quota, r.CPU.Period = &quota, &period
 	case from.CPULimit > 0:
 		r.CPU.Quota, r.CPU.Period = &none, &period
 	}

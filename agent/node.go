@@ -72,7 +72,7 @@ type node struct {
 }
 
 func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
-	memory, err := memoryBytes()
+	memory, err := meminfo("MemTotal:")
 	if err != nil {
 		return nil, err
 	}
@@ -93,6 +93,8 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 			SeccompDefault: cfg.Policy.SeccompDefault,
 			CgroupRoot:     cfg.CgroupRoot,
 			Cgroups:        cfg.Cgroups != nil,
+			CPU:            cfg.Policy.CPU,
+			Memory:         cfg.Policy.Memory,
 		},
 		podsDir: filepath.Join(cfg.StateDir, "pods"),
 		hostIPs: ips,
@@ -117,6 +119,12 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	if cfg.Cgroups != nil && slices.Contains(cfg.Cgroups.Controllers(), "hugetlb") {
 		n.request.HugePages = slices.Sorted(maps.Keys(hugePages(hugePagesDir)))
 	}
+	n.request.Memory.V2 = cfg.Cgroups != nil && cfg.Cgroups.Unified()
+	if n.request.Memory.Swap != "" {
+		if n.request.Memory.SwapBytes, err = meminfo("SwapTotal:"); err != nil {
+			return nil, err
+		}
+	}
 	n.capacity = capacity(n.facts.CPU, n.facts.Memory, cfg.StateDir, cfg.Policy.Node)
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
 	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
@@ -136,7 +144,8 @@ func (n *node) probeCounts(uid string) *probe.Book {
 	return probe.OpenBook(filepath.Join(n.probesDir, uid+".json"))
 }
 
-func memoryBytes() (int64, error) {
+// meminfo reads a line of /proc/meminfo, in bytes.
+func meminfo(what string) (int64, error) {
 	f, err := os.Open("/proc/meminfo")
 	if err != nil {
 		return 0, err
@@ -145,7 +154,7 @@ func memoryBytes() (int64, error) {
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		fields := strings.Fields(sc.Text())
-		if len(fields) >= 2 && fields[0] == "MemTotal:" {
+		if len(fields) >= 2 && fields[0] == what {
 			kib, err := strconv.ParseInt(fields[1], 10, 64)
 			return kib << 10, err
 		}

@@ -14,6 +14,7 @@ import (
 	"podstead/agent"
 	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/image"
+	"podstead/agent/internal/request"
 )
 
 const head = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\n"
@@ -135,11 +136,18 @@ evictionMinimumReclaim: {nodefs.available: 1Gi}
 evictionPressureTransitionPeriod: 30s
 evictionMaxPodGracePeriod: 7
 localStorageCapacityIsolation: false
+registryPullQPS: 7
+registryBurst: 9
+cpuCFSQuota: false
+cpuCFSQuotaPeriod: 5ms
+singleProcessOOMKill: true
+memorySwap: {swapBehavior: LimitedSwap}
 `))
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, UnsafeSysctls: []string{"net.core.*"},
-		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3,
+		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
+		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap},
 		Node: agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
 		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
 		Eviction: eviction.Policy{Transition: 30 * time.Second, MaxPodGrace: 7 * time.Second, Thresholds: []eviction.Threshold{
@@ -154,6 +162,9 @@ localStorageCapacityIsolation: false
 		t.Errorf("%+v, %v", got, err)
 	}
 	for content, want := range map[string]string{
+		"registryPullQPS: -1":                                 "registryPullQPS, ",
+		"cpuCFSQuotaPeriod: 2s":                               "cpuCFSQuotaPeriod: 2s",
+		"memorySwap: {swapBehavior: Much}":                    `memorySwap.swapBehavior: "Much"`,
 		"imageGCHighThresholdPercent: 101":                    "imageGCHighThresholdPercent: 101",
 		"imageGCLowThresholdPercent: 90":                      "imageGCLowThresholdPercent: 90",
 		"imageMinimumGCAge: -1s":                              "imageMinimumGCAge: -1s",
@@ -168,6 +179,23 @@ localStorageCapacityIsolation: false
 	} {
 		if _, err := Policy(read(t, content)); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s: %v", content, err)
+		}
+	}
+}
+
+// TestNicheFieldsAreNamed sets what has no effect here, and is told so.
+func TestNicheFieldsAreNamed(t *testing.T) {
+	for content, field := range map[string]string{
+		"cpuManagerPolicy: static": "cpuManagerPolicy", "cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}": "cpuManagerPolicyOptions",
+		"memoryManagerPolicy: Static": "memoryManagerPolicy", "reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]": "reservedMemory",
+		"topologyManagerPolicy: restricted": "topologyManagerPolicy", "topologyManagerScope: pod": "topologyManagerScope",
+		"qosReserved: {memory: 50%}": "qosReserved", "memoryThrottlingFactor: 0.5": "memoryThrottlingFactor", "hairpinMode: none": "hairpinMode",
+		"kernelMemcgNotification: true": "kernelMemcgNotification", "streamingConnectionIdleTimeout: 1h": "streamingConnectionIdleTimeout",
+		"iptablesDropBit: 3": "iptablesDropBit", "nodeLeaseDurationSeconds: 7": "nodeLeaseDurationSeconds", "eventRecordQPS: 7": "eventRecordQPS",
+	} {
+		_, warnings, err := Read(write(t, t.TempDir(), "config.yaml", head+content+"\n"), "")
+		if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], field+" ") && !strings.Contains(warnings[0], field+":") {
+			t.Errorf("%s: %q, %v", content, warnings, err)
 		}
 	}
 }

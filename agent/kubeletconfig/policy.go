@@ -30,7 +30,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
-	return p, errors.Join(images(&p, c), pulls(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
+	return p, errors.Join(images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
 }
 
 func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
@@ -57,7 +57,11 @@ func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 func pulls(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 	serial := c.SerializeImagePulls != nil && *c.SerializeImagePulls
 	set(&p.ParallelPulls, c.MaxParallelImagePulls)
+	set(&p.PullsPerSecond, c.RegistryPullQPS)
+	p.PullBurst = int(c.RegistryBurst)
 	switch {
+	case p.PullsPerSecond < 0 || p.PullBurst < 0:
+		return fmt.Errorf("registryPullQPS, registryBurst: %d, %d are negative", p.PullsPerSecond, p.PullBurst)
 	case c.MaxParallelImagePulls != nil && p.ParallelPulls < 1:
 		return fmt.Errorf("maxParallelImagePulls: %d is less than 1", p.ParallelPulls)
 	case serial && p.ParallelPulls > 1:
@@ -66,6 +70,23 @@ func pulls(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 		p.ParallelPulls = 1
 	}
 	return nil
+}
+
+// limits is how limits of cpu and memory are put into force.
+func limits(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	p.CPU.NoQuota = c.CPUCFSQuota != nil && !*c.CPUCFSQuota
+	if d := c.CPUCFSQuotaPeriod; d != nil {
+		if d.Duration < time.Millisecond || d.Duration > time.Second {
+			return fmt.Errorf("cpuCFSQuotaPeriod: %s is not between 1ms and 1s", d.Duration)
+		}
+		p.CPU.Period = d.Duration
+	}
+	p.Memory.OneByOne = c.SingleProcessOOMKill != nil && *c.SingleProcessOOMKill
+	switch p.Memory.Swap = c.MemorySwap.SwapBehavior; p.Memory.Swap {
+	case "", "NoSwap", "LimitedSwap":
+		return nil
+	}
+	return fmt.Errorf("memorySwap.swapBehavior: %q is neither NoSwap nor LimitedSwap", p.Memory.Swap)
 }
 
 func verify(p *agent.Policy, c *kubelet.KubeletConfiguration) error {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/distribution/reference"
+	"golang.org/x/time/rate"
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
@@ -43,6 +44,8 @@ func (e *Error) Error() string { return e.Reason + ": " + e.Message }
 type Config struct {
 	Images   cri.Images
 	Parallel int // pulls at a time; 0: no bound
+	// PerSecond is how many pulls begin, beside Burst of them at once; 0: no bound.
+	PerSecond, Burst int
 	// Verify says who may use an image that is there; records of it are below Dir.
 	Verify Verify
 	Dir    string
@@ -59,6 +62,7 @@ type Puller struct {
 	images  cri.Images
 	records *records
 	slots   chan struct{} // one for each pull that may run; nil: no bound
+	pace    *rate.Limiter // of pulls that begin
 
 	mu    sync.Mutex
 	pulls map[string]*pull
@@ -79,6 +83,10 @@ func New(cfg Config) *Puller {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	p := &Puller{cfg: cfg, images: cfg.Images, records: &records{dir: cfg.Dir, policy: cfg.Verify}, pulls: map[string]*pull{}}
+	p.pace = rate.NewLimiter(rate.Inf, 0)
+	if cfg.PerSecond > 0 {
+		p.pace = rate.NewLimiter(rate.Limit(cfg.PerSecond), max(cfg.Burst, 1))
+	}
 	if cfg.Parallel > 0 {
 		p.slots = make(chan struct{}, cfg.Parallel)
 	}
@@ -228,6 +236,9 @@ func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeap
 
 // try pulls with one credential after the other, and notes which was accepted.
 func (p *Puller) try(ctx context.Context, spec *runtimeapi.ImageSpec, keys []credential) (ref string, err error) {
+	if err := p.pace.Wait(ctx); err != nil {
+		return "", err
+	}
 	if p.slots != nil {
 		select {
 		case p.slots <- struct{}{}:

@@ -203,6 +203,22 @@ func TestPullsAreShared(t *testing.T) {
 	})
 }
 
+func TestPullsKeepTheirPace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		svc := &images{have: map[string]bool{}}
+		p := New(Config{Images: svc, PerSecond: 2, Burst: 3})
+		began := time.Now()
+		for i := range 7 {
+			if _, err := p.Ensure(t.Context(), request(fmt.Sprintf("a:%d", i), corev1.PullAlways)); err != nil {
+				t.Error(err)
+			}
+		}
+		if took := time.Since(began); took < 2*time.Second {
+			t.Errorf("four beyond the burst of three begin within %v, want 2 s", took)
+		}
+	})
+}
+
 func TestPullEndsWithItsLastUser(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		svc := &images{have: map[string]bool{}}

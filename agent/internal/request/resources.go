@@ -141,14 +141,15 @@ func (n Node) Resources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxC
 			memory = *r.Limits.Memory()
 		}
 	}
-	return &runtimeapi.LinuxContainerResources{
+	r := &runtimeapi.LinuxContainerResources{
 		CpuShares:          shares(*c.Resources.Requests.Cpu()),
-		CpuPeriod:          quotaPeriod,
-		CpuQuota:           quota(cpu),
 		MemoryLimitInBytes: memory.Value(),
 		OomScoreAdj:        n.oomScore(pod, c),
 		HugepageLimits:     hugePages(c.Resources.Limits, n.HugePages),
 	}
+	r.CpuQuota, r.CpuPeriod = n.CPU.Quota(quota(cpu))
+	n.memory(pod, c, r)
+	return r
 }
 
 // PodResources are for the pod's own group: its own if it has some, else the
@@ -176,6 +177,13 @@ func PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
 		r.MemoryLimitInBytes = limits.Memory().Value()
 	}
 	r.HugepageLimits = hugePages(limits, nil)
+	return r
+}
+
+// PodResources are what the runtime is told of.
+func (n Node) PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
+	r := PodResources(pod)
+	r.CpuQuota, r.CpuPeriod = n.CPU.Quota(r.CpuQuota)
 	return r
 }
 

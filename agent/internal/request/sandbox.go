@@ -31,6 +31,8 @@ type Node struct {
 	CgroupRoot string
 	Cgroups    bool
 	HugePages  []int64 // sizes whose use the host's cgroups can bound, in bytes
+	CPU        CPU
+	Memory     Memory
 }
 
 // maxHostname is what the kernel takes less one, as the kubelet has it.
@@ -74,7 +76,7 @@ func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) *runtimeapi.PodSandboxCon
 			CgroupParent:    n.CgroupParent(pod),
 			SecurityContext: n.sandboxSecurity(pod),
 			Sysctls:         map[string]string{},
-			Resources:       PodResources(pod),
+			Resources:       n.PodResources(pod),
 		},
 	}
 	for k, v := range pod.Annotations {
