@@ -161,7 +161,11 @@ func connect(address string) (*dbus.Conn, error) {
 	}
 	late := time.AfterFunc(jobTimeout, func() { conn.Close() }) // whoever waits for an answer is told then
 	err = conn.Auth([]dbus.Auth{dbus.AuthExternal(strconv.Itoa(os.Geteuid()))})
-	if err == nil && !strings.HasSuffix(address, "/private") {
+	if strings.HasSuffix(address, "/private") {
+		if err == nil {
+			err = begin(conn)
+		}
+	} else if err == nil {
 		if err = conn.Hello(); err == nil {
 			err = conn.AddMatchSignal(dbus.WithMatchInterface(manager), dbus.WithMatchMember("JobRemoved"))
 		}
@@ -177,6 +181,18 @@ func connect(address string) (*dbus.Conn, error) {
 		return nil, err
 	}
 	return conn, nil
+}
+
+// begin has systemd answer on its own socket. It reads up to 256 bytes at once
+// while it authenticates, and if a whole message came with the last of that, it
+// looks at it only when there is more to read: for ever, if the caller waits. So
+// the first message is one that is longer.
+func begin(conn *dbus.Conn) error {
+	err := conn.Object(service, object).Call("org.freedesktop.DBus.Peer.Ping", 0, strings.Repeat(" ", 1024)).Err
+	if _, answered := err.(dbus.Error); answered {
+		return nil
+	}
+	return err
 }
 
 // call calls a method of the manager.

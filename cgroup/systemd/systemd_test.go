@@ -135,6 +135,22 @@ func TestFailedJob(t *testing.T) {
 	}
 }
 
+// TestRealSystemdAnswers: systemd's own socket answers every connection at once.
+func TestRealSystemdAnswers(t *testing.T) {
+	if _, err := os.Stat("/run/systemd/private"); err != nil {
+		t.Skip("no systemd runs here")
+	}
+	for range 100 {
+		conn, err := connect("unix:path=/run/systemd/private")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := conn.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
 func TestUnreachable(t *testing.T) {
 	m := New(Options{Addresses: []string{"unix:path=/no/such"}})
 	if err := m.Check(); err == nil || !strings.Contains(err.Error(), "systemd cannot be reached") || !strings.Contains(err.Error(), "/no/such") {
