@@ -24,8 +24,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -50,6 +52,7 @@ import (
 type Config struct {
 	Runtime     cri.Runtime
 	ManifestDir string // watched; "" for none
+	ManifestURL ManifestURL
 	StateDir    string // pod volumes, checkpointed status, applied manifests
 	RunDir      string
 	PodLogsDir  string // "" for /var/log/pods
@@ -79,6 +82,13 @@ type Config struct {
 	// Run closes it.
 	Listener net.Listener
 	Log      *slog.Logger
+}
+
+// ManifestURL is where a manifest is asked for every Period.
+type ManifestURL struct {
+	Address string // "" for none
+	Header  http.Header
+	Period  time.Duration
 }
 
 // Policy says how the agent treats pods, as a KubeletConfiguration does.
@@ -285,7 +295,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	defer a.wg.Wait()
 	defer cancel()
 	files := make(chan []source.File)
-	if err := a.watchFiles(ctx, files); err != nil {
+	ofDir := files
+	if a.cfg.ManifestURL.Address != "" {
+		ofDir = make(chan []source.File)
+		a.watchURL(ctx, ofDir, files)
+	}
+	if err := a.watchFiles(ctx, ofDir); err != nil {
 		return err
 	}
 	err := a.loop(ctx, files)
@@ -300,6 +315,35 @@ func (a *Agent) Run(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// watchURL sends what a server's manifest says beside the files of the directory.
+func (a *Agent) watchURL(ctx context.Context, dir <-chan []source.File, out chan<- []source.File) {
+	u := &source.URL{Address: a.cfg.ManifestURL.Address, Header: a.cfg.ManifestURL.Header, Period: a.cfg.ManifestURL.Period,
+		KeepFile: filepath.Join(a.cfg.StateDir, "manifest-url"), Decoder: a.decoder, Log: a.cfg.Log}
+	served := make(chan []source.File)
+	a.wg.Go(func() { _ = u.Run(ctx, served) }) // until ctx ends
+	a.wg.Go(func() {
+		var files, file []source.File
+		for known := 0; ; {
+			select {
+			case files = <-dir:
+				known |= 1
+			case file = <-served:
+				known |= 2
+			case <-ctx.Done():
+				return
+			}
+			if known != 3 {
+				continue // nothing is ended before it is known what is wanted
+			}
+			select {
+			case out <- slices.Concat(files, file):
+			case <-ctx.Done():
+				return
+			}
+		}
+	})
 }
 
 // watchFiles starts watching the manifests; without a directory there are none.

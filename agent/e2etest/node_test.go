@@ -59,6 +59,7 @@ type node struct {
 	*testing.T
 	dir       string
 	manifests string
+	url       agent.ManifestURL
 	runtime   *remote.Runtime
 	left      func() error // tells what the runtime has left of pods
 	client    *client.Client
@@ -185,7 +186,7 @@ func (n *node) start() {
 		n.Fatal(err)
 	}
 	a, err := agent.New(agent.Config{
-		Runtime: n.runtime, ManifestDir: n.manifests, StateDir: filepath.Join(n.dir, "state"), RunDir: filepath.Join(n.dir, "run"), PodLogsDir: filepath.Join(n.dir, "logs"),
+		Runtime: n.runtime, ManifestDir: n.manifests, ManifestURL: n.url, StateDir: filepath.Join(n.dir, "state"), RunDir: filepath.Join(n.dir, "run"), PodLogsDir: filepath.Join(n.dir, "logs"),
 		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Tracing: n.tracing, RootDir: n.rootDir, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})

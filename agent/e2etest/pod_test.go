@@ -1,14 +1,19 @@
 package e2etest
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent"
 	"podstead/agent/client"
 	"podstead/test/host"
 )
@@ -140,6 +145,9 @@ func manifestLives(n *node) {
 			t.Fatal(err)
 		}
 	}
+	server := n.serve()
+	server.say(`{apiVersion: v1, kind: Pod, metadata: {name: served}, spec: {terminationGracePeriodSeconds: 1, containers: [
+  {name: app, image: "test.local/busybox:1", command: [sleep, "12345"]}]}}`)
 	write(pod("one"))
 	n.until("file", "ready", ready)
 	n.line("file", "app")
@@ -164,7 +172,39 @@ func manifestLives(n *node) {
 		t.Fatal(err)
 	}
 	n.until("file", "gone", gone)
+	id := n.until("served", "ready", ready).Status.ContainerStatuses[0].ContainerID
+	n.stop()
+	server.say("")
+	n.start()
+	if p := n.until("served", "ready without its server", ready); p.Status.ContainerStatuses[0].ContainerID != id {
+		t.Error("the pod of the server began anew")
+	}
+	server.say("{apiVersion: v1, kind: List, items: []}")
+	n.until("served", "gone", gone)
 	n.clean()
+}
+
+// manifestServer says the same to everybody; nothing is an error.
+type manifestServer struct{ text atomic.Value }
+
+func (m *manifestServer) say(text string) { m.text.Store(text) }
+
+// serve starts the agent anew, with a server of manifests.
+func (n *node) serve() *manifestServer {
+	m := &manifestServer{}
+	m.say("{apiVersion: v1, kind: List, items: []}")
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		text := m.text.Load().(string)
+		if text == "" {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+		_, _ = io.WriteString(w, text)
+	}))
+	n.Cleanup(s.Close)
+	n.stop()
+	n.url = agent.ManifestURL{Address: s.URL, Period: 50 * time.Millisecond}
+	n.start()
+	return m
 }
 
 func TestCrashAndTerminationMessage(t *testing.T) { onEach(t, crashes) }

@@ -183,6 +183,21 @@ memorySwap: {swapBehavior: LimitedSwap}
 	}
 }
 
+func TestManifestURL(t *testing.T) {
+	got, err := ManifestURL(read(t, "staticPodURL: https://host/pods\nstaticPodURLHeader: {X: [a, b]}\nhttpCheckFrequency: 7s\n"))
+	if want := (agent.ManifestURL{Address: "https://host/pods", Header: map[string][]string{"X": {"a", "b"}}, Period: 7 * time.Second}); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%+v, %v", got, err)
+	}
+	if got, err := ManifestURL(read(t, "")); err != nil || got.Address != "" || got.Period != 20*time.Second {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []string{"staticPodURL: /pods", "staticPodURL: 'ftp://host/pods'", "httpCheckFrequency: -1s"} {
+		if _, err := ManifestURL(read(t, bad+"\n")); err == nil {
+			t.Errorf("%s is taken", bad)
+		}
+	}
+}
+
 // TestNicheFieldsAreNamed sets what has no effect here, and is told so.
 func TestNicheFieldsAreNamed(t *testing.T) {
 	for content, field := range map[string]string{

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -141,6 +142,23 @@ func set(to *int, from *int32) {
 	if from != nil {
 		*to = int(*from)
 	}
+}
+
+// ManifestURL is where pods are asked for.
+func ManifestURL(c *kubelet.KubeletConfiguration) (agent.ManifestURL, error) {
+	u := agent.ManifestURL{Address: c.StaticPodURL, Header: c.StaticPodURLHeader, Period: 20 * time.Second}
+	if d := c.HTTPCheckFrequency.Duration; d < 0 {
+		return u, fmt.Errorf("httpCheckFrequency: %s is negative", d)
+	} else if d > 0 {
+		u.Period = d
+	}
+	if u.Address == "" {
+		return u, nil
+	}
+	if at, err := url.Parse(u.Address); err != nil || at.Host == "" || at.Scheme != "http" && at.Scheme != "https" {
+		return u, fmt.Errorf("staticPodURL: %q is no address of http or https", u.Address)
+	}
+	return u, nil
 }
 
 // LogLimits are the size and number of a container's log files; 0: not set.

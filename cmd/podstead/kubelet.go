@@ -38,6 +38,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if err == nil {
 		n.tracing, err = kubeletconfig.Tracing(c)
 	}
+	if err == nil {
+		n.manifestURL, err = kubeletconfig.ManifestURL(c)
+	}
 	var notes []string
 	if err == nil {
 		n.kubeletAPI, notes, err = kubeletconfig.Server(c)
@@ -56,6 +59,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		}
 		if oldErr == nil {
 			n.tracing, oldErr = kubeletconfig.Tracing(old)
+		}
+		if oldErr == nil {
+			n.manifestURL, oldErr = kubeletconfig.ManifestURL(old)
 		}
 		if oldErr != nil {
 			return fmt.Errorf("kubelet configuration: %w", errors.Join(err, oldErr))

@@ -50,6 +50,7 @@ type nodeOptions struct {
 	tracing         *tracing.Settings // of the agent; nil: none. This
 	policy          agent.Policy      // and what follows: what the KubeletConfiguration says
 	podLogs         string
+	manifestURL     agent.ManifestURL
 	kubeCgroups     string // the kubepods tree's parent, "" for the instance's own group
 	logLimits       struct {
 		bytes int64
@@ -304,7 +305,7 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 
 func (n *nodeOptions) agentConfig(rt cri.Runtime, cgroups *cgroup.Hierarchy, socket net.Listener, log *slog.Logger) agent.Config {
 	return agent.Config{
-		Runtime: rt, ManifestDir: n.manifests, NodeName: n.nodeName, Version: version,
+		Runtime: rt, ManifestDir: n.manifests, ManifestURL: n.manifestURL, NodeName: n.nodeName, Version: version,
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		RootDir: n.rootDir, DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: cmp.Or(n.kubeCgroups, n.cgroupRoot()),
