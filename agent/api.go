@@ -70,6 +70,9 @@ func (b backend) Pods() []*corev1.Pod { return b.a.board.list() }
 
 func (b backend) Pod(namespace, name string) (*corev1.Pod, client.Why, bool) {
 	p, ok := b.a.board.get(namespace, name)
+	if ok {
+		p.why = b.a.explain(p, time.Now())
+	}
 	return p.pod, p.why, ok
 }
 

@@ -23,6 +23,7 @@ type posted struct {
 	pod    *corev1.Pod
 	why    client.Why
 	flight *flight.Recorder
+	moment moment
 }
 
 // watcher is one subscriber. A slow one is cut off rather than waited for.

@@ -112,10 +112,12 @@ func (j job) ensure(ctx context.Context, ref string, policy corev1.PullPolicy) (
 
 func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*runtimeapi.Image, *stepError) {
 	var secrets []*corev1.Secret
+	missing := ""
 	for _, ref := range j.pod.Spec.ImagePullSecrets {
 		if s := j.objs.Secret(j.pod.Namespace, ref.Name); s != nil {
 			secrets = append(secrets, s)
 		} else {
+			missing += fmt.Sprintf("; image pull secret %q is not there", ref.Name)
 			j.event(j.pod, "", corev1.EventTypeWarning, "FailedToRetrieveImagePullSecret",
 				"Unable to retrieve some image pull secrets (%s); attempting to pull the image may not succeed.", ref.Name)
 		}
@@ -146,6 +148,7 @@ func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*
 	if !errors.As(err, &e) {
 		return nil, failedStep(image.ErrImagePull, err)
 	}
+	e.Message += missing
 	if ctx.Err() == nil {
 		reason := "Failed"
 		if e.Reason == image.ErrImageNeverPull {

@@ -7,7 +7,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/csi"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/volume"
 )
 
@@ -26,7 +28,9 @@ func (j job) publish(ctx context.Context) (volume.Pod, error) {
 		if req == nil {
 			continue
 		}
+		done := flight.Part(ctx, client.FlightStep, fmt.Sprintf("volume %s (CSI driver %s)", v.Name, req.Driver))
 		grouped, err := j.csi.Publish(ctx, *req)
+		done(err)
 		if err != nil {
 			failed = append(failed, &volume.NotReady{Volume: v.Name, Err: err})
 		}

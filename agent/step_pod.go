@@ -11,7 +11,9 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/env"
+	"podstead/agent/internal/flight"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/volume"
@@ -66,6 +68,7 @@ func (j job) prepare(ctx context.Context) *stepError {
 		return failedStep(failedMount, err)
 	}
 	volumes, err := j.publish(ctx)
+	volumes.Watch = func(what string) func(error) { return flight.Part(ctx, client.FlightStep, what) }
 	if err = errors.Join(err, volumes.Setup(j.objs, j.podFacts())); err != nil {
 		for _, one := range each(err) {
 			j.event(j.pod, "", corev1.EventTypeWarning, failedMount, "%v", one)

@@ -70,7 +70,8 @@ type worker struct {
 	prepared bool
 	stale    bool // volumes are to be brought up to date
 	failures map[string]plan.Failure
-	tries    map[string]int // failures in a row, by plan.Step.FailureKey
+	troubled map[string]time.Time // since when steps fail, by plan.Step.FailureKey
+	tries    map[string]int       // failures in a row, by plan.Step.FailureKey
 	busy     map[string]*running
 	finished map[string]time.Time // the last step that succeeded
 	results  chan result
@@ -130,6 +131,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		known:     map[string]observe.Container{},
 		ips:       map[string][]string{},
 		failures:  map[string]plan.Failure{},
+		troubled:  map[string]time.Time{},
 		tries:     map[string]int{},
 		busy:      map[string]*running{},
 		finished:  map[string]time.Time{},
@@ -477,7 +479,7 @@ func (w *worker) describe(now time.Time) {
 	}
 	why := w.why(now)
 	if w.posted.pod == nil || !reflect.DeepEqual(w.posted.pod, pod) || !reflect.DeepEqual(w.posted.why, why) {
-		w.posted = posted{pod, why, w.flight}
+		w.posted = posted{pod, why, w.flight, w.moment()}
 		w.node.board.publish(w.posted)
 	}
 	w.save()

@@ -4,9 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"sync/atomic"
 	"time"
 
@@ -148,11 +145,15 @@ func (w *worker) done(r result) {
 	if r.failed == nil {
 		delete(w.failures, key)
 		delete(w.tries, key)
+		delete(w.troubled, key)
 		w.succeeded(s)
 		return
 	}
 	w.tries[key]++
 	now := time.Now()
+	if _, ok := w.troubled[key]; !ok {
+		w.troubled[key] = now
+	}
 	w.failures[key] = plan.Failure{Reason: r.failed.reason, Message: r.failed.message, At: now, Until: now.Add(delay(r.failed.reason, w.tries[key]))}
 }
 
@@ -247,60 +248,6 @@ func (w *worker) refreshVolumes(ctx context.Context) {
 	}
 	w.stale = false
 	w.launch(ctx, plan.Step{Kind: plan.Prepare})
-}
-
-// why explains the state of the pod.
-func (w *worker) why(now time.Time) client.Why {
-	out := client.Why{Stage: w.doing(), Since: now}
-	if out.Stage == w.stage.Stage {
-		out.Since = w.stage.Since
-	}
-	for _, name := range slices.Sorted(maps.Keys(w.last.Waits)) {
-		x := w.last.Waits[name]
-		out.Waiting = append(out.Waiting, client.Wait{Container: name, Reason: x.Reason, Message: x.Message, Since: x.Since, Until: x.Until})
-		if !x.Until.IsZero() && (out.Next == "" || x.Until.Equal(w.last.Wake)) {
-			what := "the pod"
-			if name != "" {
-				what = name
-			}
-			out.Next = fmt.Sprintf("try %s again at %s", what, x.Until.Format(time.TimeOnly))
-		}
-	}
-	for _, c := range w.status.ContainerStatuses {
-		if c.State.Running != nil && !c.Ready {
-			reason := "NotReady"
-			if c.Started == nil || !*c.Started {
-				reason = "NotStarted"
-			}
-			out.Waiting = append(out.Waiting, client.Wait{Container: c.Name, Reason: reason,
-				Message: "its probe has not succeeded", Since: c.State.Running.StartedAt.Time})
-		}
-	}
-	w.stage = client.Why{Stage: out.Stage, Since: out.Since}
-	return out
-}
-
-// doing names what goes on, the most telling first.
-func (w *worker) doing() string {
-	var steps []string
-	for _, name := range slices.Sorted(maps.Keys(w.busy)) {
-		steps = append(steps, strings.TrimSpace(string(w.busy[name].step.Kind)+" "+name))
-	}
-	switch {
-	case w.ending != nil && !w.ending.Keep:
-		return strings.TrimSuffix("ending: "+strings.Join(steps, ", "), ": ")
-	case len(steps) > 0:
-		return strings.Join(steps, ", ")
-	case w.last.Finished:
-		return "finished"
-	case w.last.Waits[""].Reason == nodePressure, w.last.Waits[""].Reason == priorityOrder, w.last.Waits[""].Reason == nodeShutdown, w.short != nil && !w.admitted:
-		return "waiting for the node"
-	case len(w.last.Waits) > 0:
-		return "back-off"
-	case w.seen.Running():
-		return "running"
-	}
-	return "waiting"
 }
 
 // job is a step with all that it needs: it runs beside the worker and touches

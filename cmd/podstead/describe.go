@@ -113,8 +113,15 @@ func describeWait(wait client.Wait) string {
 	if wait.Message != "" {
 		s += ": " + wait.Message
 	}
+	var times []string
+	if !wait.Since.IsZero() {
+		times = append(times, "for "+age(wait.Since))
+	}
 	if !wait.Until.IsZero() {
-		s += fmt.Sprintf(" (again in %s)", time.Until(wait.Until).Round(time.Second))
+		times = append(times, fmt.Sprintf("until %s, in %s", wait.Until.Local().Format(time.TimeOnly), max(0, time.Until(wait.Until)).Round(time.Second)))
+	}
+	if len(times) > 0 {
+		s += " (" + strings.Join(times, "; ") + ")"
 	}
 	return s
 }

@@ -12,7 +12,9 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/distribution/reference"
@@ -230,7 +232,11 @@ func (s *server) podWhy(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	why.Waiting = append(why.Waiting, s.pulling(pod)...)
+	pulls := s.pulling(pod)
+	why.Waiting = slices.DeleteFunc(why.Waiting, func(w client.Wait) bool { // a pull knows more of itself
+		return strings.Contains(w.Message, ": pull ") && slices.ContainsFunc(pulls, func(p client.Wait) bool { return p.Container == w.Container })
+	})
+	why.Waiting = append(why.Waiting, pulls...)
 	return reply(w, why)
 }
 
@@ -273,6 +279,9 @@ func normal(name string) string {
 func describePull(p client.PullProgress) string {
 	const mib = 1 << 20
 	text := p.Stage + " " + p.Ref
+	if p.Host != "" {
+		text += " from " + p.Host
+	}
 	for _, l := range p.Layers {
 		switch l.Stage {
 		case "fetching", "unpacking":

@@ -173,6 +173,16 @@ func (a aim) attributes(ctx context.Context) (out []attribute.KeyValue) {
 
 // Watch is Begin without a span.
 func Watch(ctx context.Context, kind, what string) func(error) {
+	return watch(ctx, kind, what, 0)
+}
+
+// Part is Watch for a part that mostly takes no time: it is recorded only if it
+// took some.
+func Part(ctx context.Context, kind, what string) func(error) {
+	return watch(ctx, kind, what, 10*time.Millisecond)
+}
+
+func watch(ctx context.Context, kind, what string, atLeast time.Duration) func(error) {
 	a, _ := ctx.Value(key{}).(aim)
 	r := a.recorder
 	if r == nil {
@@ -191,7 +201,9 @@ func Watch(ctx context.Context, kind, what string) func(error) {
 		r.mu.Lock()
 		r.under = slices.DeleteFunc(r.under, func(x *client.FlightEntry) bool { return x == e })
 		r.mu.Unlock()
-		r.Add(done)
+		if done.Took >= atLeast {
+			r.Add(done)
+		}
 	}
 }
 

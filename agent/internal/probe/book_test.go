@@ -104,7 +104,7 @@ func TestStaleCounts(t *testing.T) {
 	for _, ok := range []bool{true, true, true, false, false, false, false, false} {
 		if n.add(p, ok, time.Now()) {
 			writes++
-			if err := b.Keep("c1", liveness, n); err != nil {
+			if err := b.Keep("c1", Liveness, n); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -112,7 +112,7 @@ func TestStaleCounts(t *testing.T) {
 	if writes != 4 || n.N != 3 {
 		t.Errorf("%d writes, count %d; want a success and three failures", writes, n.N)
 	}
-	if got := OpenBook(path).Of("c1")[liveness]; got.N != 3 || got.OK || got.Probe != name(p) || got.Probe == name(other) {
+	if got := OpenBook(path).Of("c1")[Liveness]; got.N != 3 || got.OK || got.Probe != name(p) || got.Probe == name(other) {
 		t.Errorf("read: %+v", got)
 	}
 	if got := OpenBook(path).Of("c2"); len(got) != 0 {
@@ -129,7 +129,7 @@ func TestStaleCounts(t *testing.T) {
 		if got := b.Of("c1"); len(got) != 0 {
 			t.Errorf("%q: %v", text, got)
 		}
-		if err := b.Keep("c1", liveness, n); err != nil {
+		if err := b.Keep("c1", Liveness, n); err != nil {
 			t.Errorf("%q: %v", text, err)
 		}
 	}

@@ -19,11 +19,11 @@ const (
 // waits for a container's first success, over the network. A command costs the
 // container more than an answer.
 func (c *Container) young(kind string, p *corev1.Probe) bool {
-	if c.cfg.Carry != nil || p.Exec != nil || kind == liveness || time.Since(c.cfg.StartedAt) > youth {
+	if c.cfg.Carry != nil || p.Exec != nil || kind == Liveness || time.Since(c.cfg.StartedAt) > youth {
 		return false
 	}
 	s := c.State()
-	return kind == startup && !s.Started || kind == readiness && !s.Ready
+	return kind == Startup && !s.Started || kind == Readiness && !s.Ready
 }
 
 // eager tries a probe until the next regular one is due. Only success counts: a
@@ -45,7 +45,9 @@ func (c *Container) eager(ctx context.Context, kind string, p *corev1.Probe, n *
 		if err != nil || !ok {
 			continue
 		}
-		if c.count(kind, p, n, true, until.Add(-time.Duration(p.PeriodSeconds)*time.Second)); n.reached(p) {
+		c.count(kind, p, n, true, until.Add(-time.Duration(p.PeriodSeconds)*time.Second))
+		c.result(kind, true, n.reached(p), "", time.Now())
+		if n.reached(p) {
 			return c.verdict(ctx, kind, p, true)
 		}
 		return false

@@ -60,11 +60,11 @@ type Container struct {
 	successes []Success
 }
 
-// kinds of probes; the words of events and messages.
+// Kinds of probes; the words of events and messages.
 const (
-	startup   = "Startup"
-	liveness  = "Liveness"
-	readiness = "Readiness"
+	Startup   = "Startup"
+	Liveness  = "Liveness"
+	Readiness = "Readiness"
 )
 
 // Watch begins. It ends by Stop or when ctx does.
@@ -80,7 +80,7 @@ func Watch(ctx context.Context, cfg Config) *Container {
 	if c.state.Started {
 		c.running(ctx, cfg.StartedAt)
 	} else {
-		c.loop(ctx, startup, s.StartupProbe, cfg.StartedAt)
+		c.loop(ctx, Startup, s.StartupProbe, cfg.StartedAt)
 	}
 	return c
 }
@@ -100,8 +100,8 @@ func (c *Container) State() State {
 
 // running begins the probes of a container that has started by then.
 func (c *Container) running(ctx context.Context, began time.Time) {
-	c.loop(ctx, liveness, c.cfg.Spec.LivenessProbe, began)
-	c.loop(ctx, readiness, c.cfg.Spec.ReadinessProbe, began)
+	c.loop(ctx, Liveness, c.cfg.Spec.LivenessProbe, began)
+	c.loop(ctx, Readiness, c.cfg.Spec.ReadinessProbe, began)
 }
 
 func (c *Container) change(f func(*State)) {
@@ -122,7 +122,7 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe, bega
 	}
 	period := time.Duration(p.PeriodSeconds) * time.Second
 	delay := time.Duration(p.InitialDelaySeconds) * time.Second
-	if kind == liveness {
+	if kind == Liveness {
 		// A container that has just been started is alive. To ask what it has not
 		// had the time to answer could only kill it.
 		delay = max(delay, period)
@@ -142,7 +142,12 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe, bega
 		// All containers of the node are taken up at once: spread them.
 		first = max(first, spread(c.cfg.ID+kind, period))
 	}
-	c.note(func() { report.Next, report.OK, report.InRow = time.Now().Add(max(first, 0)), count.OK, count.N })
+	c.note(func() {
+		report.Next = time.Now().Add(max(first, 0))
+		if count.N > 0 {
+			report.OK, report.InRow, report.Enough, report.Last, report.Since = count.OK, count.N, count.reached(p), count.At, count.At
+		}
+	})
 	c.wg.Go(func() {
 		timer := time.NewTimer(max(first, 0))
 		defer timer.Stop()
@@ -154,7 +159,7 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe, bega
 			}
 			began := time.Now()
 			c.note(func() { report.Next = began.Add(period) })
-			done := c.once(ctx, kind, p, &count, report)
+			done := c.once(ctx, kind, p, &count)
 			if !done && c.young(kind, p) {
 				done = c.eager(ctx, kind, p, &count, began.Add(period))
 			}
@@ -185,7 +190,7 @@ func (c *Container) count(kind string, p *corev1.Probe, n *Count, ok bool, at ti
 // tries is how often a probe that could not be made is tried at once.
 const tries = 3
 
-func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *Count, report *Report) (done bool) {
+func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *Count) (done bool) {
 	var ok bool
 	var output string
 	var err error
@@ -205,10 +210,8 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 	if err != nil {
 		said = err.Error()
 	}
-	c.note(func() {
-		report.Last, report.OK, report.Errored, report.Output = time.Now(), ok && err == nil, err != nil, said
-	})
 	if err != nil {
+		c.tell(kind, func(r *Report) { r.Errored, r.Output, r.Last = true, said, began })
 		c.cfg.Failure(fmt.Sprintf("%s probe errored: %v", kind, err))
 		return false // it says nothing about the container
 	}
@@ -216,7 +219,7 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 		c.cfg.Failure(fmt.Sprintf("%s probe failed: %s", kind, said))
 	}
 	c.count(kind, p, n, ok, began)
-	c.note(func() { report.InRow = n.N })
+	c.result(kind, ok, n.reached(p), said, began)
 	if !n.reached(p) {
 		return false
 	}
@@ -228,7 +231,7 @@ func (c *Container) verdict(ctx context.Context, kind string, p *corev1.Probe, o
 		c.succeeded(kind)
 	}
 	switch {
-	case kind == readiness:
+	case kind == Readiness:
 		c.change(func(s *State) { s.Ready = ok })
 	case !ok:
 		c.change(func(s *State) {
@@ -237,7 +240,7 @@ func (c *Container) verdict(ctx context.Context, kind string, p *corev1.Probe, o
 			s.Grace = p.TerminationGracePeriodSeconds
 		})
 		return true
-	case kind == startup:
+	case kind == Startup:
 		c.change(func(s *State) {
 			s.Started = true
 			s.Ready = c.cfg.Spec.ReadinessProbe == nil

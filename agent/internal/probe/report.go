@@ -17,10 +17,11 @@ type Report struct {
 	Errored   bool      // it could not be made
 	Output    string    // of the container, or why it could not be made
 	InRow     int32     // so many times the same
+	Since     time.Time // the first of them
+	Enough    bool      // so many as are needed
 	Threshold int32     // of failures
 	Period    time.Duration
-
-	succeeded bool // once at least
+	Succeeded bool // once at least
 }
 
 // Success is the first one of a startup or readiness probe.
@@ -54,9 +55,31 @@ func (c *Container) report(kind string, p *corev1.Probe, began time.Time) *Repor
 		Period: time.Duration(p.PeriodSeconds) * time.Second}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	r.succeeded = kind == readiness && c.state.Ready // as the last agent saw it
+	r.Succeeded = kind == Readiness && c.state.Ready // as the last agent saw it
 	c.reports = append(c.reports, r)
 	return r
+}
+
+// result brings a report up to date with what a probe has said.
+func (c *Container) result(kind string, ok, enough bool, said string, at time.Time) {
+	c.tell(kind, func(r *Report) {
+		if r.InRow == 0 || r.OK != ok {
+			r.InRow, r.Since = 0, at
+		}
+		r.InRow++
+		r.OK, r.Errored, r.Enough, r.Output, r.Last = ok, false, enough, said, at
+	})
+}
+
+// tell changes the report of a probe.
+func (c *Container) tell(kind string, f func(*Report)) {
+	c.note(func() {
+		for _, r := range c.reports {
+			if r.Kind == kind {
+				f(r)
+			}
+		}
+	})
 }
 
 // note changes reports.
@@ -71,8 +94,8 @@ func (c *Container) succeeded(kind string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	i := slices.IndexFunc(c.reports, func(r *Report) bool { return r.Kind == kind })
-	if r := c.reports[i]; kind != liveness && !r.succeeded {
-		r.succeeded = true
+	if r := c.reports[i]; kind != Liveness && !r.Succeeded {
+		r.Succeeded = true
 		c.successes = append(c.successes, Success{kind, r.Began, time.Now()})
 	}
 }

@@ -27,6 +27,9 @@ type Pod struct {
 	Dir    string // the pod's directory, e.g. /var/lib/podstead/pods/UID
 	Spec   *corev1.Pod
 	Claims map[string]Claim // by volume name, for each persistentVolumeClaim
+	// Watch, if not nil, is called as Setup begins with a volume; the function that
+	// it returns, when that is done.
+	Watch func(what string) (done func(error))
 }
 
 // NotReady says what a volume waits for, in the kubelet's words; it is tried
@@ -47,11 +50,27 @@ func (p Pod) Setup(objs env.Objects, facts env.Facts) error {
 	var errs []error
 	for i := range p.Spec.Spec.Volumes {
 		v := &p.Spec.Spec.Volumes[i]
-		if err := p.setup(v, objs, facts); err != nil {
+		done := p.watch(v)
+		err := p.setup(v, objs, facts)
+		done(err)
+		if err != nil {
 			errs = append(errs, &NotReady{Volume: v.Name, Err: err})
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// watch tells who watches that a volume is begun with: it may be on a file system
+// that does not answer.
+func (p Pod) watch(v *corev1.Volume) func(error) {
+	if p.Watch == nil {
+		return func(error) {}
+	}
+	what := "volume " + v.Name
+	if v.HostPath != nil || v.PersistentVolumeClaim != nil {
+		what += " (" + p.path(v) + ")"
+	}
+	return p.Watch(what)
 }
 
 func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {

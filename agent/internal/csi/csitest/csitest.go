@@ -39,9 +39,16 @@ type Driver struct {
 // into plugins_registry there.
 func (d *Driver) Start(t testing.TB, root string) {
 	t.Helper()
+	d.Serve(t, root, d)
+}
+
+// Serve is Start with a node service of the caller's, which may go on to the
+// driver's own.
+func (d *Driver) Serve(t testing.TB, root string, node spec.NodeServer) {
+	t.Helper()
 	d.Notified = make(chan *registration.RegistrationStatus, 10)
 	d.server = grpc.NewServer()
-	spec.RegisterNodeServer(d.server, d)
+	spec.RegisterNodeServer(d.server, node)
 	registration.RegisterRegistrationServer(d.server, &registrar{driver: d, endpoint: filepath.Join(root, "csi.sock")})
 	registry := filepath.Join(root, "plugins_registry")
 	if err := os.MkdirAll(registry, 0o755); err != nil {
