@@ -40,7 +40,7 @@ critest-peer:
 
 # Our own suite, whole, on every handler that "make test" has a part of it on.
 conformance: test-deps
-	PODSTEAD_TEST_WHOLE=1 $(GO) test -count=1 -timeout 30m -v ./test/conformance
+	PODSTEAD_TEST_WHOLE=1 $(GO) test -count=1 -timeout 60m -v ./test/conformance
 
 # The same suite on a Docker Engine behind our runtime.
 critest-docker: test-deps

@@ -210,6 +210,9 @@ func (c *compiler) cpuMax(cpu *specs.LinuxCPU) error {
 func (c *compiler) hugepages(r *specs.LinuxResources) error {
 	for i, l := range r.HugepageLimits {
 		field := fmt.Sprintf("hugepageLimits[%d]", i)
+		if l.Limit == 0 && c.version("hugetlb") == 0 {
+			continue // the kubelet names each size that a host has, which need not count them
+		}
 		version, err := c.need("hugetlb", field)
 		if err != nil {
 			return err

@@ -92,6 +92,19 @@ var limitCases = []struct {
 	{"unified, a path", specs.LinuxResources{Unified: map[string]string{"memory.max/../../x": "1"}}},
 }
 
+// TestHugepagesThatNobodyCounts: the kubelet says 0 of each size of the host, also
+// where there is no controller.
+func TestHugepagesThatNobodyCounts(t *testing.T) {
+	for limit, refused := range map[uint64]bool{0: false, 1 << 21: true} {
+		h := parseMountinfo("1 0 0:1 / /c rw - cgroup2 cgroup2 rw\n")
+		c := compiler{version: h.version}
+		err := c.compile(&specs.LinuxResources{HugepageLimits: []specs.LinuxHugepageLimit{{Pagesize: "2MB", Limit: limit}}})
+		if (err != nil) != refused || len(c.changes) > 0 {
+			t.Errorf("%d: %v, changes %v", limit, err, c.changes)
+		}
+	}
+}
+
 func weightDevice(major, minor int64, weight uint16) specs.LinuxWeightDevice {
 	d := specs.LinuxWeightDevice{Weight: &weight}
 	d.Major, d.Minor = major, minor

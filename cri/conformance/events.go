@@ -120,7 +120,7 @@ var eventTests = []test{
 		eventually(t, "its end is told", func() bool { return len(w.of(c.id)) >= 3 })
 		for _, status := range w.of(c.id)[2].GetContainersStatuses() {
 			if status.GetId() == c.id && status.GetReason() != "OOMKilled" {
-				t.Errorf("the end's event has reason %q", status.GetReason())
+				t.Errorf("the end's event has reason %q, exit code %d, message %q", status.GetReason(), status.GetExitCode(), status.GetMessage())
 			}
 		}
 	}},

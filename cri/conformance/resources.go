@@ -3,6 +3,7 @@ package conformance
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -66,6 +67,7 @@ var resourceTests = []test{
 	{"cpu", "LinuxContainerResources.{cpu_shares,cpu_quota,cpu_period,cpuset_cpus,cpuset_mems}", cpuLimits},
 	{"swap", "LinuxContainerResources.memory_swap_limit_in_bytes", swapLimit},
 	{"huge pages", "LinuxContainerResources.hugepage_limits HugepageLimit.*", hugePages},
+	{"no huge pages", "CreateContainer", noHugePages},
 	{"unified", "LinuxContainerResources.unified", unified},
 	{"update takes all or nothing", "UpdateContainerResources UpdateContainerResourcesRequest.annotations", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000", limited(64*mebibyte))
@@ -241,22 +243,49 @@ func swapLimit(t *testing.T, s *suite) {
 	}
 }
 
+// hugePages looks at the limit from the host: few containers see it.
 func hugePages(t *testing.T, s *suite) {
 	if _, err := os.Stat("/sys/kernel/mm/hugepages/hugepages-2048kB"); err != nil {
 		t.Skip("the machine has no huge pages of 2 MB")
 	}
-	c := s.pod(t).sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
+	p := s.pod(t)
+	c := p.sh(t, "sleep 1000", func(config *runtimeapi.ContainerConfig) {
 		config.Linux.Resources = &runtimeapi.LinuxContainerResources{HugepageLimits: []*runtimeapi.HugepageLimit{{PageSize: "2MB", Limit: 4 * mebibyte}}}
 	})
-	file := c.exec(t, "sh", "-c", "find /sys/fs/cgroup/ -name 'hugetlb.2MB.max' -o -name 'hugetlb.2MB.limit_in_bytes' | head -1")
-	if file == "" {
-		t.Skip("the container cannot see a limit of huge pages")
+	var files []string
+	for _, top := range []string{"", "/hugetlb", "/unified"} {
+		for _, name := range []string{"max", "limit_in_bytes"} {
+			files = append(files, glob(t, "/sys/fs/cgroup"+top+p.config.GetLinux().GetCgroupParent()+"/*"+c.id+"*/hugetlb.2MB."+name)...)
+		}
 	}
-	if got := c.exec(t, "cat", file); got != fmt.Sprint(4*mebibyte) {
-		t.Errorf("the limit is %s", got)
+	if len(files) != 1 {
+		t.Skipf("huge pages of the container are counted nowhere: %q", files)
 	}
 	if got := c.status(t).GetResources().GetLinux().GetHugepageLimits(); len(got) != 1 || got[0].GetLimit() != 4*mebibyte {
 		t.Errorf("status has the limits %v", got)
+	}
+	for file, want := range map[string]string{files[0]: fmt.Sprint(4 * mebibyte), filepath.Dir(files[0]) + "/cgroup.procs": ""} {
+		b, err := os.ReadFile(file)
+		got := strings.TrimSpace(string(b))
+		if err != nil || got == "" || want != "" && got != want {
+			t.Errorf("%s is %q, %v", file, got, err)
+		}
+	}
+}
+
+// noHugePages says what a kubelet says of a container that asks for none: of each
+// size that the host has, nothing. It must run, whoever counts huge pages.
+func noHugePages(t *testing.T, s *suite) {
+	sizes := map[string]string{"hugepages-2048kB": "2MB", "hugepages-1048576kB": "1GB"}
+	c := s.pod(t).sh(t, "echo runs", func(config *runtimeapi.ContainerConfig) {
+		for dir, size := range sizes {
+			if len(glob(t, "/sys/kernel/mm/hugepages/"+dir)) > 0 {
+				config.Linux.Resources.HugepageLimits = append(config.Linux.Resources.HugepageLimits, &runtimeapi.HugepageLimit{PageSize: size})
+			}
+		}
+	})
+	if got := c.output(t); got != "runs\n" {
+		t.Errorf("output is %q", got)
 	}
 }
 

@@ -121,7 +121,11 @@ func (h *OCI) adapt(s *specs.Spec, annotations map[string]string, rootfs string)
 // lifted, and what runs in a virtual machine is limited there.
 func (h *OCI) limits(all *specs.LinuxResources) *specs.LinuxResources {
 	if h.AllLimits {
-		return all
+		// But for those of huge pages, even 0 (the kubelet names every size): runc
+		// refuses them if it does not find their controller, as on hybrid hosts.
+		out := *all
+		out.HugepageLimits = nil
+		return &out
 	}
 	out := &specs.LinuxResources{Devices: all.Devices}
 	if m := all.Memory; m != nil {

@@ -2,6 +2,7 @@ package shim
 
 import (
 	"context"
+	"encoding/json"
 	"net"
 	"os"
 	"sync"
@@ -10,9 +11,12 @@ import (
 	"github.com/containerd/containerd/api/events"
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/ttrpc"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"podstead/cgroup"
 )
 
 // The pod's stand-in is the events service that containerd would be to the
@@ -111,24 +115,47 @@ func (s *eventServer) ranOutOfMemory(ctx context.Context, decode func(any) error
 // eventPatience is how long an event may come after what it tells of.
 const eventPatience = 2 * time.Second
 
-// noteMemory leaves a note if the container ran out of memory.
+// noteMemory leaves a note if the container, which has ended and is not deleted,
+// ran out of memory. runc's shim may tell of that later than of the end, or not at
+// all.
 func (t *Task) noteMemory(ctx context.Context) {
+	if told := t.toldOfMemory(ctx); told || t.oomKills() > 0 {
+		os.WriteFile(t.file(oomFile), nil, 0o600)
+	}
+}
+
+// oomKills counts those in the container's group on the host, of which what runs
+// in a virtual machine has none.
+func (t *Task) oomKills() uint64 {
+	var s specs.Spec
+	data, err := os.ReadFile(t.file("config.json"))
+	if err != nil || json.Unmarshal(data, &s) != nil || s.Linux == nil || s.Linux.CgroupsPath == "" {
+		return 0
+	}
+	h, err := cgroup.Detect()
+	if err != nil {
+		return 0
+	}
+	n, _ := h.Group(s.Linux.CgroupsPath).OOMKills()
+	return n
+}
+
+// toldOfMemory asks the pod's stand-in for the events.
+func (t *Task) toldOfMemory(ctx context.Context) bool {
 	a, err := readAddress(t.Pod)
 	if err != nil {
-		return
+		return false
 	}
 	conn, err := net.Dial("unix", a.Events)
 	if err != nil {
-		return // the pod's stand-in is dead, and nobody knows
+		return false // the pod's stand-in is dead, and nobody knows
 	}
 	c := ttrpc.NewClient(conn)
 	defer c.Close()
 	ctx, cancel := context.WithTimeout(ctx, 2*eventPatience)
 	defer cancel()
 	var oom wrapperspb.BoolValue
-	if err := c.Call(ctx, podService, memoryMethod, wrapperspb.String(t.ID), &oom); err == nil && oom.Value {
-		os.WriteFile(t.file(oomFile), nil, 0o600)
-	}
+	return c.Call(ctx, podService, memoryMethod, wrapperspb.String(t.ID), &oom) == nil && oom.Value
 }
 
 // RanOutOfMemory tells whether the shim has said so of a container that ended.

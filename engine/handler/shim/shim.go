@@ -241,10 +241,13 @@ func (c *client) wait(ctx context.Context, t *Task, signals <-chan os.Signal, io
 		if err != nil { // the shim is gone
 			return t.bury(ctx)
 		}
+		ofContainer := t.ExecID == "" && !t.isPod()
+		if ofContainer {
+			t.noteMemory(ctx) // before its group is gone
+		}
 		// All of its output has been copied when this returns.
 		err = c.call(ctx, "Delete", &task.DeleteRequest{ID: t.ID, ExecID: t.ExecID}, &task.DeleteResponse{})
-		if err == nil && t.ExecID == "" && !t.isPod() {
-			t.noteMemory(ctx)
+		if err == nil && ofContainer {
 			err = removeFile(t.file(taskFile))
 		}
 		return int(ended.ExitStatus), err
