@@ -191,10 +191,9 @@ func (n *node) cgroup() string {
 // find returns the pid of a process of the node.
 func (n *node) find(program, part string) int {
 	for _, pid := range n.service.Pids() {
-		exe, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
 		cmdline, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 		parent, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-		if filepath.Base(exe) != program || !bytes.Contains(cmdline, []byte("\x00"+part+"\x00")) {
+		if testnode.Program(pid) != program || !bytes.Contains(cmdline, []byte("\x00"+part+"\x00")) {
 			continue
 		}
 		// The front is this test's child, and the engine the supervisor's.

@@ -118,6 +118,13 @@ func (n *Node) LogTail() string {
 // become a container.
 func (n *Node) Pids() []int { return Processes(filepath.Dir(n.program)+"/", n.Run) }
 
+// Program is the name of the file that a process executes, also if another one has
+// taken its place since.
+func Program(pid int) string {
+	target, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
+	return filepath.Base(strings.TrimSuffix(target, " (deleted)"))
+}
+
 // Processes finds those whose executable's path begins with exe (or is said to
 // by the command line: the supervisor executes itself from a mount of its own),
 // and whose command line has part.

@@ -207,9 +207,8 @@ func (w *world) kill(program, part string) {
 // find returns the pid of a process of the node, 0 if there is none.
 func (w *world) find(program, part string) int {
 	for _, pid := range w.node.Pids() {
-		exe, _ := os.Readlink("/proc/" + strconv.Itoa(pid) + "/exe")
 		cmdline, _ := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-		if filepath.Base(exe) == program && bytes.Contains(cmdline, []byte("\x00"+part+"\x00")) {
+		if node.Program(pid) == program && bytes.Contains(cmdline, []byte("\x00"+part+"\x00")) {
 			return pid
 		}
 	}
