@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-node test-vm-suites test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -47,11 +47,18 @@ critest-docker: test-deps
 	$(GO) test -count=1 -timeout 60m -v -run Docker ./test/critest -docker
 
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
-# a virtual machine, then what needs systemd with that in charge; see
+# virtual machines, the last with systemd in charge for what needs that; see
 # docs/testing.md. Slow: for releases, and for changes that touch cgroups or the
-# kernel.
-test-vm:
-	status=0; test/vm/run || status=1; VM_INIT=systemd test/vm/run || status=1; exit $$status
+# kernel. With -k all of them are run whatever fails, with -j at once.
+test-vm: test-vm-boxes test-vm-node test-vm-suites test-vm-systemd
+test-vm-boxes:
+	test/vm/run ./sys/... ./cgroup/... ./oci/... ./image/... ./network/... ./supervisor/... ./test/leak ./test/host
+test-vm-node:
+	test/vm/run ./engine/... ./agent/e2etest ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume ./test/restart ./test/e2e
+test-vm-suites:
+	test/vm/run ./test/crictl ./test/hostile ./test/conformance ./test/critest
+test-vm-systemd:
+	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./oci
 
 # SELinux on such a kernel, with a small policy of ours, enforcing.
 test-selinux:
