@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/util/validation"
 
 	"podstead/sys"
 )
@@ -62,7 +63,8 @@ func (d *Drivers) Take(ctx context.Context, name, endpoint string, versions []st
 	if !slices.ContainsFunc(versions, func(v string) bool { return strings.HasPrefix(strings.TrimPrefix(v, "v"), "1.") }) {
 		return fmt.Errorf("versions: %v, want one of CSI 1", versions)
 	}
-	if name == "" || strings.ContainsAny(name, "/") || name == "." || name == ".." {
+	const longest = 63 // it becomes the name of a directory, too
+	if len(name) > longest || len(validation.IsDNS1123Subdomain(strings.ToLower(name))) > 0 {
 		return fmt.Errorf("name: %q is no name of a driver", name)
 	}
 	conn, err := grpc.NewClient("unix://"+endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))

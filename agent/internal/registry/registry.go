@@ -42,13 +42,13 @@ type Registry struct {
 	Takers map[string]Taker // by type ("CSIPlugin")
 	Log    *slog.Logger
 
-	mu   sync.Mutex
-	have map[string]plugin // by socket
+	have map[string]plugin // by socket; Run's own
 }
 
 // plugin is one that was taken.
 type plugin struct {
 	kind, name, endpoint string
+	socket               string
 	stamp                time.Time // of its socket
 }
 
@@ -110,17 +110,26 @@ func (r *Registry) look(ctx context.Context, w *fsnotify.Watcher) {
 			delete(r.have, socket)
 		}
 	}
+	var all sync.WaitGroup
+	registered := make(chan plugin, len(found))
 	for socket, stamp := range found {
 		if _, ok := r.have[socket]; ok {
 			continue
 		}
-		p, err := r.register(ctx, socket)
-		if err != nil {
-			r.Log.Warn("a plugin is not registered", "socket", socket, "error", err)
-			continue
-		}
-		p.stamp = stamp
-		r.have[socket] = p
+		all.Go(func() { // one that does not answer holds up no other
+			p, err := r.register(ctx, socket)
+			if err != nil {
+				r.Log.Warn("a plugin is not registered", "socket", socket, "error", err)
+				return
+			}
+			p.socket, p.stamp = socket, stamp
+			registered <- p
+		})
+	}
+	all.Wait()
+	close(registered)
+	for p := range registered {
+		r.have[p.socket] = p
 		r.Log.Info("plugin registered", "type", p.kind, "name", p.name)
 	}
 }
