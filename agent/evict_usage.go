@@ -84,7 +84,7 @@ func (e *evictor) measure(ctx context.Context, u *eviction.Usage) error {
 	var errs []error
 	n := e.agent.node
 	for name, dir := range (volume.Pod{Dir: n.podDir(string(u.Pod.UID)), Spec: u.Pod}).Scratch() {
-		d, err := pressure.Measure(ctx, dir)
+		d, err := n.measureVolume(ctx, u.Pod, dir)
 		u.Volumes[name] = d
 		errs = append(errs, err)
 	}

@@ -61,6 +61,7 @@ func (a *Agent) newFigures() *stats.Source {
 		Volumes: func(pod *corev1.Pod) map[string]string {
 			return volume.Pod{Dir: n.podDir(string(pod.UID)), Spec: pod}.Scratch()
 		},
+		Measure: n.measureVolume,
 	}
 	if n.cgroups.hierarchy != nil {
 		figures.PodsCgroup = n.cgroups.hierarchy.Group(n.cgroups.path())

@@ -37,6 +37,7 @@ import (
 	"podstead/agent/internal/userns"
 	"podstead/cri"
 	"podstead/cri/tracing"
+	"podstead/sys/quota"
 )
 
 // node is what all workers share. Nothing but pressure changes once the agent
@@ -52,6 +53,7 @@ type node struct {
 	facts          env.Facts                                     // without a pod's addresses
 	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
 	userns         *userns.Blocks
+	projects       *quota.Pool // of emptyDirs; nil: the file system counts none
 	maxBackoff     time.Duration
 	cgroups        *cgroups
 	puller         *image.Puller
@@ -115,6 +117,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
+	n.openProjects()
 	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, runDir: cfg.RunDir, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
 	if cfg.Cgroups != nil && slices.Contains(cfg.Cgroups.Controllers(), "hugetlb") {
 		n.request.HugePages = slices.Sorted(maps.Keys(hugePages(hugePagesDir)))

@@ -45,7 +45,7 @@ func (j job) volumes() volume.Pod {
 			claims[v.Name] = volume.Claim{HostPath: s.HostPath, Local: s.Local, Directory: s.Directory, CSI: s.CSI != nil, Err: err}
 		}
 	}
-	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod, Claims: claims}
+	return volume.Pod{Dir: j.podDir(string(j.pod.UID)), Spec: j.pod, Claims: claims, Projects: j.projectsFor(j.pod)}
 }
 
 func (j job) podFacts() env.Facts {

@@ -102,6 +102,29 @@ func (p *Pool) Give(project uint32) {
 	}
 }
 
+// Add gives an empty directory a project of its own, of which the directory is the
+// only record: Measure reads it there, and it is free when the directory and what
+// is in it are gone. That is for directories whose project nobody else can change.
+func (p *Pool) Add(dir string) error {
+	project, err := p.Take()
+	if err != nil {
+		return err
+	}
+	defer p.Give(project) // what has a file is not taken again
+	return Assign(dir, project)
+}
+
+// Measure tells what is in a directory that was added; ok is false for others, and
+// if the kernel does not tell.
+func (p *Pool) Measure(dir string) (u Usage, ok bool) {
+	project, err := projectOf(dir)
+	if err != nil || project < first || project-first >= size {
+		return u, false
+	}
+	u, err = p.Usage(project)
+	return u, err == nil && u.Inodes > 0
+}
+
 // Take returns a project that has no files and no limits, that no file of /etc
 // names, and that nobody else gets until it is given back.
 func (p *Pool) Take() (uint32, error) {

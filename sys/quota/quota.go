@@ -20,8 +20,8 @@
 //     are counted, and blocks that XFS keeps ready behind a growing file.
 //
 // The package is called by whoever owns directories: the engine for writable
-// layers, the agent for emptyDirs. It keeps nothing on disk; who takes a number
-// from a Pool records it.
+// layers, the agent for emptyDirs. It keeps nothing on disk: who takes a number
+// from a Pool records it, or lets the directory be the record (Pool.Add).
 package quota
 
 import (
@@ -116,6 +116,20 @@ func Assign(dir string, project uint32) error {
 	}
 	defer f.Close()
 	return setProject(f, project, xflagProjectInherit)
+}
+
+// projectOf is the project that a directory passes on, 0 if it does not.
+func projectOf(dir string) (uint32, error) {
+	f, err := os.OpenFile(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	var x fsxattr
+	if err := fsXattr(f, fsGetXattr, &x); err != nil || x.xflags&xflagProjectInherit == 0 {
+		return 0, err
+	}
+	return x.project, nil
 }
 
 func setProject(f *os.File, project, flags uint32) error {

@@ -249,6 +249,42 @@ func TestPool(t *testing.T) {
 	})
 }
 
+// TestDirectoryIsTheRecord of its project, for pools of later processes, too.
+func TestDirectoryIsTheRecord(t *testing.T) {
+	onEach(t, func(t *testing.T, mnt string) {
+		p := mustOpen(t, mnt, t.TempDir())
+		dirs := map[string]uint32{}
+		for _, name := range []string{"a", "b", "c"} {
+			dir := filepath.Join(mnt, name)
+			if err := errors.Join(os.Mkdir(dir, 0o777), p.Add(dir)); err != nil {
+				t.Fatal(err)
+			}
+			project, err := projectOf(dir)
+			if err != nil || project < first {
+				t.Fatalf("%s has project %d, %v", name, project, err)
+			}
+			dirs[name] = project
+		}
+		if dirs["a"] == dirs["b"] || dirs["b"] == dirs["c"] || dirs["a"] == dirs["c"] {
+			t.Errorf("projects are %v", dirs)
+		}
+		if err := os.WriteFile(filepath.Join(mnt, "a", "file"), make([]byte, 1<<20), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		q := mustOpen(t, mnt, t.TempDir())
+		for name, inodes := range map[string]uint64{"a": 2, "b": 1} {
+			if u, ok := q.Measure(filepath.Join(mnt, name)); !ok || u.Inodes != inodes {
+				t.Errorf("%s: %+v, %v, want %d inodes", name, u, ok, inodes)
+			}
+		}
+		for _, other := range []string{mnt, filepath.Join(mnt, "none"), filepath.Join(mnt, "a", "file")} {
+			if u, ok := q.Measure(other); ok {
+				t.Errorf("%s: %+v", other, u)
+			}
+		}
+	})
+}
+
 // TestOwnersCanChangeProjects shows what the package warns of: who owns a file
 // can take it out of its project, through an overlay, too, unless they are in a
 // user namespace.

@@ -87,7 +87,7 @@ func (s *Source) measure(ctx context.Context, pod *corev1.Pod) measured {
 	}
 	m = measured{at: metav1.Now(), volumes: map[string]eviction.Disk{}, logs: map[string]eviction.Disk{}}
 	for name, dir := range s.Volumes(pod) {
-		m.volumes[name], _ = pressure.Measure(ctx, dir)
+		m.volumes[name], _ = s.Measure(ctx, pod, dir)
 	}
 	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 		for i := range list {

@@ -19,6 +19,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
 	"podstead/cgroup"
 	"podstead/cri"
@@ -35,6 +36,8 @@ type Source struct {
 	NodeFs  string
 	Logs    func(pod *corev1.Pod, container string) string
 	Volumes func(pod *corev1.Pod) map[string]string
+	// Measure tells what one of these volumes takes.
+	Measure func(ctx context.Context, pod *corev1.Pod, dir string) (eviction.Disk, error)
 	// PodsCgroup is the parent of all pods; nil if the runtime keeps it.
 	PodsCgroup *cgroup.Group
 

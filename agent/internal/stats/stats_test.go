@@ -12,7 +12,9 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/pressure"
 	"podstead/cri"
 )
 
@@ -67,6 +69,9 @@ func TestOnAnOldRuntime(t *testing.T) {
 		Node:    "n1", NodeFs: dir, Pods: func() []*corev1.Pod { return []*corev1.Pod{pod, waits} },
 		Logs:    func(*corev1.Pod, string) string { return filepath.Join(dir, "logs") },
 		Volumes: func(*corev1.Pod) map[string]string { return map[string]string{"v": filepath.Join(dir, "scratch")} },
+		Measure: func(ctx context.Context, _ *corev1.Pod, dir string) (eviction.Disk, error) {
+			return pressure.Measure(ctx, dir)
+		},
 	}
 	sum, err := s.Summary(t.Context(), false)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/request"
 	"podstead/sys"
+	"podstead/sys/quota"
 )
 
 // Pod is the volumes of one pod.
@@ -30,6 +31,8 @@ type Pod struct {
 	// Watch, if not nil, is called as Setup begins with a volume; the function that
 	// it returns, when that is done.
 	Watch func(what string) (done func(error))
+	// Projects counts what is in emptyDirs on disk; nil: nobody does.
+	Projects *quota.Pool
 }
 
 // NotReady says what a volume waits for, in the kubelet's words; it is tried
@@ -176,7 +179,13 @@ func (p Pod) emptyDir(v *corev1.Volume) error {
 		}
 		mode |= fs.ModeSetgid
 	}
-	return os.Chmod(dir, mode) // past the umask
+	if err := os.Chmod(dir, mode); err != nil { // past the umask
+		return err
+	}
+	if p.Projects != nil && v.EmptyDir != nil {
+		_ = p.Projects.Add(dir) // without, it is measured by a walk
+	}
+	return nil
 }
 
 // mountHugePages mounts a hugetlbfs at dir unless one is there.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -16,7 +17,10 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/agent/internal/pressure"
 	"podstead/sys"
+	"podstead/sys/quota"
+	"podstead/sys/quota/quotatest"
 	"podstead/test/host"
 )
 
@@ -192,6 +196,40 @@ func TestVolumesOfObjects(t *testing.T) {
 	must(t, p.Setup(objs, env.Facts{})) // what containers see of the secret stays
 	if got := read(t, at(0, "x")) + read(t, at(1, "deep/er/key")); got != "2v" {
 		t.Errorf("after the change: %q", got)
+	}
+}
+
+// TestEmptyDirIsAProject: the kernel counts what is in it, as a walk does.
+func TestEmptyDirIsAProject(t *testing.T) {
+	for _, kind := range quotatest.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			pods := t.TempDir()
+			quotatest.Mount(t, kind, pods)
+			projects, err := quota.Open(pods)
+			must(t, err)
+			defer projects.Close()
+			p := newPod(t, vol("v", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}))
+			p.Dir, p.Projects = filepath.Join(pods, "pod"), projects
+			must(t, p.Setup(&objects{}, env.Facts{}))
+			dir := p.Scratch()["v"]
+			for i := range 50 {
+				sub := filepath.Join(dir, strconv.Itoa(i))
+				must(t, os.Mkdir(sub, 0o700))
+				must(t, os.WriteFile(filepath.Join(sub, "file"), make([]byte, 10_000), 0o600))
+			}
+			unix.Sync()
+			walked, err := pressure.Measure(t.Context(), dir)
+			must(t, err)
+			if u, ok := projects.Measure(dir); !ok || int64(u.Bytes) != walked.Bytes || int64(u.Inodes) != walked.Inodes || u.Inodes != 101 {
+				t.Errorf("the kernel counts %+v (%v), a walk %+v", u, ok, walked)
+			}
+			must(t, p.Setup(&objects{}, env.Facts{}))
+			must(t, p.Free())
+			must(t, p.Setup(&objects{}, env.Facts{}))
+			if u, ok := projects.Measure(dir); !ok || u.Inodes != 1 {
+				t.Errorf("in a new one the kernel counts %+v, %v", u, ok)
+			}
+		})
 	}
 }
 
