@@ -51,6 +51,8 @@ type builtin struct {
 	// What depends on the subnets. It changes under hostMu, and only while there
 	// is no lease and no Setup is past prepare: others may read it freely.
 	subnets []netip.Prefix // one of a family; none until chosen
+	former  []netip.Prefix // of pods that were connected before these were set
+	unused  []netip.Prefix // once former, the bridge may still have them
 	bridge  *bridge.Bridge
 	table   *nat.Table
 }
@@ -70,24 +72,59 @@ func newBuiltin(cfg Config, all *leases, clusters []netip.Prefix) (*builtin, err
 	if err != nil {
 		return nil, err
 	}
-	subnets := remembered
-	if set := b.setSubnetsOrNone(); len(set) > 0 && !slices.Equal(set, remembered) {
+	set := b.setSubnetsOrNone()
+	if len(set) > 0 && !slices.Equal(set, remembered.Subnets) {
 		if err := ipam.Check(set); err != nil {
 			return nil, err
 		}
-		switch n := len(b.own()); {
-		case n == 0 || len(remembered) == 0:
-			subnets = set
-		case len(cfg.Subnets) > 0:
-			return nil, fmt.Errorf("subnet cannot be changed from %s to %s while %d pods are connected", ipam.Join(remembered), ipam.Join(set), n)
-		}
+		remembered = b.change(remembered, set)
 	}
-	if len(subnets) > 0 {
-		if err := b.use(subnets); err != nil {
+	if len(remembered.Subnets) > 0 {
+		for _, s := range remembered.Former {
+			if slices.ContainsFunc(b.own(), func(l *lease) bool { return slices.ContainsFunc(l.IPs, s.Contains) }) {
+				b.former = append(b.former, s)
+			} else {
+				b.unused = append(b.unused, s)
+			}
+		}
+		if err := b.use(remembered.Subnets); err != nil {
 			return nil, err
 		}
 	}
 	return b, nil
+}
+
+// change goes over to subnets that are set. Pods that are connected keep their
+// addresses in the former ones. Where that cannot be the former ones stay.
+func (b *builtin) change(r subnetRecord, set []netip.Prefix) subnetRecord {
+	n := len(b.own())
+	log := b.log.With("subnet", ipam.Join(set), "former", ipam.Join(r.Subnets), "pods", n)
+	switch {
+	case n == 0 || len(r.Subnets) == 0:
+		return subnetRecord{Subnets: set}
+	case len(b.cfg.Subnets) == 0:
+		return r // the cluster's: see setSubnets
+	}
+	former := slices.DeleteFunc(slices.Concat(r.Subnets, r.Former), func(s netip.Prefix) bool { return slices.Contains(set, s) })
+	for _, s := range set {
+		if slices.ContainsFunc(former, s.Overlaps) {
+			log.Error("pod subnet has no effect until the pods that are connected are gone: it overlaps theirs")
+			return r
+		}
+	}
+	log.Warn("pod subnet is another one; pods that are connected keep their addresses")
+	return subnetRecord{Subnets: set, Former: former}
+}
+
+// all are the subnets that pods have addresses of.
+func (b *builtin) all() []netip.Prefix { return slices.Concat(b.subnets, b.former) }
+
+// pooled are those of a pod's addresses that the pool gives out: all but those of
+// former subnets.
+func (b *builtin) pooled(ips []netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(slices.Clone(ips), func(a netip.Addr) bool {
+		return slices.ContainsFunc(b.former, func(s netip.Prefix) bool { return s.Contains(a) })
+	})
 }
 
 // setSubnetsOrNone returns the subnets that somebody has set: our configuration,
@@ -110,22 +147,22 @@ func masked(subnets []netip.Prefix) []netip.Prefix {
 // rememberedSubnets reads them from their file. Without one, for it was lost, but
 // with leases, they are the bridge's. If that is gone, too, no pod is connected
 // any more.
-func (b *builtin) rememberedSubnets() ([]netip.Prefix, error) {
-	subnets, err := readSubnets(b.subnetFile())
+func (b *builtin) rememberedSubnets() (subnetRecord, error) {
+	r, err := readSubnets(b.subnetFile())
 	if err != nil {
 		b.log.Error("remembered subnet is unreadable", "error", err)
 	}
-	if len(subnets) > 0 || len(b.own()) == 0 {
-		return subnets, nil
+	if len(r.Subnets) > 0 || len(b.own()) == 0 {
+		return r, nil
 	}
-	if subnets, err = bridge.Subnets(b.cfg.Name); err != nil || ipam.Check(subnets) == nil {
-		return subnets, err
+	if r.Subnets, err = bridge.Subnets(b.cfg.Name); err != nil || ipam.Check(r.Subnets) == nil {
+		return r, err
 	}
 	for _, l := range b.own() {
 		b.leases.setAside(b.leases.path(l.PodID), errors.New("its subnet is not known"))
 		b.leases.remove(l.PodID)
 	}
-	return nil, nil
+	return subnetRecord{}, nil
 }
 
 // use makes the parts that depend on the subnets, and gives the leases what they
@@ -141,8 +178,8 @@ func (b *builtin) use(subnets []netip.Prefix) error {
 		return err
 	}
 	var gateways []netip.Prefix
-	for _, s := range subnets {
-		gateways = append(gateways, netip.PrefixFrom(ipam.Gateway(s), s.Bits()))
+	for _, s := range slices.Concat(subnets, b.former) {
+		gateways = append(gateways, gateway(s))
 	}
 	br, err := bridge.Open(b.cfg.Name, gateways...)
 	if err != nil {
@@ -154,10 +191,14 @@ func (b *builtin) use(subnets []netip.Prefix) error {
 		return err
 	}
 	b.subnets, b.pool, b.bridge = subnets, pool, br
-	b.table = nat.New(b.cfg.Name, b.cfg.Name, subnets...)
+	b.table = nat.New(b.cfg.Name, b.cfg.Name, b.all()...)
 	b.ports = portOwners{}
 	for _, l := range all {
-		if err := pool.Take(l.IPs); err != nil {
+		var err error
+		if ips := b.pooled(l.IPs); len(ips) > 0 || len(l.IPs) == 0 {
+			err = pool.Take(ips)
+		}
+		if err != nil {
 			b.leases.setAside(b.leases.path(l.PodID), err)
 			b.leases.remove(l.PodID)
 			continue
@@ -168,6 +209,9 @@ func (b *builtin) use(subnets []netip.Prefix) error {
 	}
 	return nil
 }
+
+// gateway is the bridge's address in a subnet.
+func gateway(s netip.Prefix) netip.Prefix { return netip.PrefixFrom(ipam.Gateway(s), s.Bits()) }
 
 // setup connects a pod. The caller holds the pod's lock.
 func (b *builtin) setup(ctx context.Context, pod Pod) (_ *lease, err error) {
@@ -362,7 +406,7 @@ func (b *builtin) free(l *lease) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.ports.release(l.Ports, l.PodID)
-	b.pool.Put(l.IPs)
+	b.pool.Put(b.pooled(l.IPs))
 }
 
 // teardown disconnects a pod. The caller holds the pod's lock.
@@ -464,6 +508,7 @@ func (b *builtin) setSubnets(subnets []netip.Prefix) error {
 		return nil
 	}
 	b.joined = false
+	b.unused, b.former = append(b.unused, b.former...), nil
 	return b.use(subnets)
 }
 

@@ -93,17 +93,33 @@ func (b *builtin) join() error {
 			return err
 		}
 	}
-	data, err := json.Marshal(subnetRecord{Subnets: subnets})
+	if err := b.dropUnused(); err != nil {
+		return err
+	}
+	data, err := json.Marshal(subnetRecord{Subnets: subnets, Former: b.former})
 	if err != nil {
 		return err
 	}
 	if err := writeJSON(b.subnetFile(), data); err != nil {
 		return err
 	}
-	if err := locked.Join(shared.Instance{Name: b.cfg.Name, StateDir: b.cfg.StateDir, Subnets: subnets}); err != nil {
+	if err := locked.Join(shared.Instance{Name: b.cfg.Name, StateDir: b.cfg.StateDir, Subnets: b.all()}); err != nil {
 		return err
 	}
 	b.joined = true
+	return nil
+}
+
+// dropUnused forgets former subnets that no pod has an address of any more. It
+// comes before they are forgotten on disk, and once for each process: while there
+// are pods, nothing that depends on subnets may change.
+func (b *builtin) dropUnused() error {
+	for _, s := range b.unused {
+		if err := b.bridge.Drop(gateway(s)); err != nil {
+			return err
+		}
+	}
+	b.unused = nil
 	return nil
 }
 
@@ -245,7 +261,7 @@ func nameservers() []netip.Prefix {
 
 // forward turns forwarding on where it is off.
 func (b *builtin) forward() error {
-	for _, s := range b.subnets {
+	for _, s := range b.all() {
 		family := shared.IPv4
 		if s.Addr().Is6() {
 			family = shared.IPv6
@@ -358,23 +374,29 @@ func (b *builtin) ready() error {
 // subnetRecord is the file that remembers the subnets.
 type subnetRecord struct {
 	Subnets []netip.Prefix `json:"subnets"`
+	Former  []netip.Prefix `json:"former,omitempty"`
 }
 
 // readSubnets returns the subnets that a file remembers, or none.
-func readSubnets(file string) ([]netip.Prefix, error) {
+func readSubnets(file string) (subnetRecord, error) {
 	data, err := os.ReadFile(file)
 	if errors.Is(err, os.ErrNotExist) {
-		return nil, nil
+		return subnetRecord{}, nil
 	}
 	if err != nil {
-		return nil, err
+		return subnetRecord{}, err
 	}
 	var r subnetRecord
 	if err = json.Unmarshal(data, &r); err == nil {
 		err = ipam.Check(r.Subnets)
 	}
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", file, err)
+	for _, s := range r.Former {
+		if err == nil {
+			err = ipam.Check([]netip.Prefix{s})
+		}
 	}
-	return masked(r.Subnets), nil
+	if err != nil {
+		return subnetRecord{}, fmt.Errorf("%s: %w", file, err)
+	}
+	return subnetRecord{Subnets: masked(r.Subnets), Former: masked(r.Former)}, nil
 }

@@ -327,7 +327,8 @@ func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
 func clusterFile(stateDir string) string { return filepath.Join(stateDir, "pod-cidrs.json") }
 
 func readClusterSubnets(stateDir string) ([]netip.Prefix, error) {
-	return readSubnets(clusterFile(stateDir))
+	r, err := readSubnets(clusterFile(stateDir))
+	return r.Subnets, err
 }
 
 // HasPlugins tells whether CNI plugins connect the next pod, or would if their

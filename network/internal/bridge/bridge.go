@@ -33,7 +33,7 @@ type Bridge struct {
 const kernelTimeout = 30 * time.Second
 
 // Open prepares to work on the bridge called name. gateways are its addresses,
-// at most one of each family.
+// each of a subnet of pods; subnets do not overlap.
 func Open(name string, gateways ...netip.Prefix) (*Bridge, error) {
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -157,6 +157,28 @@ func (b *Bridge) hasAddresses(link netlink.Link) (bool, error) {
 		}
 	}
 	return true, nil
+}
+
+// Drop takes away an address that the bridge had for a subnet without pods.
+func (b *Bridge) Drop(gateway netip.Prefix) error {
+	link, err := b.find()
+	if err != nil || link == nil {
+		return err
+	}
+	if err := b.nl.AddrDel(link, address(gateway)); err != nil && !errors.Is(err, unix.EADDRNOTAVAIL) {
+		return fmt.Errorf("remove address %s of %s: %w", gateway, b.name, err)
+	}
+	return nil
+}
+
+// gateway is the bridge's address in a pod's subnet.
+func (b *Bridge) gateway(pod netip.Addr) netip.Prefix {
+	for _, g := range b.gateways {
+		if g.Masked().Contains(pod) {
+			return g
+		}
+	}
+	return netip.Prefix{}
 }
 
 // setAddresses gives the bridge its addresses and takes others away, which are

@@ -24,7 +24,7 @@ const PodInterface = "eth0"
 type Port struct {
 	Name  string       // of the host's end; unique on the host
 	Alias string       // shown by ip link: which pod this is for
-	Addrs []netip.Addr // of the pod, one for each subnet of the bridge
+	Addrs []netip.Addr // of the pod, one of a family, each in a subnet of the bridge
 }
 
 // Attach connects the network namespace at the path netns to the bridge and
@@ -187,11 +187,11 @@ func (b *Bridge) configurePod(p Port, netns string) error {
 		if err != nil {
 			return fmt.Errorf("look for %s: %w", PodInterface, err)
 		}
-		if err := b.podSysctls(); err != nil {
+		if err := p.sysctls(); err != nil {
 			return err
 		}
-		for i, a := range p.Addrs {
-			addr := netip.PrefixFrom(a, b.gateways[i].Bits())
+		for _, a := range p.Addrs {
+			addr := netip.PrefixFrom(a, b.gateway(a).Bits())
 			if err := h.AddrAdd(eth, address(addr)); err != nil {
 				return fmt.Errorf("add address %s to %s: %w", addr, PodInterface, err)
 			}
@@ -199,8 +199,8 @@ func (b *Bridge) configurePod(p Port, netns string) error {
 		if err := h.LinkSetUp(eth); err != nil {
 			return fmt.Errorf("set %s up: %w", PodInterface, err)
 		}
-		for i := range p.Addrs {
-			gateway := b.gateways[i].Addr()
+		for _, a := range p.Addrs {
+			gateway := b.gateway(a).Addr()
 			route := &netlink.Route{LinkIndex: eth.Attrs().Index, Gw: gateway.AsSlice()}
 			if err := h.RouteAdd(route); err != nil {
 				return fmt.Errorf("add default route by %s: %w", gateway, err)
@@ -210,10 +210,10 @@ func (b *Bridge) configurePod(p Port, netns string) error {
 	})
 }
 
-// podSysctls prepares eth0 of the namespace that the calling thread is in.
-func (b *Bridge) podSysctls() error {
+// sysctls prepares eth0 of the namespace that the calling thread is in.
+func (p Port) sysctls() error {
 	const conf = "ipv6/conf/" + PodInterface
-	if !b.ipv6 {
+	if !slices.ContainsFunc(p.Addrs, netip.Addr.Is6) {
 		// A link-local address would be the door for router advertisements of
 		// other pods (CVE-2020-10749).
 		return WriteSysctl(conf+"/disable_ipv6", "1")
@@ -252,8 +252,8 @@ func (b *Bridge) Attached(p Port, netns string) (bool, error) {
 		// The routes are the last step of Attach.
 		routes, err := h.RouteList(eth, netlink.FAMILY_ALL)
 		complete = err == nil
-		for i := range p.Addrs {
-			gateway := b.gateways[i].Addr().AsSlice()
+		for _, a := range p.Addrs {
+			gateway := b.gateway(a).Addr().AsSlice()
 			complete = complete && slices.ContainsFunc(routes, func(r netlink.Route) bool {
 				return (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(gateway)
 			})

@@ -12,9 +12,9 @@ import (
 
 // family is what the table has for one address family.
 type family struct {
-	subnet  netip.Prefix  // of the pods
-	ports   *nftables.Set // any address of the host
-	ipPorts *nftables.Set // one address
+	subnets []netip.Prefix // of the pods
+	ports   *nftables.Set  // any address of the host
+	ipPorts *nftables.Set  // one address
 
 	nfproto             byte
 	addrLen             uint32 // of an address
@@ -28,16 +28,16 @@ var (
 	anyIPv6 = netip.MustParsePrefix("::/0")
 )
 
-func newFamily(t *nftables.Table, subnet netip.Prefix) *family {
+func newFamily(t *nftables.Table, subnets []netip.Prefix) *family {
 	f := &family{
-		subnet: subnet, nfproto: unix.NFPROTO_IPV4, addrLen: 4, srcAddr: 12, dstAddr: 16,
+		subnets: subnets, nfproto: unix.NFPROTO_IPV4, addrLen: 4, srcAddr: 12, dstAddr: 16,
 		loopback: netip.MustParsePrefix("127.0.0.0/8"), multicast: netip.MustParsePrefix("224.0.0.0/4"),
 		icmp: unix.IPPROTO_ICMP, redirect: 5,
 	}
 	addr, suffix := nftables.TypeIPAddr, ""
-	if subnet.Addr().Is6() {
+	if subnets[0].Addr().Is6() {
 		f = &family{
-			subnet: subnet, nfproto: unix.NFPROTO_IPV6, addrLen: 16, srcAddr: 8, dstAddr: 24,
+			subnets: subnets, nfproto: unix.NFPROTO_IPV6, addrLen: 16, srcAddr: 8, dstAddr: 24,
 			loopback: netip.MustParsePrefix("::1/128"), multicast: netip.MustParsePrefix("ff00::/8"),
 			icmp: unix.IPPROTO_ICMPV6, redirect: 137,
 		}
@@ -58,7 +58,7 @@ func newFamily(t *nftables.Table, subnet netip.Prefix) *family {
 // field of a concatenation is padded to a multiple of four bytes.
 func (f *family) elements(ports []Port) (anyIP, oneIP []nftables.SetElement) {
 	for _, p := range ports {
-		if p.PodIP.Is4() != f.subnet.Addr().Is4() {
+		if p.PodIP.Is4() != f.subnets[0].Addr().Is4() {
 			continue
 		}
 		key := slices.Concat([]byte{p.Protocol, 0, 0, 0}, pad(p.HostPort))
@@ -112,6 +112,14 @@ func (f *family) address(offset uint32, op expr.CmpOp, p netip.Prefix) []expr.An
 
 func (f *family) from(op expr.CmpOp, p netip.Prefix) []expr.Any { return f.address(f.srcAddr, op, p) }
 func (f *family) to(op expr.CmpOp, p netip.Prefix) []expr.Any   { return f.address(f.dstAddr, op, p) }
+
+// notToPods matches what is for no pod of the bridge.
+func (f *family) notToPods() (all []expr.Any) {
+	for _, s := range f.subnets {
+		all = append(all, f.to(expr.CmpOpNeq, s)...)
+	}
+	return all
+}
 
 // routable leaves ::1 out: unlike for 127.0.0.0/8, the kernel cannot be made to
 // route what comes from there, and a client would wait instead of being refused.

@@ -59,12 +59,19 @@ type Port struct {
 	PodPort  uint16
 }
 
-// New describes the table called name for the pods of subnets behind bridge: at
-// most one of each family.
+// New describes the table called name for the pods of subnets behind bridge.
 func New(name, bridge string, subnets ...netip.Prefix) *Table {
 	t := &Table{bridge: bridge, table: &nftables.Table{Name: name, Family: nftables.TableFamilyINet}}
-	for _, s := range subnets {
-		t.families = append(t.families, newFamily(t.table, s.Masked()))
+	for _, v6 := range []bool{false, true} {
+		var of []netip.Prefix
+		for _, s := range subnets {
+			if s.Addr().Is6() == v6 {
+				of = append(of, s.Masked())
+			}
+		}
+		if len(of) > 0 {
+			t.families = append(t.families, newFamily(t.table, of))
+		}
 	}
 	return t
 }

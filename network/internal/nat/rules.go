@@ -42,11 +42,14 @@ func (t *Table) addChains(c *nftables.Conn) {
 		rule(post, t.to(expr.CmpOpEq), f.is(), f.from(expr.CmpOpEq, f.loopback), masquerade(false))
 		// From a pod by a host port to itself or another pod here: the answer must
 		// come back by the host, which knows what the question was addressed to.
-		rule(post, t.to(expr.CmpOpEq), f.is(), f.from(expr.CmpOpEq, f.subnet), dnatted(), masquerade(false))
+		for _, s := range f.subnets {
+			rule(post, t.to(expr.CmpOpEq), f.is(), f.from(expr.CmpOpEq, s), dnatted(), masquerade(false))
+		}
 		// Out of the pod network. Random ports: two connections set up at once to
 		// one destination otherwise race for the same one, and one packet is lost.
-		rule(post, t.to(expr.CmpOpNeq), f.is(), f.from(expr.CmpOpEq, f.subnet),
-			f.to(expr.CmpOpNeq, f.subnet), f.to(expr.CmpOpNeq, f.multicast), masquerade(true))
+		for _, s := range f.subnets {
+			rule(post, t.to(expr.CmpOpNeq), f.is(), f.from(expr.CmpOpEq, s), f.notToPods(), f.to(expr.CmpOpNeq, f.multicast), masquerade(true))
+		}
 
 		// A pod that reaches its neighbour by a host port must not be told of the
 		// short way: it is right for that port only.
