@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 const (
@@ -74,11 +75,14 @@ func (o *options) prepare() error {
 	return nil
 }
 
-// logger writes text to standard error, which the supervisor passes through.
+// logger writes text to standard error, which the supervisor passes through. What
+// Kubernetes' libraries log goes the same way: of a stream that was refused, say.
 func (o *options) logger() (*slog.Logger, error) {
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", o.logLevel)
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level})), nil
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	klog.SetSlogLogger(log)
+	return log, nil
 }
