@@ -24,10 +24,9 @@ func Mount(t testing.TB, kind, dir string) {
 	t.Helper()
 	testhost.Require(t)
 	image := filepath.Join(t.TempDir(), "image")
-	mkfs := exec.Command("mkfs.xfs", "-q", image)
-	options, size := "prjquota", int64(400<<20)
-	if kind == "ext4" {
-		mkfs = exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota", image)
+	mkfs, options, size := exec.Command("mkfs.xfs", "-q", image), "prjquota", int64(400<<20)
+	if kind == "ext4" { // to count it needs no option, only to limit
+		mkfs, options = exec.Command("mke2fs", "-q", "-t", "ext4", "-O", "quota,project", "-E", "quotatype=prjquota", image), ""
 	}
 	if _, err := exec.LookPath(mkfs.Path); err != nil {
 		t.Skipf("needs %s", mkfs.Path)
