@@ -191,11 +191,10 @@ var streamTests = []test{
 	{"attach: ends with the container", "Attach", func(t *testing.T, s *suite) {
 		// An exec that lets it end might be killed with it.
 		dir := t.TempDir()
-		c := s.pod(t).sh(t, "while ! test -e /m/go; do sleep 0.05; done; echo last", mounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/m"}))
+		c := s.pod(t).sh(t, "while ! test -e /m/go; do echo waits; sleep 0.05; done; echo last", mounts(&runtimeapi.Mount{HostPath: dir, ContainerPath: "/m"}))
 		var stdout safeBuffer
 		ended := c.attach(t.Context(), t, remotecommand.StreamOptions{Stdout: &stdout})
-		// Only what comes after the attach has taken hold can be seen.
-		eventually(t, "it is running", func() bool { return c.status(t).GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING })
+		eventually(t, "the attach has taken hold", func() bool { return strings.Contains(stdout.String(), "waits\n") })
 		if err := os.WriteFile(filepath.Join(dir, "go"), nil, 0o644); err != nil {
 			t.Fatal(err)
 		}
