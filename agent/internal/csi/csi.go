@@ -47,7 +47,7 @@ type Drivers struct {
 
 	mu      sync.Mutex
 	drivers map[string]*driver
-	staging sync.Mutex // staging and unstaging, one at a time
+	staging map[string]chan struct{} // paths that are staged or unstaged now; closed then
 }
 
 type driver struct {
@@ -229,18 +229,52 @@ func (d *Drivers) stagingPath(driver, handle string) string {
 // stage has the driver make a volume usable on this node, for all pods. Calling
 // it again is harmless.
 func (d *Drivers) stage(ctx context.Context, drv *driver, v Volume, path string) error {
-	d.staging.Lock()
-	defer d.staging.Unlock()
+	give, err := d.take(ctx, path)
+	if err != nil {
+		return fmt.Errorf("driver %s: wait for the volume's staging: %w", v.Driver, err)
+	}
+	defer give()
 	if err := os.MkdirAll(path, 0o750); err != nil {
 		return err
 	}
-	_, err := drv.node.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{
+	_, err = drv.node.NodeStageVolume(ctx, &spec.NodeStageVolumeRequest{
 		VolumeId: v.Handle, StagingTargetPath: path, VolumeCapability: v.capability(drv), Secrets: v.StageSecrets, VolumeContext: v.Attributes,
 	})
 	if err != nil {
 		return fmt.Errorf("driver %s: NodeStageVolume: %w", v.Driver, err)
 	}
 	return writeUser(path, v.Dir)
+}
+
+// take waits until nobody else stages or unstages at a path: a driver that does
+// not answer for one volume holds up no other.
+func (d *Drivers) take(ctx context.Context, path string) (give func(), err error) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for d.staging[path] != nil {
+		busy := d.staging[path]
+		d.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+			err = ctx.Err()
+		}
+		d.mu.Lock()
+		if err != nil {
+			return nil, err
+		}
+	}
+	if d.staging == nil {
+		d.staging = map[string]chan struct{}{}
+	}
+	done := make(chan struct{})
+	d.staging[path] = done
+	return func() {
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		delete(d.staging, path)
+		close(done)
+	}, nil
 }
 
 // writeUser notes that a volume's directory uses what is staged at a path, in
@@ -327,8 +361,11 @@ func (d *Drivers) unpublish(ctx context.Context, dir string) error {
 
 // unstage ends the use of a volume on this node with its last user.
 func (d *Drivers) unstage(ctx context.Context, drv *driver, rec *record, dir string) error {
-	d.staging.Lock()
-	defer d.staging.Unlock()
+	give, err := d.take(ctx, rec.Staged)
+	if err != nil {
+		return fmt.Errorf("driver %s: wait for the volume's staging: %w", rec.Driver, err)
+	}
+	defer give()
 	users := filepath.Join(filepath.Dir(rec.Staged), "users")
 	if err := os.Remove(filepath.Join(users, userName(dir))); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
