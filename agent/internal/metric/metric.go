@@ -60,7 +60,7 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	}
 	m.operations = counters("kubelet_runtime_operations_total", "Calls of the runtime, by type.", "operation_type")
 	m.operationErrors = counters("kubelet_runtime_operations_errors_total", "Calls of the runtime that failed, by type.", "operation_type")
-	m.operationDuration = histograms("kubelet_runtime_operations_duration_seconds", "Duration of calls of the runtime, by type.", prometheus.DefBuckets, "operation_type")
+	m.operationDuration = histograms("kubelet_runtime_operations_duration_seconds", "Duration of calls of the runtime, by type.", prometheus.ExponentialBuckets(0.005, 2.5, 14), "operation_type")
 	m.pullDuration = histograms("kubelet_image_pull_duration_seconds", "Duration of image pulls, by size of the image.", pulls, "image_size_in_bytes")
 	m.started = counters("kubelet_started_containers_total", "Containers that were started.", "container_type")
 	m.startErrors = counters("kubelet_started_containers_errors_total", "Containers that could not be started.", "container_type", "code")

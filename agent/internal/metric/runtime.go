@@ -121,3 +121,31 @@ func (r Runtime) ImageFsInfo(ctx context.Context, req *runtimeapi.ImageFsInfoReq
 func (r Runtime) Status(ctx context.Context, req *runtimeapi.StatusRequest) (*runtimeapi.StatusResponse, error) {
 	return count(ctx, r.Metrics, "status", r.Runtime.Status, req)
 }
+
+func (r Runtime) Version(ctx context.Context, req *runtimeapi.VersionRequest) (*runtimeapi.VersionResponse, error) {
+	return count(ctx, r.Metrics, "version", r.Runtime.Version, req)
+}
+
+func (r Runtime) ContainerStats(ctx context.Context, req *runtimeapi.ContainerStatsRequest) (*runtimeapi.ContainerStatsResponse, error) {
+	return count(ctx, r.Metrics, "container_stats", r.Runtime.ContainerStats, req)
+}
+
+func (r Runtime) PodSandboxStats(ctx context.Context, req *runtimeapi.PodSandboxStatsRequest) (*runtimeapi.PodSandboxStatsResponse, error) {
+	return count(ctx, r.Metrics, "podsandbox_stats", r.Runtime.PodSandboxStats, req)
+}
+
+func (r Runtime) RuntimeConfig(ctx context.Context, req *runtimeapi.RuntimeConfigRequest) (*runtimeapi.RuntimeConfigResponse, error) {
+	return count(ctx, r.Metrics, "runtime_config", r.Runtime.RuntimeConfig, req)
+}
+
+func (r Runtime) UpdateRuntimeConfig(ctx context.Context, req *runtimeapi.UpdateRuntimeConfigRequest) (*runtimeapi.UpdateRuntimeConfigResponse, error) {
+	return count(ctx, r.Metrics, "update_runtime_config", r.Runtime.UpdateRuntimeConfig, req)
+}
+
+func (r Runtime) ReopenContainerLog(ctx context.Context, req *runtimeapi.ReopenContainerLogRequest) (*runtimeapi.ReopenContainerLogResponse, error) {
+	return count(ctx, r.Metrics, "reopen_container_log", r.Runtime.ReopenContainerLog, req)
+}
+
+func (r Runtime) ListMetricDescriptors(ctx context.Context, req *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
+	return count(ctx, r.Metrics, "list_metric_descriptors", r.Runtime.ListMetricDescriptors, req)
+}
