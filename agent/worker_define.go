@@ -9,6 +9,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
+	"podstead/agent/internal/env"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
 )
@@ -24,6 +25,9 @@ func (w *worker) redefine(b box) {
 	first := w.pod == nil
 	w.pod = next
 	w.hashes = hashes(w.pod)
+	if w.objs != nil {
+		w.flight.Hide(env.Secrets(w.pod, w.objs))
+	}
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
 		// Another pod than the one that failed.
 		w.failed, w.ending, w.start, w.admitted = nil, nil, time.Now(), false

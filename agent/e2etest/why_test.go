@@ -157,6 +157,13 @@ const troubled = `
   readinessProbe: {tcpSocket: {port: 8080}}}]}}
 `
 
+// quoting says a secret on its command line, which is no program.
+const quoting = `
+---
+{kind: Pod, apiVersion: v1, metadata: {name: quoting}, spec: {containers: [{name: c, image: test.local/busybox:1, command: ["/$(A)"],
+  env: [{name: A, valueFrom: {secretKeyRef: {name: token, key: password}}}]}]}}
+`
+
 // clock matches a time of day.
 const clock = `\d\d:\d\d:\d\d`
 
@@ -187,7 +194,7 @@ func TestWhy(t *testing.T) {
 	}
 	large := imagetest.New(t, imagetest.Config{}, imagetest.Layer{Tar: imagetest.Tar(t, imagetest.File{Name: "large", Mode: 0o644, Data: noise(1 << 20)})})
 	registry := troubledRegistry(t, large, release)
-	if _, err := p.client.Apply(t.Context(), fmt.Appendf(nil, troubled, registry, hung.dir, reading.dir)); err != nil {
+	if _, err := p.client.Apply(t.Context(), fmt.Appendf(nil, troubled+quoting, registry, hung.dir, reading.dir)); err != nil {
 		t.Fatal(err)
 	}
 	digest := large.Layers[0].Digest()[:19]
@@ -210,6 +217,7 @@ func TestWhy(t *testing.T) {
 			`next: (readiness|startup|liveness) probe of un(ready|started|well) at ` + clock}},
 		{"crash", []string{`^back-off`, `c: CrashLoopBackOff: back-off \d+s restarting failed container=c .*\(for \d+[smh]; until ` + clock, `next: restart c at ` + clock}},
 		{"big", []string{`^waiting for the node, for \d+[smh]`, `OutOfcpu: .*10000000.*\(for \d+[smh]\)`, `next: start when there is room`}},
+		{"quoting", []string{`start FAILED: (RunContainerError|CreateContainerError): .*/…`}},
 		{"fine", []string{`^running, for \d+[smh]`, `\+.*create sandbox .*▇`, `\+.*c: start .*▇`, `\+.*c: readiness probe`, `\+.*c: ready`}},
 	} {
 		p.until("why "+c.pod, c.says...)

@@ -151,6 +151,40 @@ func valueOf(pod *corev1.Pod, c *corev1.Container, from *corev1.EnvVarSource, ob
 	return value, ok, nil
 }
 
+// Secrets are the values that a pod's variables have from Secrets.
+func Secrets(pod *corev1.Pod, objs Objects) (values []string) {
+	add := func(secret string, keys ...string) {
+		s := objs.Secret(pod.Namespace, secret)
+		if s == nil {
+			return
+		}
+		for key, value := range s.Data {
+			if len(keys) == 0 || slices.Contains(keys, key) {
+				values = append(values, string(value))
+			}
+		}
+	}
+	var ephemeral []corev1.Container
+	for _, c := range pod.Spec.EphemeralContainers {
+		ephemeral = append(ephemeral, corev1.Container(c.EphemeralContainerCommon))
+	}
+	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers, ephemeral} {
+		for _, c := range list {
+			for _, from := range c.EnvFrom {
+				if from.SecretRef != nil {
+					add(from.SecretRef.Name)
+				}
+			}
+			for _, e := range c.Env {
+				if e.ValueFrom != nil && e.ValueFrom.SecretKeyRef != nil {
+					add(e.ValueFrom.SecretKeyRef.Name, e.ValueFrom.SecretKeyRef.Key)
+				}
+			}
+		}
+	}
+	return values
+}
+
 func isTrue(b *bool) bool { return b != nil && *b }
 
 func unless(optional *bool, err error) error {

@@ -14,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,6 +41,7 @@ type Recorder struct {
 	under   []*client.FlightEntry // way, in the order in which they began
 	pending []byte                // not in the file yet: the pod has no directory
 	lines   int                   // of the file
+	hidden  *strings.Replacer
 }
 
 // Open returns the recorder with the entries of its file. What of the file
@@ -157,7 +159,7 @@ func Begin(ctx context.Context, kind, what string) (context.Context, func(error)
 	end := Watch(ctx, kind, what)
 	return ctx, func(err error) {
 		end(err)
-		tracing.End(span, err)
+		tracing.End(span, a.recorder.hide(err))
 	}
 }
 
@@ -195,7 +197,7 @@ func watch(ctx context.Context, kind, what string, atLeast time.Duration) func(e
 	return func(err error) {
 		done := *e
 		done.Took = time.Since(e.At)
-		if err != nil {
+		if err = r.hide(err); err != nil {
 			done.Error = short(err.Error())
 		}
 		r.mu.Lock()

@@ -71,3 +71,15 @@ func TestRecorderIsBounded(t *testing.T) {
 		t.Errorf("the file has %d lines, %v", n, err)
 	}
 }
+
+func TestRecorderHidesSecrets(t *testing.T) {
+	r := Open(filepath.Join(t.TempDir(), "flight.jsonl"), tracing.Tracer(nil))
+	ctx := With(context.Background(), r, "web")
+	r.Hide([]string{"hunter2\n", "on", ""})
+	begin(ctx, client.FlightStep, "start")(errors.New("exec /bin/hunter2: no such file or directory"))
+	r.Hide(nil)
+	begin(ctx, client.FlightStep, "start")(errors.New("exec /bin/hunter2"))
+	if e := r.Entries(); e[0].Error != "exec /bin/…: no such file or directory" || e[1].Error != "exec /bin/hunter2" {
+		t.Errorf("%+v", e)
+	}
+}

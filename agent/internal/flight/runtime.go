@@ -34,7 +34,7 @@ func span[Req, Resp any](ctx context.Context, verb string, call func(context.Con
 	}
 	ctx, end := tracing.Call(ctx, a.recorder.tracer, trace.SpanKindClient, verb, req)
 	resp, err := call(ctx, req)
-	end(resp, err)
+	end(resp, a.recorder.hide(err))
 	return resp, err
 }
 
