@@ -22,7 +22,7 @@ apiVersion: v1
 kind: Pod
 metadata: {name: %s}
 spec:
-  terminationGracePeriodSeconds: 1
+  terminationGracePeriodSeconds: 0
   containers:
   - name: web
     image: %s/app/web:1
@@ -81,6 +81,8 @@ func TestTraces(t *testing.T) {
 		if err := n.client.DeletePod(n.Context(), "default", name, nil); err != nil {
 			t.Error(err)
 		}
+	}
+	for _, name := range []string{"first", "untraced", "unheard"} {
 		n.until(name, "gone", gone)
 	}
 	n.clean()
