@@ -80,6 +80,7 @@ func TestNamesAreTheKubelets(t *testing.T) {
 	m.Started("container", "")
 	m.Started("init_container", "RunContainerError")
 	m.Evicted("memory.available")
+	m.Preempted("cpu")
 	m.Running(4 * time.Second)
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: "web", UID: "u1"}}
 	m.Probe(pod, "c", "Liveness", true, nil, 2*time.Millisecond)
