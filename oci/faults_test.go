@@ -52,3 +52,14 @@ func TestLateFailureLeavesNothing(t *testing.T) {
 		}
 	})
 }
+
+// TestFailedStartIsStopped: a container whose start failed can be deleted at once.
+func TestFailedStartIsStopped(t *testing.T) {
+	b := newBox(t, "")
+	b.spec.Process.Args = []string{"/bin"}
+	for range 5 {
+		b.create()
+		b.fails([]string{"/bin", "permission denied"}, "start", b.id)
+		b.must("delete", b.id)
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
@@ -63,8 +64,21 @@ func (c *container) release(ctx context.Context, spec *specs.Spec) error {
 	child.AtListener = func(child *launch.Child, listener *os.File) error {
 		return sendListener(spec.Linux.Seccomp, c.state(specs.StateCreated), child.Pid, listener)
 	}
-	err = child.Start()
+	if err = child.Start(); err != nil {
+		waitEnd(pidfd)
+	}
 	return errors.Join(err, os.Remove(c.file(startSocket)))
+}
+
+// waitEnd waits for the end of a process that has failed to start: whoever deletes
+// the container next must find it stopped.
+func waitEnd(pidfd *os.File) {
+	for deadline := time.Now().Add(killTimeout); time.Now().Before(deadline); {
+		_, err := unix.Poll([]unix.PollFd{{Fd: int32(pidfd.Fd()), Events: unix.POLLIN}}, int(time.Until(deadline).Milliseconds())+1)
+		if err != unix.EINTR {
+			return
+		}
+	}
 }
 
 func (c *container) program() (*launch.Program, error) {

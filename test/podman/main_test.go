@@ -26,7 +26,7 @@ import (
 const podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
 
 func TestMain(m *testing.M) {
-	if _, err := exec.LookPath("podman"); err == nil && os.Geteuid() == 0 && os.Getenv(podsteadVariable) == "" {
+	if os.Geteuid() == 0 && os.Getenv(podsteadVariable) == "" {
 		path, err := programs.Podstead()
 		if err != nil {
 			fmt.Fprintln(os.Stderr, err)
@@ -67,7 +67,7 @@ func newPodman(t *testing.T) *podman {
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	p := &podman{T: t, global: []string{
 		"--root", dir + "/root", "--runroot", run + "/root", "--tmpdir", run + "/tmp", "--storage-driver", "overlay",
-		"--runtime", filepath.Join(filepath.Dir(os.Getenv(podsteadVariable)), "podstead-oci"),
+		"--runtime", runtimePath(),
 		"--cgroup-manager", "cgroupfs", "--events-backend", "file",
 	}}
 	t.Cleanup(func() {
@@ -88,6 +88,10 @@ func newPodman(t *testing.T) *podman {
 	}
 	p.must("load", "--input", archive)
 	return p
+}
+
+func runtimePath() string {
+	return filepath.Join(filepath.Dir(os.Getenv(podsteadVariable)), "podstead-oci")
 }
 
 // mentioned tells whether a process has a path among its arguments.
