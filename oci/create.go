@@ -214,6 +214,9 @@ func (c *container) fork(ctx context.Context, spec *specs.Spec, o CreateOptions,
 	run := *spec
 	run.Process = withHome(withListenFds(spec.Process, o.ListenFds), c.Rootfs)
 	run.Linux = c.withoutMountLabel(spec.Linux)
+	if err := c.withNotify(&run); err != nil {
+		return nil, err
+	}
 	if err := netdevice.Check(spec.Linux.NetDevices); err != nil {
 		return nil, fmt.Errorf("linux.%w", err)
 	}

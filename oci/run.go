@@ -3,6 +3,7 @@ package oci
 import (
 	"context"
 	"errors"
+	"sync"
 
 	"github.com/spf13/cobra"
 )
@@ -26,11 +27,21 @@ func (r *Runtime) Run(ctx context.Context, id string, o CreateOptions, keep bool
 	if err != nil {
 		return 0, errors.Join(err, r.Delete(ctx, id, true))
 	}
-	err = r.Start(ctx, id)
+	n, err := r.start(ctx, id)
 	if err != nil {
 		err = errors.Join(err, r.Kill(ctx, id, 9, true))
 	}
+	var forwarding sync.WaitGroup
+	if n != nil {
+		n.pid = 0 // our caller's process is still this one
+		forwarding.Go(func() {
+			if err := n.forward(); err != nil {
+				r.Log.Warn("not told of the container", "container", id, "err", err)
+			}
+		})
+	}
 	code, werr := s.wait()
+	forwarding.Wait()
 	s.close()
 	err = errors.Join(err, werr)
 	if !keep || err != nil {

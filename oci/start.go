@@ -17,47 +17,70 @@ import (
 	"podstead/sys"
 )
 
-// Start lets a created container's process go on to what it is for.
+// Start lets a created container's process go on to what it is for, and waits until
+// it is ready if our caller wants to know that.
 func (r *Runtime) Start(ctx context.Context, id string) error {
-	c, err := r.loadLocked(id)
-	if err != nil {
+	n, err := r.start(ctx, id)
+	if err != nil || n == nil {
 		return err
 	}
-	defer c.unlock()
-	if _, err := c.need("start", specs.StateCreated); err != nil {
-		return err
-	}
-	spec, err := c.laterSpec()
-	if err != nil {
+	if err := n.forward(); err != nil {
 		return fmt.Errorf("start container %s: %w", id, err)
-	}
-	if err := c.release(ctx, spec); err != nil {
-		return fmt.Errorf("start container %s: %w", id, err)
-	}
-	if spec.Hooks == nil {
-		return nil
-	}
-	if err := hook.Run(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
-		return fmt.Errorf("start container %s: %w", id, errors.Join(err, c.killAll(ctx, unix.SIGKILL)))
 	}
 	return nil
 }
 
+// start returns what is to be forwarded, nil for nothing.
+func (r *Runtime) start(ctx context.Context, id string) (n *notifier, err error) {
+	c, err := r.loadLocked(id)
+	if err != nil {
+		return nil, err
+	}
+	defer c.unlock()
+	if _, err := c.need("start", specs.StateCreated); err != nil {
+		return nil, err
+	}
+	spec, err := c.laterSpec()
+	if err != nil {
+		return nil, fmt.Errorf("start container %s: %w", id, err)
+	}
+	defer func() {
+		if err != nil && n != nil {
+			n.close()
+			n = nil
+		}
+	}()
+	if n, err = c.release(ctx, spec); err != nil {
+		return n, fmt.Errorf("start container %s: %w", id, err)
+	}
+	if spec.Hooks == nil {
+		return n, nil
+	}
+	if err := hook.Run(ctx, "poststart", spec.Hooks.Poststart, c.state(specs.StateRunning)); err != nil {
+		return n, fmt.Errorf("start container %s: %w", id, errors.Join(err, c.killAll(ctx, unix.SIGKILL)))
+	}
+	return n, nil
+}
+
 // release connects to the waiting process and follows it to its execve.
 // Whatever comes of it, the container is no longer "created" then.
-func (c *container) release(ctx context.Context, spec *specs.Spec) error {
+func (c *container) release(ctx context.Context, spec *specs.Spec) (*notifier, error) {
 	p, err := c.program()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	pidfd, err := sys.OpenPidfd(c.Pid, c.StartTime)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer pidfd.Close()
+	n, err := c.notifier(pidfd)
+	if err != nil {
+		return nil, err
+	}
 	control, err := connect(c.dir())
 	if err != nil {
-		return err
+		return n, err
 	}
 	child := launch.Adopt(p, c.Pid, c.StartTime, pidfd, control)
 	child.AtPoint = func(child *launch.Child, at launch.Point) error { return c.hooksAt(ctx, spec, child, at) }
@@ -67,7 +90,7 @@ func (c *container) release(ctx context.Context, spec *specs.Spec) error {
 	if err = child.Start(); err != nil {
 		waitEnd(pidfd)
 	}
-	return errors.Join(err, os.Remove(c.file(startSocket)))
+	return n, errors.Join(err, os.Remove(c.file(startSocket)))
 }
 
 // waitEnd waits for the end of a process that has failed to start: whoever deletes

@@ -76,6 +76,13 @@ func (c *compiler) attachHierarchies(m *parsedMount) {
 			}
 		}
 	}
+	// Mount points of what is not one of the container's groups, such as systemd's
+	// hierarchy for podman's --systemd, as nobody can make them later.
+	for _, other := range c.spec.Mounts {
+		if dir, name := path.Split(path.Clean(other.Destination)); len(v1) > 0 && name != "" && strings.Trim(dir, "/") == m.dest {
+			c.do("make mount point "+other.Destination, cMkdirat, m.fs, name, 0o755).passing(syscall.EEXIST)
+		}
+	}
 	if len(v1) > 0 && m.all()&unix.MOUNT_ATTR_RDONLY != 0 {
 		c.do(m.text(), cMountSetattr, m.fs, "", unix.AT_EMPTY_PATH, c.put(unix.MountAttr{Attr_set: unix.MOUNT_ATTR_RDONLY}))
 	}

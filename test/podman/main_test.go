@@ -65,6 +65,7 @@ func newPodman(t *testing.T) *podman {
 		t.Fatal(err)
 	}
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
+	giveRange(t, dir)
 	p := &podman{T: t, global: []string{
 		"--root", dir + "/root", "--runroot", run + "/root", "--tmpdir", run + "/tmp", "--storage-driver", "overlay",
 		"--runtime", runtimePath(),
@@ -88,6 +89,25 @@ func newPodman(t *testing.T) *podman {
 	}
 	p.must("load", "--input", archive)
 	return p
+}
+
+// giveRange has podman find ids for --userns=auto.
+func giveRange(t *testing.T, dir string) {
+	t.Helper()
+	file := filepath.Join(dir, "range")
+	if err := os.WriteFile(file, []byte("containers:300000:65536\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"/etc/subuid", "/etc/subgid"} {
+		if err := unix.Mount(file, name, "", unix.MS_BIND, ""); err != nil {
+			t.Fatal(os.NewSyscallError("mount "+name, err))
+		}
+		t.Cleanup(func() {
+			if err := unix.Unmount(name, unix.MNT_DETACH); err != nil {
+				t.Error(err)
+			}
+		})
+	}
 }
 
 func runtimePath() string {
@@ -114,11 +134,17 @@ func (p *podman) run(args ...string) result { return p.runWith("", args...) }
 
 func (p *podman) runWith(stdin string, args ...string) result {
 	p.Helper()
+	return p.runIn(nil, stdin, args...)
+}
+
+// runIn has more in the environment.
+func (p *podman) runIn(env []string, stdin string, args ...string) result {
+	p.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "podman", append(p.global[:len(p.global):len(p.global)], args...)...)
 	// There is no systemd to run timers, and no kernel log that we may not see.
-	cmd.Env = append(os.Environ(), "DISABLE_HC_SYSTEMD=true")
+	cmd.Env = append(append(os.Environ(), "DISABLE_HC_SYSTEMD=true"), env...)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = 10 * time.Second

@@ -2,6 +2,7 @@ package podman
 
 import (
 	"encoding/json"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,7 +16,7 @@ func TestPodman(t *testing.T) {
 	p := newPodman(t)
 	for name, f := range map[string]func(p *podman){
 		"run": testRun, "exec": testExec, "limits": testLimits, "lifecycle": testLifecycle, "attach": testAttach,
-		"health": testHealth, "pod": testPod, "options": testOptions,
+		"health": testHealth, "pod": testPod, "options": testOptions, "notify": testNotify,
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -179,6 +180,22 @@ func testPod(p *podman) {
 	}
 }
 
+// testNotify has podman be told by a container that it is ready (--sdnotify=container,
+// the default).
+func testNotify(p *podman) {
+	path := filepath.Join(p.TempDir(), "s")
+	conn, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		p.Fatal(err)
+	}
+	defer conn.Close()
+	script := `echo $NOTIFY_SOCKET; test -S $NOTIFY_SOCKET && ls -ld $NOTIFY_SOCKET | cut -c1-10`
+	r := p.runIn([]string{"NOTIFY_SOCKET=" + path}, "", "run", "--rm", "--network", "none", image, "sh", "-c", script)
+	if r.stdout != "/run/notify/notify.sock\nsrwxrwxrwx\n" {
+		p.Errorf("%+v", r)
+	}
+}
+
 // testOptions runs a container for each option.
 func testOptions(p *podman) {
 	profile := filepath.Join(p.TempDir(), "seccomp.json")
@@ -208,6 +225,9 @@ func testOptions(p *podman) {
 		"--workdir /tmp":                                               {"pwd", "/tmp\n"},
 		"--umask 0077":                                                 {"umask", "0077\n"},
 		"--oom-score-adj 500":                                          {"cat /proc/self/oom_score_adj", "500\n"},
+		"--init --init-path /usr/bin/docker-init":                      {"tr '\\0' ' ' </proc/1/cmdline | cut -d' ' -f1,2", "/run/podman-init --\n"},
+		"--systemd=always":                                             {"for dir in /run /run/lock /tmp /var/log/journal; do stat -f -c %T $dir; done; echo $container", "tmpfs\ntmpfs\ntmpfs\ntmpfs\npodman\n"},
+		"--userns=auto:size=4096":                                      {"cut -c1-10,22- /proc/self/uid_map | tr -s ' '; touch /x && stat -c %u /x", " 0 4096\n0\n"},
 	} {
 		args := append([]string{"run", "--rm", "--network", "none"}, strings.Fields(options)...)
 		r := p.run(append(args, image, "sh", "-c", "("+c.script+") 2>&1")...)
