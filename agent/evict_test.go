@@ -35,6 +35,9 @@ func (h *fakeHost) wait(ctx context.Context, _ func()) error {
 	return ctx.Err()
 }
 
+// disk is the one that images are on. The real one may be full.
+func (h *fakeHost) disk(string) (size, free uint64, err error) { return 100 << 30, 90 << 30, nil }
+
 func (h *fakeHost) set(s eviction.Signal, available, capacity int64) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

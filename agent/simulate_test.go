@@ -153,6 +153,7 @@ func (s *story) boot() {
 		s.Fatal(err)
 	}
 	a.evictor.read, a.evictor.stalls = s.host.read, s.host.wait
+	a.images.Disk = s.host.disk
 	ctx, cancel := context.WithCancel(context.Background())
 	_, changes, unwatch := a.board.watch()
 	go func() {
