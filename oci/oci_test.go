@@ -224,7 +224,7 @@ func (b *box) cmd(args ...string) *exec.Cmd {
 	b.Cleanup(cancel)
 	args = append([]string{b.runtime, "--root", b.root}, args...)
 	if filepath.Base(b.runtime) == "crun" { // refuses hybrid cgroups
-		const unmounted = `if mountpoint -q /sys/fs/cgroup/unified; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
+		const unmounted = `if grep -q " /sys/fs/cgroup/unified " /proc/mounts; then umount /sys/fs/cgroup/unified; fi; exec "$@"`
 		args = append([]string{"unshare", "-m", "sh", "-c", unmounted, "sh"}, args...)
 	}
 	args = append(slices.Clone(b.through), args...)
