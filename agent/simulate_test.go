@@ -23,6 +23,7 @@ import (
 
 	"podstead/agent/client"
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/plan"
 	"podstead/agent/internal/simtest"
 )
 
@@ -268,6 +269,9 @@ func (s *story) run() {
 
 func (s *story) act(name string) {
 	w := s.world
+	if w.Roll(15, "shutdown") == 0 {
+		s.shutdown()
+	}
 	switch n := w.Roll(100, "act"); {
 	case s.wanted[name] == "" && n < 80:
 		s.apply(name, manifest(w, name))
@@ -315,6 +319,24 @@ func (s *story) restart(crash bool, away time.Duration) {
 	s.boot()
 }
 
+// shutdown tells the agent that the machine is to go down, and then that it stays.
+func (s *story) shutdown() {
+	w := s.world
+	w.GoesDown()
+	if err := (backend{s.agent}).Shutdown(context.Background(), false); err != nil {
+		s.Fatalf("shutdown: %v", err)
+	}
+	s.after(time.Duration(w.Roll(60_000, "down")) * time.Millisecond)
+	if w.Roll(3, "new agent while it is down") == 0 {
+		s.restart(w.Roll(2, "crash while it is down") == 0, time.Second)
+	}
+	w.Stays()
+	if err := (backend{s.agent}).Shutdown(context.Background(), true); err != nil {
+		s.Fatalf("shutdown that does not come: %v", err)
+	}
+	s.after(0)
+}
+
 func (s *story) memory(mb int64) {
 	s.world.Note("%d MiB of memory are left", mb)
 	s.host.set(eviction.MemoryAvailable, mb*mib, 1000*mib)
@@ -332,10 +354,27 @@ func (s *story) settled() {
 			posted, _ := s.agent.board.get("default", p.Name)
 			s.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
 		}
+		if err := resized(p); err != "" && !over {
+			s.Errorf("pod %s: %s", p.Name, err)
+		}
 		if n := s.world.Sandboxes(p.Name); n > 1 {
 			s.Errorf("%d sandboxes of %s are left", n, p.Name)
 		}
 	}
+}
+
+// resized tells what a container has not got of the cpu that it is to have.
+func resized(p *corev1.Pod) string {
+	for _, c := range p.Status.ContainerStatuses {
+		want := plan.Find(p, c.Name).Resources.Requests.Cpu()
+		if c.State.Running == nil || want.IsZero() {
+			continue
+		}
+		if c.Resources == nil || c.Resources.Requests.Cpu().Cmp(*want) != 0 {
+			return fmt.Sprintf("%s has %v of cpu, want %v", c.Name, c.Resources, want)
+		}
+	}
+	return ""
 }
 
 func allReady(p *corev1.Pod) bool {
@@ -455,6 +494,9 @@ func container(roll func(int, string) int, name string, init bool) string {
 	if init {
 		return out.String()
 	}
+	if roll(2, "cpu"+name) == 0 {
+		fmt.Fprintf(&out, "    resources: {requests: {cpu: %d00m}}\n", 1+roll(2, "cpu"+name))
+	}
 	probe := func(kind, field string, thresholds string) {
 		if roll(3, kind+name) == 0 {
 			fmt.Fprintf(&out, "    %s: {exec: {command: [%s]}, periodSeconds: %d, failureThreshold: %d%s}\n",
@@ -494,5 +536,5 @@ func edit(w *simtest.World, manifest string) string {
 		}
 		return manifest + "  - name: b\n    image: app:1\n"
 	}
-	return manifest
+	return swap("cpu: 100m", "cpu: 200m")
 }

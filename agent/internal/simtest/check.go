@@ -105,6 +105,22 @@ func (w *World) Pressed(d time.Duration) {
 	w.pressed = time.Now().Add(d)
 }
 
+// GoesDown tells that all pods are to end, and Stays that it has not come to that.
+func (w *World) GoesDown() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("the machine is to go down")
+	w.shut = time.Now().Add(24 * time.Hour)
+}
+
+// Stays tells that a shutdown was cancelled.
+func (w *World) Stays() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.note("the machine stays")
+	w.shut = time.Now()
+}
+
 // settle begins a new life of a deleted pod of which nothing is left.
 func (w *World) settle(uid string, p *pod) {
 	if p.endAt.IsZero() {
@@ -361,6 +377,9 @@ func (w *World) reasons(p *pod, c *container) (own, whole []string) {
 	}
 	if w.pressed.After(c.created) {
 		whole = append(whole, "evicted")
+	}
+	if !c.created.After(w.shut) {
+		whole = append(whole, "shutdown")
 	}
 	if v.pod.Spec.ActiveDeadlineSeconds != nil {
 		whole = append(whole, "deadline")

@@ -16,6 +16,7 @@ func timedOut(err error) bool { return cri.Code(err) == codes.DeadlineExceeded }
 // seen is what was last told of a pod.
 type seen struct {
 	phase    corev1.PodPhase
+	reason   string
 	spec     corev1.PodSpec // of which that was told
 	restarts map[string]int32
 	ended    map[string]corev1.ContainerStateTerminated // by container ID
@@ -52,7 +53,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	}
 	old.created, old.deleted, old.agent = def.CreationTimestamp, def.DeletionTimestamp != nil, w.agents
 	over := func(x corev1.PodPhase) bool { return x == corev1.PodSucceeded || x == corev1.PodFailed }
-	if over(old.phase) && st.Phase != old.phase && reflect.DeepEqual(old.spec, def.Spec) {
+	if over(old.phase) && st.Phase != old.phase && old.reason != "Terminated" && reflect.DeepEqual(old.spec, def.Spec) {
 		w.wrong("%s goes back from %s to %s", def.Name, old.phase, st.Phase)
 	}
 	for _, c := range w.sorted() {
@@ -63,7 +64,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	if over(st.Phase) && !over(old.phase) {
 		w.note("%s is %s %s", def.Name, st.Phase, st.Reason)
 	}
-	old.phase, old.spec = st.Phase, def.Spec
+	old.phase, old.reason, old.spec = st.Phase, st.Reason, def.Spec // Terminated: by a shutdown
 	for _, list := range [][]corev1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
 		for i := range list {
 			w.told(p, def.Name, &list[i])

@@ -45,6 +45,7 @@ type World struct {
 	watchers   map[*watcher]bool
 	pods       map[string]*pod // what was wanted, by UID
 	pressed    time.Time       // memory was short until then
+	shut       time.Time       // the machine was to go down until then
 	rolled     map[string]uint64
 	trace      []string
 	seq        int
