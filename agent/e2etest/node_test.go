@@ -78,6 +78,10 @@ func onEach(t *testing.T, test func(n *node)) {
 	t.Run("podstead", func(t *testing.T) { test(onPodstead(t)) })
 }
 
+// ours tells whether the runtime is podstead. What does not depend on the runtime
+// is shown once, for the time that it takes.
+func (n *node) ours() bool { return strings.HasSuffix(n.Name(), "/podstead") }
+
 func newNode(t *testing.T) *node {
 	n := &node{T: t, dir: t.TempDir(), left: func() error { return nil }}
 	n.manifests = filepath.Join(n.dir, "manifests")

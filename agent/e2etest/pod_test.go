@@ -112,14 +112,18 @@ func podLives(n *node) {
 	}
 	// A restart of the agent changes nothing.
 	id := p.Status.ContainerStatuses[0].ContainerID
-	n.beginToFail()
+	if n.ours() {
+		n.beginToFail()
+	}
 	n.stop()
 	n.start()
 	p = n.until("web", "ready again", ready)
 	if got := p.Status.ContainerStatuses[0]; got.ContainerID != id || got.RestartCount != 0 {
 		t.Errorf("container %s, restarts %d; before it was %s", got.ContainerID, got.RestartCount, id)
 	}
-	n.hasFailed()
+	if n.ours() {
+		n.hasFailed()
+	}
 	if err := n.client.DeletePod(t.Context(), "default", "web", nil); err != nil {
 		t.Fatal(err)
 	}
@@ -145,9 +149,12 @@ func manifestLives(n *node) {
 			t.Fatal(err)
 		}
 	}
-	server := n.serve()
-	server.say(`{apiVersion: v1, kind: Pod, metadata: {name: served}, spec: {terminationGracePeriodSeconds: 1, containers: [
+	var server *manifestServer
+	if n.ours() {
+		server = n.serve()
+		server.say(`{apiVersion: v1, kind: Pod, metadata: {name: served}, spec: {terminationGracePeriodSeconds: 1, containers: [
   {name: app, image: "test.local/busybox:1", command: [sleep, "12345"]}]}}`)
+	}
 	write(pod("one"))
 	n.until("file", "ready", ready)
 	n.line("file", "app")
@@ -172,16 +179,24 @@ func manifestLives(n *node) {
 		t.Fatal(err)
 	}
 	n.until("file", "gone", gone)
+	if server != nil {
+		n.servedLives(server)
+	}
+	n.clean()
+}
+
+// servedLives has the server of a pod go away, and take the pod back.
+func (n *node) servedLives(server *manifestServer) {
+	n.Helper()
 	id := n.until("served", "ready", ready).Status.ContainerStatuses[0].ContainerID
 	n.stop()
 	server.say("")
 	n.start()
 	if p := n.until("served", "ready without its server", ready); p.Status.ContainerStatuses[0].ContainerID != id {
-		t.Error("the pod of the server began anew")
+		n.Error("the pod of the server began anew")
 	}
 	server.say("{apiVersion: v1, kind: List, items: []}")
 	n.until("served", "gone", gone)
-	n.clean()
 }
 
 // manifestServer says the same to everybody; nothing is an error.

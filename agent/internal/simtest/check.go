@@ -248,7 +248,7 @@ func (w *World) checkAgain(p *pod, c *container) {
 		w.wrong("%s of %s started although %s ended with %d and the policy is %s", c.id, c.key(), prev.id, prev.exit, v.pod.Spec.RestartPolicy)
 	}
 	delay := prev.delay
-	if prev.finished.Sub(prev.created) > plan.BackoffReset {
+	if prev.finished.Sub(prev.created) > plan.BackoffReset || p.resized(prev) {
 		delay = 0
 	}
 	if c.created.Before(prev.finished.Add(delay)) {
@@ -293,13 +293,26 @@ func (w *World) initialized(p *pod, spec *corev1.Container, s *sandbox) bool {
 	return false
 }
 
+// resized tells whether an instance was to have another amount of cpu since it was
+// asked for. Other resources are another container as far as back-offs go.
+func (p *pod) resized(c *container) bool {
+	for i := 1; i < len(p.versions); i++ {
+		is, _ := p.versions[i].spec(c.name())
+		was, _ := p.versions[i-1].spec(c.name())
+		if p.versions[i].from.After(c.asked) && is != nil && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
 // remember puts an instance that ran into its pod's history.
 func (w *World) remember(c *container) {
 	p := w.podOf(c.sandbox.uid())
 	if p == nil {
 		return
 	}
-	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost && !prev.late {
+	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost && !prev.late && !p.resized(prev) {
 		c.delay = prev.delay
 		if prev.finished.Sub(prev.created) > plan.BackoffReset {
 			c.delay = 0
