@@ -168,5 +168,5 @@ func (w *worker) resume() {
 	if w.failed == nil || !w.failed.Shutdown || w.node.down.Load() {
 		return
 	}
-	w.failed, w.ending, w.start = nil, nil, time.Now()
+	w.failed, w.ending, w.start, w.wasOver = nil, nil, time.Now(), false
 }

@@ -110,7 +110,7 @@ func (w *World) GoesDown() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.note("the machine is to go down")
-	w.shut = time.Now().Add(24 * time.Hour)
+	w.shutFrom, w.shut = time.Now(), time.Now().Add(24*time.Hour)
 }
 
 // Stays tells that a shutdown was cancelled.
@@ -463,6 +463,9 @@ func (w *World) checkKill(c *container) {
 	}
 	if spec, _ := v.spec(c.name()); spec != nil && spec.LivenessProbe != nil && spec.LivenessProbe.TerminationGracePeriodSeconds != nil {
 		grace = min(grace, time.Duration(*spec.LivenessProbe.TerminationGracePeriodSeconds)*time.Second)
+	}
+	if !w.shutFrom.IsZero() && now.Sub(w.shutFrom) >= grace {
+		return // the machine does not wait for a runtime that is away
 	}
 	if grace == 0 || v.pod.Spec.ActiveDeadlineSeconds != nil { // whose end began when the agent says
 		return

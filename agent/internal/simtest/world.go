@@ -46,6 +46,7 @@ type World struct {
 	pods       map[string]*pod // what was wanted, by UID
 	pressed    time.Time       // memory was short until then
 	shut       time.Time       // the machine was to go down until then
+	shutFrom   time.Time       // and from then on
 	rolled     map[string]uint64
 	trace      []string
 	seq        int
