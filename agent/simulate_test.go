@@ -76,6 +76,7 @@ func TestSimulationOfOld(t *testing.T) {
 		{1366, "a definition that came with the agent's restart was told as failed"},
 		{2027, "a deletion was forgotten, as the worker had not looked at it when the agent ended"},
 		{2832, "a slow look kept the worker from hearing that the pod was to go"},
+		{7211215368577857093, "a start outlived its agent, and the next one removed what ran by then"},
 		{3148, "a sandbox came late and a failed pod was pending again"},
 		{7443, "a container without a readiness probe was never ready again, as its liveness probe failed when the agent ended"},
 		{12258, "on a runtime without events the ends of a container and of its sandbox canceled each other out"},

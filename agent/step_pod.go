@@ -17,6 +17,7 @@ import (
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
 	"podstead/agent/internal/volume"
+	"podstead/cri"
 )
 
 // openFlags: what a container could write is opened without following a link
@@ -160,7 +161,13 @@ func (j job) removeContainer(ctx context.Context) *stepError {
 	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
 	defer cancel()
 	st, err := j.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: j.step.ID})
-	if err == nil {
+	switch {
+	case err != nil && !cri.IsNotFound(err):
+		return failedStep(failedKillPod, err)
+	case st.GetStatus().GetState() == runtimeapi.ContainerState_CONTAINER_RUNNING:
+		// A start that an agent before this one asked for took its time.
+		return failedStep(failedKillPod, fmt.Errorf("container %s is not removed: it runs by now", j.step.ID))
+	case err == nil:
 		removeLogs(j.request.LogDirectory(j.pod), st.GetStatus().GetLogPath())
 		if path := st.GetStatus().GetAnnotations()[annotationMessageFile]; within(j.podDir(string(j.pod.UID)), path) {
 			os.Remove(path)
