@@ -7,6 +7,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -16,18 +18,34 @@ import (
 )
 
 // runShell runs a script in a mount namespace of its own that ends with
-// podstead and its arguments.
-func runShell(t *testing.T, script string, args ...string) (string, error) {
+// podstead and its arguments, until that ends or has told the causes, and a minute
+// at most.
+func runShell(t *testing.T, causes []string, script string, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", append([]string{"-c", script, os.Getenv(programVariable)}, args...)...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNS, Setpgid: true}
 	cmd.Cancel = func() error { return cmd.Process.Signal(syscall.SIGTERM) }
-	var out bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &out
+	heard := &causesHeard{causes: causes, then: cancel}
+	cmd.Stdout, cmd.Stderr = heard, heard
 	err := cmd.Run()
-	return out.String(), err
+	return heard.out.String(), err
+}
+
+// causesHeard is output, and calls then when all causes are in it.
+type causesHeard struct {
+	out    bytes.Buffer
+	causes []string
+	then   func()
+}
+
+func (h *causesHeard) Write(b []byte) (int, error) {
+	n, err := h.out.Write(b)
+	if !slices.ContainsFunc(h.causes, func(c string) bool { return !strings.Contains(h.out.String(), c) }) {
+		h.then()
+	}
+	return n, err
 }
 
 // TestMissing starts a node where something is not as it must be.
@@ -61,7 +79,7 @@ func TestMissing(t *testing.T) {
 			t.Setenv("S", state)
 			t.Setenv("R", run)
 			script := "set -e; " + mount + "--make-rprivate /; " + test.script + `; exec "$0" "$@"`
-			out, err := runShell(t, script, "node", "--state", state, "--run", run)
+			out, err := runShell(t, test.causes, script, "node", "--state", state, "--run", run)
 			// Either it ends by itself, or it tries again and again, and says why.
 			if err == nil {
 				t.Errorf("the node ended as if all were well:\n%s", out)
