@@ -69,7 +69,7 @@ func (n *node) webSockets() {
 	}
 	size := make(terminal, 1)
 	size <- remotecommand.TerminalSize{Width: 123, Height: 45}
-	out, err = stream(path, url.Values{"command": {"sh", "-c", "until stty size | grep -q 123; do sleep 0.05; done; stty size"}}, "", true, size)
+	out, err = stream(path, url.Values{"command": {"sh", "-c", "until stty size 2>&1 | grep -q 123; do sleep 0.05; done; stty size"}}, "", true, size)
 	close(size)
 	if err != nil || out != "45 123\r\n" {
 		n.Errorf("terminal: %q, %v", out, err)

@@ -33,7 +33,7 @@ podPidsLimit: 20
 allowedUnsafeSysctls: [net.core.*]
 clusterDNS: [10.9.8.7]
 clusterDomain: cluster.local
-registryPullQPS: 3
+kubeAPIQPS: 3
 evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 `)
 	n.start("--config", config)
@@ -54,8 +54,8 @@ evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 	if strings.TrimSpace(out) == "40" {
 		t.Error("a pod of 20 processes has 40")
 	}
-	if log, err := os.ReadFile(n.log.Name()); err != nil || strings.Count(string(log), "registryPullQPS has no effect") != 1 {
-		t.Errorf("no warning, or several, of registryPullQPS in the log: %v", err)
+	if log, err := os.ReadFile(n.log.Name()); err != nil || strings.Count(string(log), "kubeAPIQPS has no effect") != 1 {
+		t.Errorf("no warning, or several, of kubeAPIQPS in the log: %v", err)
 	}
 	bad := exec.Command(os.Getenv(podsteadVariable), "node", "--state", n.state, "--run", n.run+"2", "--config", writeFile(t, "bad.yaml", "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nmaxpods: 1\n"))
 	if out, err := bad.CombinedOutput(); err == nil || !strings.Contains(string(out), `bad.yaml: unknown field "maxpods"`) {
