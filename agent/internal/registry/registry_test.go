@@ -78,12 +78,12 @@ func (k taker) Lose(name, endpoint string) { k <- "lose " + name + " " + filepat
 // run watches a directory until the test ends.
 func run(t *testing.T) (dir string, k taker) {
 	t.Helper()
-	dir, err := os.MkdirTemp("", "podstead-reg") // short enough for a socket
+	base, err := os.MkdirTemp("", "podstead-reg") // short enough for a socket
 	if err != nil {
 		t.Fatal(err)
 	}
 	k = make(taker, 100)
-	r := &Registry{Dir: filepath.Join(dir, "reg"), Takers: map[string]Taker{"CSIPlugin": k}, Log: slog.New(slog.DiscardHandler)}
+	r := &Registry{Dir: filepath.Join(base, "reg"), Takers: map[string]Taker{"CSIPlugin": k}, Log: slog.New(slog.DiscardHandler)}
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	if err := os.MkdirAll(r.Dir, 0o755); err != nil {
@@ -95,7 +95,7 @@ func run(t *testing.T) (dir string, k taker) {
 		if err := <-done; err != nil {
 			t.Error(err)
 		}
-		if err := os.RemoveAll(dir); err != nil {
+		if err := os.RemoveAll(base); err != nil {
 			t.Error(err)
 		}
 	})
