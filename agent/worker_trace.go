@@ -61,6 +61,8 @@ func (w *worker) endTrace(now time.Time) {
 		return
 	}
 	switch {
+	case isReady(&w.status) && len(w.busy) > 0:
+		return // the step that started the last container is about to end
 	case isReady(&w.status):
 		w.starting.AddEvent("ready", trace.WithTimestamp(now))
 	case w.last.Finished:
