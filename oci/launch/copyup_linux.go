@@ -203,25 +203,21 @@ func (c *copyUp) entry(l *copyLevel, name uintptr) syscall.Errno {
 			return e
 		}
 		*c.link.at(int(n)) = 0
-		_, e = retry(unix.SYS_SYMLINKAT, uintptr(unsafe.Pointer(&c.link)), l.to, name, 0, 0)
-		if e == 0 {
-			e = c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		if _, e = retry(unix.SYS_SYMLINKAT, uintptr(unsafe.Pointer(&c.link)), l.to, name, 0, 0); e != 0 {
+			return e
 		}
-		if e == 0 {
-			e = c.date(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
-		}
-		return e
 	case unix.S_IFIFO:
-		_, e := retry(unix.SYS_MKNODAT, l.to, name, uintptr(c.stat.Mode), 0, 0)
-		if e == 0 {
-			e = c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
+		if _, e := retry(unix.SYS_MKNODAT, l.to, name, uintptr(c.stat.Mode), 0, 0); e != 0 {
+			return e
 		}
-		if e == 0 {
-			e = c.date(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
-		}
+	default:
+		return 0
+	}
+	// What cannot be opened gets its owner and times by name.
+	if e = c.chown(l.to, name, unix.AT_SYMLINK_NOFOLLOW); e != 0 {
 		return e
 	}
-	return 0
+	return c.date(l.to, name, unix.AT_SYMLINK_NOFOLLOW)
 }
 
 // open opens a regular file and its copy for content. What has become something
