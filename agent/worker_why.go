@@ -1,13 +1,10 @@
 package agent
 
 import (
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
 	"time"
-
-	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
 	"podstead/agent/internal/probe"
@@ -62,14 +59,6 @@ func (w *worker) why(now time.Time) client.Why {
 			since = first
 		}
 		out.Waiting = append(out.Waiting, client.Wait{Container: name, Reason: x.Reason, Message: x.Message, Since: since, Until: x.Until})
-	}
-	for _, gate := range w.pod.Spec.ReadinessGates {
-		met := slices.ContainsFunc(w.status.Conditions, func(c corev1.PodCondition) bool {
-			return c.Type == gate.ConditionType && c.Status == corev1.ConditionTrue
-		})
-		if !met && w.seen.Running() {
-			out.Waiting = append(out.Waiting, client.Wait{Reason: "ReadinessGate", Message: fmt.Sprintf("condition %q is not true", gate.ConditionType)})
-		}
 	}
 	w.stage = client.Why{Stage: out.Stage, Since: out.Since}
 	return out
