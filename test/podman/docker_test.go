@@ -1,14 +1,9 @@
 package podman
 
 import (
-	"bytes"
-	"context"
-	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
@@ -19,10 +14,7 @@ import (
 )
 
 // docker is a Docker Engine that runs its containers on our runtime.
-type docker struct {
-	*testing.T
-	endpoint string
-}
+type docker struct{ client }
 
 // TestDocker is what users of a Docker Engine do, on our runtime in runc's place.
 func TestDocker(t *testing.T) {
@@ -32,7 +24,7 @@ func TestDocker(t *testing.T) {
 		"default-runtime": "podstead",
 		"runtimes":        map[string]any{"podstead": map[string]any{"path": runtimePath()}},
 	})
-	d := &docker{T: t, endpoint: engine.Endpoint}
+	d := &docker{client{T: t, program: "docker", env: []string{"DOCKER_HOST=" + engine.Endpoint, "HOME=/run"}}}
 	box, err := peer.Busybox()
 	if err != nil {
 		t.Skip(err)
@@ -147,41 +139,4 @@ func dockerHealth(d *docker) {
 	d.eventually("it to be unhealthy", status("unhealthy"))
 	d.must("exec", "health", "touch", "/healthy")
 	d.eventually("it to be healthy", status("healthy"))
-}
-
-func (d *docker) run(args ...string) result { return d.runWith("", args...) }
-
-func (d *docker) runWith(stdin string, args ...string) result {
-	d.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "docker", args...)
-	cmd.Env = append(os.Environ(), "DOCKER_HOST="+d.endpoint, "HOME=/run")
-	var stdout, stderr bytes.Buffer
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
-	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		d.Fatal(err)
-	}
-	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
-}
-
-// must runs a command that has to succeed, and returns what it wrote.
-func (d *docker) must(args ...string) string {
-	d.Helper()
-	r := d.run(args...)
-	if r.code != 0 {
-		d.Fatalf("docker %s: exit code %d: %s", strings.Join(args, " "), r.code, r.stderr)
-	}
-	return r.stdout
-}
-
-// inspect is a field of a container.
-func (d *docker) inspect(name, field string) string {
-	d.Helper()
-	return strings.TrimSpace(d.must("inspect", "--format", "{{"+field+"}}", name))
-}
-
-func (d *docker) eventually(what string, ok func() bool) {
-	d.Helper()
-	(&podman{T: d.T}).eventually(what, ok)
 }

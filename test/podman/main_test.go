@@ -37,11 +37,15 @@ func TestMain(m *testing.M) {
 	host.Main(m)
 }
 
-// podman is an installation of its own.
-type podman struct {
+// client is a command line, of podman or of Docker.
+type client struct {
 	*testing.T
-	global []string
+	program     string
+	global, env []string
 }
+
+// podman is an installation of its own.
+type podman struct{ client }
 
 const image = "localhost/box"
 
@@ -66,11 +70,12 @@ func newPodman(t *testing.T) *podman {
 	}
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	giveRange(t, dir)
-	p := &podman{T: t, global: []string{
+	// There is no systemd to run timers, and no kernel log that we may not see.
+	p := &podman{client{T: t, program: "podman", env: []string{"DISABLE_HC_SYSTEMD=true"}, global: []string{
 		"--root", dir + "/root", "--runroot", run + "/root", "--tmpdir", run + "/tmp", "--storage-driver", "overlay",
 		"--runtime", runtimePath(),
 		"--cgroup-manager", "cgroupfs", "--events-backend", "file",
-	}}
+	}}}
 	t.Cleanup(func() {
 		p.must("rm", "--all", "--force", "--time", "0")
 		p.eventually("the last of conmon and podman", func() bool { return !mentioned(run) })
@@ -129,51 +134,50 @@ type result struct {
 	code           int
 }
 
-// run runs a command of podman, with nothing as input.
-func (p *podman) run(args ...string) result { return p.runWith("", args...) }
+// run runs a command, with nothing as input.
+func (c *client) run(args ...string) result { return c.runWith("", args...) }
 
-func (p *podman) runWith(stdin string, args ...string) result {
-	p.Helper()
-	return p.runIn(nil, stdin, args...)
+func (c *client) runWith(stdin string, args ...string) result {
+	c.Helper()
+	return c.runIn(nil, stdin, args...)
 }
 
 // runIn has more in the environment.
-func (p *podman) runIn(env []string, stdin string, args ...string) result {
-	p.Helper()
+func (c *client) runIn(env []string, stdin string, args ...string) result {
+	c.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "podman", append(p.global[:len(p.global):len(p.global)], args...)...)
-	// There is no systemd to run timers, and no kernel log that we may not see.
-	cmd.Env = append(append(os.Environ(), "DISABLE_HC_SYSTEMD=true"), env...)
+	cmd := exec.CommandContext(ctx, c.program, append(c.global[:len(c.global):len(c.global)], args...)...)
+	cmd.Env = slices.Concat(os.Environ(), c.env, env)
 	var stdout, stderr bytes.Buffer
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
 	cmd.WaitDelay = 10 * time.Second
 	if err := cmd.Run(); err != nil && cmd.ProcessState == nil {
-		p.Fatal(err)
+		c.Fatal(err)
 	} else if errors.Is(err, exec.ErrWaitDelay) {
-		p.Errorf("%v: somebody keeps its output open", args)
+		c.Errorf("%v: somebody keeps its output open", args)
 	}
 	return result{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
 // must runs a command that has to succeed, and returns what it wrote.
-func (p *podman) must(args ...string) string {
-	p.Helper()
-	r := p.run(args...)
+func (c *client) must(args ...string) string {
+	c.Helper()
+	r := c.run(args...)
 	if r.code != 0 {
-		p.Fatalf("podman %s: exit code %d: %s", strings.Join(args, " "), r.code, r.stderr)
+		c.Fatalf("%s %s: exit code %d: %s", c.program, strings.Join(args, " "), r.code, r.stderr)
 	}
 	return r.stdout
 }
 
 // inspect is a field of a container.
-func (p *podman) inspect(name, field string) string {
-	p.Helper()
-	return strings.TrimSpace(p.must("inspect", "--format", "{{"+field+"}}", name))
+func (c *client) inspect(name, field string) string {
+	c.Helper()
+	return strings.TrimSpace(c.must("inspect", "--format", "{{"+field+"}}", name))
 }
 
-func (p *podman) eventually(what string, ok func() bool) {
-	p.Helper()
+func (c *client) eventually(what string, ok func() bool) {
+	c.Helper()
 	deadline := time.After(time.Minute)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
@@ -181,7 +185,7 @@ func (p *podman) eventually(what string, ok func() bool) {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			p.Fatalf("waited in vain for %s", what)
+			c.Fatalf("waited in vain for %s", what)
 		}
 	}
 }
