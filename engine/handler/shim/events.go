@@ -11,7 +11,6 @@ import (
 	"github.com/containerd/containerd/api/events"
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/ttrpc"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/emptypb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
@@ -127,9 +126,13 @@ func (t *Task) noteMemory(ctx context.Context) {
 // oomKills counts those in the container's group on the host, of which what runs
 // in a virtual machine has none.
 func (t *Task) oomKills() uint64 {
-	var s specs.Spec
+	var s struct { // all of it would take longer to read
+		Linux struct {
+			CgroupsPath string `json:"cgroupsPath"`
+		} `json:"linux"`
+	}
 	data, err := os.ReadFile(t.file("config.json"))
-	if err != nil || json.Unmarshal(data, &s) != nil || s.Linux == nil || s.Linux.CgroupsPath == "" {
+	if err != nil || json.Unmarshal(data, &s) != nil || s.Linux.CgroupsPath == "" {
 		return 0
 	}
 	h, err := cgroup.Detect()
