@@ -6,6 +6,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/agent/internal/eviction"
 )
 
 // CPU says how limits of cpu are put into force.
@@ -68,8 +70,7 @@ func (n Node) memory(pod *corev1.Pod, c *corev1.Container, r *runtimeapi.LinuxCo
 // swap is a burstable container's share, as the kubelet reckons it.
 func (n Node) swap(pod *corev1.Pod, c *corev1.Container) int64 {
 	request, limit := c.Resources.Requests.Memory().Value(), c.Resources.Limits.Memory().Value()
-	critical := pod.Spec.Priority != nil && *pod.Spec.Priority >= 2000000000
-	if QoS(pod) != corev1.PodQOSBurstable || request == 0 || request == limit || critical || n.MemoryBytes <= 0 {
+	if QoS(pod) != corev1.PodQOSBurstable || request == 0 || request == limit || eviction.Critical(pod) || n.MemoryBytes <= 0 {
 		return 0
 	}
 	return int64(float64(request) / float64(n.MemoryBytes) * float64(n.Memory.SwapBytes))

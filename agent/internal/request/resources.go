@@ -9,6 +9,7 @@ import (
 	resourcehelper "k8s.io/component-helpers/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
 )
 
@@ -118,7 +119,7 @@ func (n Node) oomScore(pod *corev1.Pod, c *corev1.Container) int64 {
 
 // nodeCritical tells whether the node is of no use without the pod.
 func nodeCritical(pod *corev1.Pod) bool {
-	return pod.Spec.PriorityClassName == "system-node-critical" && pod.Spec.Priority != nil && *pod.Spec.Priority >= 2000000000
+	return pod.Spec.PriorityClassName == "system-node-critical" && eviction.Critical(pod)
 }
 
 func sidecar(pod *corev1.Pod, c *corev1.Container) bool {
