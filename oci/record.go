@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -128,8 +127,8 @@ func (c *container) alive() bool {
 	if err != nil {
 		return false
 	}
-	i := strings.LastIndexByte(string(b), ')')
-	return i >= 0 && len(b) > i+2 && b[i+2] != 'Z' && b[i+2] != 'X'
+	_, fields := sys.ParseStat(b)
+	return len(fields) > 0 && fields[0] != "Z" && fields[0] != "X"
 }
 
 // need returns an error unless the container has one of the statuses.

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,12 +39,7 @@ func StartTime(pid int) (uint64, error) {
 	if err != nil {
 		return 0, err
 	}
-	// The name in parentheses may contain anything; fields are counted after it.
-	i := strings.LastIndexByte(string(b), ')')
-	if i < 0 {
-		return 0, fmt.Errorf("/proc/%d/stat: no process name", pid)
-	}
-	fields := strings.Fields(string(b[i+1:]))
+	_, fields := ParseStat(b)
 	const startTimeField = 22 - 3
 	if len(fields) <= startTimeField {
 		return 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/oci/launch"
+	"podstead/sys"
 )
 
 // ErrForbidden is in the error if images hold more than the specification
@@ -128,9 +129,8 @@ func (c *checker) isOver(pid int) bool {
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ESRCH) {
 			continue
 		}
-		// PID (NAME) STATE …, and the name may be anything.
-		end := strings.LastIndexByte(string(b), ')')
-		if err != nil || end < 0 || len(b) < end+3 || b[end+2] != 'Z' && b[end+2] != 'X' {
+		_, fields := sys.ParseStat(b)
+		if err != nil || len(fields) == 0 || fields[0] != "Z" && fields[0] != "X" {
 			return false
 		}
 	}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -81,8 +80,7 @@ func checkOwnChild(pid int) error {
 	if err != nil {
 		return err
 	}
-	_, rest, _ := strings.Cut(string(b[strings.LastIndexByte(string(b), ')')+1:]), " ")
-	f := strings.Fields(rest)
+	_, f := sys.ParseStat(b)
 	if len(f) < 2 || f[1] != strconv.Itoa(os.Getpid()) {
 		return fmt.Errorf("process %d is no child: %w", pid, errInvalid)
 	}

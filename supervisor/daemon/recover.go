@@ -1,13 +1,11 @@
 package daemon
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -269,7 +267,7 @@ func zombieExit(pid int) (code int, ok bool) {
 	if err != nil {
 		return 0, false
 	}
-	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+	_, fields := sys.ParseStat(stat)
 	const stateField, exitField = 3 - 3, 52 - 3
 	if len(fields) <= exitField || fields[stateField] != "Z" {
 		return 0, false

@@ -12,6 +12,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // Process is one that is stuck.
@@ -41,8 +43,8 @@ func Find(proc string, pids []int) (out []Process) {
 		// A thread may be stuck while the others have ended.
 		threads, _ := filepath.Glob(filepath.Join(dir, "task", "[0-9]*"))
 		for _, thread := range threads {
-			name, state := parseStat(read(thread, "stat"))
-			if state != "D" {
+			name, fields := sys.ParseStat([]byte(read(thread, "stat")))
+			if len(fields) == 0 || fields[0] != "D" {
 				continue
 			}
 			p := Process{Pid: pid, Name: name, Syscall: parseSyscall(read(thread, "syscall")), Where: parseStack(read(thread, "stack"))}
@@ -60,16 +62,6 @@ func Find(proc string, pids []int) (out []Process) {
 func read(dir, name string) string {
 	data, _ := os.ReadFile(filepath.Join(dir, name))
 	return strings.TrimSpace(string(data))
-}
-
-// parseStat takes "12 (name) D …" apart; the name may have anything in it.
-func parseStat(text string) (name, state string) {
-	begin, end := strings.IndexByte(text, '('), strings.LastIndexByte(text, ')')
-	if begin < 0 || end < begin {
-		return "", ""
-	}
-	state, _, _ = strings.Cut(strings.TrimSpace(text[end+1:]), " ")
-	return text[begin+1 : end], state
 }
 
 // parseSyscall names the call of "0 0x3 …"; -1 is a process in none, "running"

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"os"
 	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -96,7 +95,7 @@ func members(root int, pids []int) []int {
 			continue
 		}
 		// PID (NAME) STATE PPID PGRP SESSION …
-		f := strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))
+		_, f := sys.ParseStat(b)
 		if len(f) < 4 {
 			continue
 		}

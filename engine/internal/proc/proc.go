@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // Limits of one look at a container.
@@ -91,14 +93,13 @@ func StatesOf(tids []int) States {
 	return s
 }
 
-// state finds the state in /proc/ID/stat, after the name, which may hold
-// anything.
+// state finds the state in /proc/ID/stat, 0 if that is none.
 func state(stat string) byte {
-	i := strings.LastIndex(stat, ") ")
-	if i < 0 || i+2 >= len(stat) {
+	_, fields := sys.ParseStat([]byte(stat))
+	if len(fields) == 0 {
 		return 0
 	}
-	return stat[i+2]
+	return fields[0][0]
 }
 
 // MaxOpenFiles is the soft limit of a process, nil if it has ended.

@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"podstead/sys"
 )
 
 // rest measures a side with n idle pods, every second one with an exec probe
@@ -67,7 +69,7 @@ func (s *side) cpu() (sum time.Duration) {
 		if err != nil {
 			continue
 		}
-		f := strings.Fields(string(data[strings.LastIndexByte(string(data), ')')+1:]))
+		_, f := sys.ParseStat(data)
 		for _, field := range f[11:15] { // utime stime cutime cstime, in hundredths
 			var ticks int64
 			fmt.Sscan(field, &ticks)
