@@ -3,9 +3,12 @@ package restart
 import (
 	"context"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
@@ -13,6 +16,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri/remote"
+	"podstead/image/imagetest"
 	"podstead/sys"
 )
 
@@ -63,7 +67,7 @@ func TestReloadTakesEffect(t *testing.T) {
 		name string
 		test func(*live, *testing.T)
 	}{
-		{"registries", reloadRegistries}, {"pinned images", reloadPinned}, {"logs", reloadLogs}, {"devices", reloadDevices},
+		{"registries", reloadRegistries}, {"fetching", reloadFetching}, {"pinned images", reloadPinned}, {"logs", reloadLogs}, {"devices", reloadDevices},
 		{"CNI", reloadCNI}, {"handlers", reloadHandlers},
 	} {
 		t.Run(part.name, func(t *testing.T) {
@@ -107,6 +111,80 @@ func reloadRegistries(l *live, t *testing.T) {
 	l.write(certs+"/two.example/hosts.toml", "server = \"http://"+registry+"\"\n")
 	if err := l.pull("two.example/busybox:1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// busy is a registry that counts the layers under way.
+type busy struct {
+	http.Handler
+	layers map[string]bool // by path
+	wait   int             // a layer is answered for once so many have been asked for at a time
+
+	sync.Mutex
+	now, most int
+	enough    chan struct{} // closed when most reaches wait
+}
+
+func (b *busy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	switch {
+	case strings.HasPrefix(r.URL.Path, "/v2/silent/"):
+		<-r.Context().Done()
+		return
+	case b.layers[r.URL.Path]:
+		b.add(1)
+		defer b.add(-1)
+		select {
+		case <-b.enough:
+		case <-r.Context().Done():
+		}
+	}
+	b.Handler.ServeHTTP(w, r)
+}
+
+func (b *busy) add(n int) {
+	b.Lock()
+	defer b.Unlock()
+	b.now += n
+	if b.now > b.most {
+		b.most = b.now
+		if b.most == b.wait {
+			close(b.enough)
+		}
+	}
+}
+
+func reloadFetching(l *live, t *testing.T) {
+	serve := func(wait int) (*busy, string) {
+		var layers []imagetest.Layer
+		for i := range 5 {
+			layers = append(layers, imagetest.Layer{Tar: imagetest.Tar(t, imagetest.File{Name: fmt.Sprint(wait, i)})})
+		}
+		image := imagetest.New(t, imagetest.Config{}, layers...)
+		b := &busy{
+			Handler: imagetest.Handler(t, map[string]imagetest.Image{"i:1": image}, nil),
+			layers:  map[string]bool{}, wait: wait, enough: make(chan struct{}),
+		}
+		for _, layer := range image.Layers {
+			b.layers["/v2/i/blobs/"+layer.Digest()] = true
+		}
+		server := httptest.NewServer(b)
+		t.Cleanup(server.Close)
+		return b, strings.TrimPrefix(server.URL, "http://")
+	}
+	for _, n := range []int{5, 1} {
+		l.reload(fmt.Sprintf("images: {parallelLayers: %d}", n))
+		b, at := serve(n)
+		if err := l.pull(at + "/i:1"); err != nil {
+			t.Error(err)
+		}
+		if b.most != n {
+			t.Errorf("with %d layers at a time, %d were fetched", n, b.most)
+		}
+	}
+	l.reload("images: {stallTimeout: 50ms}")
+	_, at := serve(1)
+	if err := l.pull(at + "/silent:1"); err == nil || !strings.Contains(err.Error(), "no progress") {
+		t.Errorf("a registry that does not answer: %v", err)
 	}
 }
 
@@ -182,7 +260,6 @@ func reloadDevices(l *live, t *testing.T) {
 const plugin = `#!/bin/sh
 test $CNI_COMMAND = ADD && echo '{"cniVersion": "1.0.0", "interfaces": [{"name": "eth0", "sandbox": "/x"}],
 	"ips": [{"address": "10.97.0.9/24", "interface": 0}]}'
-exit 0
 `
 
 // another runs another pod, looks at it and removes it.
@@ -209,7 +286,7 @@ func (l *live) another(name string, look func(context.Context, *remote.Runtime, 
 
 func reloadCNI(l *live, t *testing.T) {
 	conf, bin := t.TempDir(), t.TempDir()
-	l.write(bin+"/fake", plugin)
+	l.write(bin+"/fake", plugin+"exit 0\n")
 	networkReady := func() (condition *runtimeapi.RuntimeCondition) {
 		l.call(func(ctx context.Context, r *remote.Runtime) error {
 			s, err := r.Status(ctx, &runtimeapi.StatusRequest{})
@@ -244,6 +321,21 @@ func reloadCNI(l *live, t *testing.T) {
 	}
 	if got := address("plugged"); got != plugged {
 		t.Errorf("a pod has the address %q", got)
+	}
+	// A network of this name is beside the pod's own, whatever the order of files.
+	l.write(conf+"/20-more.conflist", `{"cniVersion": "1.0.0", "name": "more", "plugins": [{"type": "more"}]}`)
+	l.write(bin+"/more", plugin+"echo $CNI_COMMAND $CNI_IFNAME >>"+bin+"/calls\n")
+	for i, networks := range []string{"[more]", "[]"} {
+		l.reload("network: {cniConfDir: " + conf + ", cniBinDirs: [" + bin + "], cniNetworks: " + networks + "}")
+		if got := address(fmt.Sprint("networks-", i)); got != plugged {
+			t.Errorf("with the networks %s a pod has the address %q", networks, got)
+		}
+	}
+	if got, err := os.ReadFile(bin + "/calls"); err != nil || string(got) != "ADD eth1\nDEL eth1\n" {
+		t.Errorf("the second network's plugin was called for %q, %v", got, err)
+	}
+	if err := os.Remove(conf + "/20-more.conflist"); err != nil {
+		t.Fatal(err)
 	}
 	if err := os.Remove(conf + "/10-fake.conflist"); err != nil {
 		t.Fatal(err)
