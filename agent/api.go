@@ -209,6 +209,16 @@ func (b backend) Shutdown(ctx context.Context, cancel bool) error {
 
 // Debug adds an ephemeral container to a pod.
 func (b backend) Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error {
+	return b.ask(ctx, namespace, name, func(w *worker) error { return w.addDebug(e) })
+}
+
+// SetCondition sets a condition of a pod.
+func (b backend) SetCondition(ctx context.Context, namespace, name string, c corev1.PodCondition) error {
+	return b.ask(ctx, namespace, name, func(w *worker) error { return w.setCondition(c, time.Now()) })
+}
+
+// ask has a pod's worker do something and waits for it.
+func (b backend) ask(ctx context.Context, namespace, name string, do func(*worker) error) error {
 	p, ok := b.a.board.get(namespace, name)
 	if !ok {
 		return apierrors.NewNotFound(corev1.Resource("pods"), namespace+"/"+name)
@@ -218,7 +228,7 @@ func (b backend) Debug(ctx context.Context, namespace, name string, e corev1.Eph
 	err := b.a.do(ctx, func(context.Context) {
 		if w := b.a.workers[string(p.pod.UID)]; w != nil {
 			ended = w.quit
-			w.leave(func(box *box) { box.debug = append(box.debug, debugRequest{e, answer}) })
+			w.leave(func(box *box) { box.asked = append(box.asked, ask{do, answer}) })
 		}
 	})
 	if err != nil {

@@ -16,11 +16,12 @@ import (
 
 // Reasons of waits beside those of containers' states.
 const (
-	inProgress = "InProgress" // something that was begun and has not ended
-	notReady   = "NotReady"   // by its readiness probe
-	notStarted = "NotStarted" // by its startup probe
-	unhealthy  = "Unhealthy"  // by its liveness probe
-	isStuck    = "Stuck"      // in the kernel
+	inProgress = "InProgress"    // something that was begun and has not ended
+	notReady   = "NotReady"      // by its readiness probe
+	notStarted = "NotStarted"    // by its startup probe
+	unhealthy  = "Unhealthy"     // by its liveness probe
+	isStuck    = "Stuck"         // in the kernel
+	atGate     = "ReadinessGate" // a condition that is not true
 )
 
 // explain adds to what the worker says of a pod what is so at this moment.
@@ -196,6 +197,8 @@ func afterwards(w client.Wait) string {
 		return "start as soon as that is over"
 	case w.Reason == nodeShutdown:
 		return "start after the reboot"
+	case w.Reason == atGate:
+		return "ready when somebody sets the condition"
 	case w.Reason == plan.TargetNotRunning:
 		return "start " + w.Container + " when its target runs"
 	case w.Reason != inProgress:

@@ -321,6 +321,8 @@ type record struct {
 	Failed     *failedRecord           `json:",omitempty"`
 	// Debug are ephemeral containers that the API added; Pod has them, too.
 	Debug []corev1.EphemeralContainer `json:",omitempty"`
+	// Conditions are those that the API set; Status has them, too.
+	Conditions conditions `json:",omitzero"`
 	// Ending: it was deleted. It ends before it begins anew, if it is wanted again.
 	Ending *endRecord `json:",omitempty"`
 	// Allocated is what it has of the node, as Pod has it; nil: nothing.

@@ -168,5 +168,5 @@ func (w *worker) resume() {
 	if w.failed == nil || !w.failed.Shutdown || w.node.down.Load() {
 		return
 	}
-	w.failed, w.ending, w.start, w.wasOver = nil, nil, time.Now(), false
+	w.failed, w.ending, w.start, w.wasOver, w.set = nil, nil, time.Now(), false, conditions{}
 }

@@ -50,6 +50,7 @@ type worker struct {
 	given    *corev1.Pod                 // as its source has it
 	pod      *corev1.Pod                 // and with what was added here (worker_define.go)
 	debug    []corev1.EphemeralContainer // that were added by the API
+	set      conditions                  // by the API (worker_condition.go)
 	alloc    *allocated
 	admitted bool // the node's ledger has it
 	pending  *pendingResize
@@ -105,7 +106,13 @@ type box struct {
 	look   bool
 	evict  *order
 	resume bool // after a shutdown that did not come
-	debug  []debugRequest
+	asked  []ask
+}
+
+// ask is something that a client wants of the worker, and waits for.
+type ask struct {
+	do     func(*worker) error
+	answer chan<- error // of capacity 1
 }
 
 // running is a step under way.
@@ -231,7 +238,7 @@ func (w *worker) open() {
 		return // the pod is new, or its record is lost: the runtime's word counts
 	}
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
-	w.origin, w.debug = r.Origin, r.Debug
+	w.origin, w.debug, w.set = r.Origin, r.Debug, r.Conditions
 	maps.Copy(w.ips, r.IPs)
 	w.resume()
 	w.alloc, w.admitted, w.group = r.Allocated, r.Allocated != nil && r.holds(), r.Group
@@ -276,8 +283,8 @@ func (w *worker) unpack() {
 	if b.evict != nil {
 		w.fall(*b.evict)
 	}
-	for _, r := range b.debug {
-		r.answer <- w.addDebug(r.container)
+	for _, a := range b.asked {
+		a.answer <- a.do(w)
 	}
 	if b.resume {
 		w.resume()
@@ -445,7 +452,7 @@ func (w *worker) describe(now time.Time) {
 	in := status.Input{
 		Pod: w.pod, Seen: w.seen, Probes: w.probeStates(), Waits: w.last.Waits, Failures: w.failures,
 		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
-		Over: w.over(),
+		Over: w.over(), Conditions: w.set.List,
 	}
 	in.Resize = w.resizeStatus()
 	if w.failed != nil {
@@ -509,7 +516,7 @@ func (w *worker) save() {
 	if r := w.busy[""]; r != nil && r.step.Kind == plan.Teardown {
 		return // its directory is being removed
 	}
-	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Over: w.wasOver, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug, Group: w.group}
+	r := record{Pod: w.pod, Origin: w.origin, Status: w.status, Over: w.wasOver, Failed: w.failed, StartTime: w.start, Probes: map[string]carriedProbe{}, Debug: w.debug, Conditions: w.set, Group: w.group}
 	if w.ending != nil && !w.ending.Keep {
 		r.Ending = &endRecord{w.ending.At, w.ending.Grace}
 	}

@@ -30,8 +30,9 @@ func (w *worker) redefine(b box) {
 	}
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
 		// Another pod than the one that failed.
-		w.failed, w.ending, w.start, w.admitted = nil, nil, time.Now(), false
+		w.failed, w.ending, w.start, w.admitted, w.set = nil, nil, time.Now(), false, conditions{}
 	}
+	w.set = w.set.of(w.hashes)
 	if w.failed != nil && w.ending == nil {
 		w.ending = &plan.End{At: time.Now(), Grace: w.grace(), Keep: true, Free: w.failed.Evicted}
 		w.prepared = w.prepared || w.failed.Evicted
@@ -94,12 +95,6 @@ func containerNames(pod *corev1.Pod) (names []string) {
 		names = append(names, pod.Spec.EphemeralContainers[i].Name)
 	}
 	return names
-}
-
-// debugRequest asks for an ephemeral container to be added to the pod.
-type debugRequest struct {
-	container corev1.EphemeralContainer
-	answer    chan<- error // of capacity 1
 }
 
 // addDebug adds an ephemeral container, for good: it is in the record, so that a

@@ -47,5 +47,5 @@ func (w *worker) comeBack() {
 	if w.again = false; !w.comesBack() {
 		return
 	}
-	w.failed, w.ending, w.start, w.wasOver, w.admitted, w.prepared = nil, nil, time.Now(), false, true, false
+	w.failed, w.ending, w.start, w.wasOver, w.admitted, w.prepared, w.set = nil, nil, time.Now(), false, true, false, conditions{}
 }

@@ -60,6 +60,7 @@ func (w *worker) why(now time.Time) client.Why {
 		}
 		out.Waiting = append(out.Waiting, client.Wait{Container: name, Reason: x.Reason, Message: x.Message, Since: since, Until: x.Until})
 	}
+	out.Waiting = append(out.Waiting, w.gates()...)
 	w.stage = client.Why{Stage: out.Stage, Since: out.Since}
 	return out
 }

@@ -136,6 +136,17 @@ func (c *Client) Debug(ctx context.Context, namespace, name string, e corev1.Eph
 	return err
 }
 
+// SetCondition sets a condition of a pod, e.g. one that its readiness gates name;
+// the node's own are refused.
+func (c *Client) SetCondition(ctx context.Context, namespace, name string, condition corev1.PodCondition) error {
+	data, err := json.Marshal(condition)
+	if err != nil {
+		return err
+	}
+	_, err = c.bytes(ctx, http.MethodPost, podPath(namespace, name, "conditions"), nil, bytes.NewReader(data))
+	return err
+}
+
 func graceQuery(grace *time.Duration) url.Values {
 	q := url.Values{}
 	if grace != nil {

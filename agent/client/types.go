@@ -16,6 +16,7 @@
 //	GET    /api/v1/namespaces/{ns}/pods/{name}/flight      []FlightEntry, in the order in which they ended
 //	GET    /api/v1/namespaces/{ns}/pods/{name}/log?container=&follow=&previous=&tailLines=&sinceSeconds=&sinceTime=&timestamps=&limitBytes=
 //	POST   /api/v1/namespaces/{ns}/pods/{name}/ephemeralcontainers   v1.EphemeralContainer, added to the pod
+//	POST   /api/v1/namespaces/{ns}/pods/{name}/conditions            v1.PodCondition, set in the pod's status
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/exec?container=&command=&command=&stdin=&stdout=&stderr=&tty=    upgraded
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/attach?container=&stdin=&stdout=&stderr=&tty=                    upgraded
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/portforward?ports=                                              upgraded

@@ -66,7 +66,7 @@ func rootCommand() *cobra.Command {
 	root.AddCommand(
 		nodeCommand(&opt), criCommand(&opt), ociCommand(),
 		upCommand(&opt), downCommand(&opt), checkCommand(),
-		getCommand(&opt), describeCommand(&opt), whyCommand(&opt), logsCommand(&opt), execCommand(&opt), debugCommand(&opt), topCommand(&opt), shutdownCommand(&opt), deleteCommand(&opt),
+		getCommand(&opt), describeCommand(&opt), whyCommand(&opt), logsCommand(&opt), execCommand(&opt), debugCommand(&opt), conditionCommand(&opt), topCommand(&opt), shutdownCommand(&opt), deleteCommand(&opt),
 		imageCommand(&opt), shimCommand(),
 		ctl.Command(func() string { return "unix://" + opt.criSocket() }),
 	)

@@ -58,6 +58,8 @@ type Backend interface {
 	Shutdown(ctx context.Context, cancel bool) error
 	// Debug adds an ephemeral container to a pod.
 	Debug(ctx context.Context, namespace, name string, e corev1.EphemeralContainer) error
+	// SetCondition sets a condition of a pod that is not the node's own.
+	SetCondition(ctx context.Context, namespace, name string, c corev1.PodCondition) error
 	DeletePod(ctx context.Context, namespace, name string, grace *time.Duration) error
 }
 
@@ -97,6 +99,7 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 	handle("GET "+pod+"/flight", s.podFlight)
 	handle("GET "+pod+"/log", s.podLog)
 	handle("POST "+pod+"/ephemeralcontainers", s.debug)
+	handle("POST "+pod+"/conditions", s.setCondition)
 	handle(pod+"/exec", s.exec)
 	handle(pod+"/attach", s.attach)
 	handle(pod+"/portforward", s.portForward)
@@ -183,23 +186,47 @@ func (s *server) deletePod(w http.ResponseWriter, r *http.Request) error {
 	if err := s.backend.DeletePod(r.Context(), r.PathValue("namespace"), r.PathValue("name"), grace); err != nil {
 		return err
 	}
-	return reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
+	return done(w)
 }
 
 // debug takes an EphemeralContainer.
 func (s *server) debug(w http.ResponseWriter, r *http.Request) error {
-	data, err := manifests(w, r)
-	if err != nil {
-		return err
-	}
 	var e corev1.EphemeralContainer
-	unknown, err := kjson.UnmarshalStrict(data, &e)
-	if err = errors.Join(append(unknown, err)...); err != nil {
-		return apierrors.NewBadRequest("ephemeral container: " + err.Error())
+	if err := strict(w, r, "ephemeral container", &e); err != nil {
+		return err
 	}
 	if err := s.backend.Debug(r.Context(), r.PathValue("namespace"), r.PathValue("name"), e); err != nil {
 		return err
 	}
+	return done(w)
+}
+
+// setCondition takes a PodCondition.
+func (s *server) setCondition(w http.ResponseWriter, r *http.Request) error {
+	var c corev1.PodCondition
+	if err := strict(w, r, "condition", &c); err != nil {
+		return err
+	}
+	if err := s.backend.SetCondition(r.Context(), r.PathValue("namespace"), r.PathValue("name"), c); err != nil {
+		return err
+	}
+	return done(w)
+}
+
+// strict decodes the JSON object of a request; an unknown field is an error.
+func strict(w http.ResponseWriter, r *http.Request, what string, into any) error {
+	data, err := body(w, r)
+	if err != nil {
+		return err
+	}
+	unknown, err := kjson.UnmarshalStrict(data, into)
+	if err = errors.Join(append(unknown, err)...); err != nil {
+		return apierrors.NewBadRequest(what + ": " + err.Error())
+	}
+	return nil
+}
+
+func done(w http.ResponseWriter) error {
 	return reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
 }
 
@@ -306,17 +333,17 @@ func (s *server) podFlight(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, list)
 }
 
-// manifests reads the body of apply and delete.
-func manifests(w http.ResponseWriter, r *http.Request) ([]byte, error) {
+// body reads a request's.
+func body(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
-		return nil, apierrors.NewBadRequest("read manifests: " + err.Error())
+		return nil, apierrors.NewBadRequest("read request: " + err.Error())
 	}
 	return data, nil
 }
 
 func (s *server) apply(w http.ResponseWriter, r *http.Request) error {
-	data, err := manifests(w, r)
+	data, err := body(w, r)
 	if err != nil {
 		return err
 	}
@@ -328,7 +355,7 @@ func (s *server) apply(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (s *server) delete(w http.ResponseWriter, r *http.Request) error {
-	data, err := manifests(w, r)
+	data, err := body(w, r)
 	if err != nil {
 		return err
 	}

@@ -81,7 +81,7 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{pod(`volumes: [{name: v, secret: {secretName: s, items: [{key: k, path: ../x}]}}], containers: [{name: a, image: x}]`), "must not contain '..'"},
 		{pod(`volumes: [{name: v, projected: {sources: [{serviceAccountToken: {path: t}}]}}], containers: [{name: a, image: x}]`), "serviceAccountToken: Forbidden"},
 		{pod(`hostUsers: false, hostNetwork: true, containers: [{name: a, image: x}]`), "spec.hostUsers: Forbidden"},
-		{pod(`readinessGates: [{conditionType: x}], containers: [{name: a, image: x}]`), "spec.readinessGates: Forbidden"},
+		{pod(`readinessGates: [{conditionType: x y}], containers: [{name: a, image: x}]`), "spec.readinessGates[0].conditionType: Invalid value"},
 		{pod(`securityContext: {sysctls: [{name: kernel.core_pattern, value: x}]}, containers: [{name: a, image: x}]`), "not one of the safe ones"},
 		{pod(`dnsPolicy: None, containers: [{name: a, image: x}]`), "spec.dnsConfig.nameservers: Required value"},
 		{pod(`initContainers: [{name: i, image: x, readinessProbe: {exec: {command: [a]}}}], containers: [{name: a, image: x}]`), "spec.initContainers[0].readinessProbe: Forbidden"},

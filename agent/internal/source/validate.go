@@ -113,6 +113,9 @@ func (c *podCheck) podFields(p *field.Path) {
 			c.add(field.Required(p.Child("imagePullSecrets").Index(i).Child("name"), ""))
 		}
 	}
+	for i, g := range s.ReadinessGates {
+		c.invalid(p.Child("readinessGates").Index(i).Child("conditionType"), g.ConditionType, validation.IsQualifiedName(string(g.ConditionType)))
+	}
 	c.dns(p)
 }
 

@@ -38,6 +38,9 @@ type Input struct {
 	// pod has failed or succeeded, whatever became of its containers.
 	Over   bool
 	Resize Resize
+	// Conditions are what others than the node have set: by the agent's API here; in a
+	// cluster, they would be those of the API server's pod.
+	Conditions []corev1.PodCondition
 	// Failed: the pod was failed as a whole, e.g. by its deadline.
 	Failed *Failed
 	Prev   *corev1.PodStatus // for transition times; may be nil
@@ -272,13 +275,11 @@ func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {
 }
 
 func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
-	ready := m.ready(s)
-	whole := ready
-	whole.Type = corev1.PodReady
 	list := []corev1.PodCondition{
-		m.sandbox(s), m.initialized(s), whole, ready,
+		m.sandbox(s), m.initialized(s), m.ready(s),
 		{Type: corev1.PodScheduled, Status: corev1.ConditionTrue},
 	}
+	list = slices.Insert(list, 2, m.gated(list[2], slices.Concat(list, m.in.Conditions)))
 	if f := m.in.Failed; f != nil && f.Disrupted != "" {
 		list = append(list, corev1.PodCondition{Type: corev1.DisruptionTarget, Status: corev1.ConditionTrue,
 			Reason: corev1.PodReasonTerminationByKubelet, Message: f.Disrupted})
@@ -288,7 +289,7 @@ func (m maker) conditions(s *corev1.PodStatus) []corev1.PodCondition {
 		list[i].ObservedGeneration = m.in.Pod.Generation
 		list[i].LastTransitionTime = m.since(list[i])
 	}
-	return list
+	return append(list, m.in.Conditions...)
 }
 
 // since keeps the time of a condition that did not change.
