@@ -118,6 +118,33 @@ func TestOOMIsTold(t *testing.T) {
 	}
 }
 
+// TestOOMKillsAll: with memory.oom.group, which kubelets set, nothing of the
+// container stays when one of its processes is killed, an exec'd one included.
+func TestOOMKillsAll(t *testing.T) {
+	n := newNode(t)
+	if !n.host.spec.CgroupUnified {
+		t.Skip("needs cgroup v2")
+	}
+	group := func(c *runtimeapi.ContainerConfig) {
+		c.Linux.Resources = &runtimeapi.LinuxContainerResources{
+			MemoryLimitInBytes: 16 << 20, MemorySwapLimitInBytes: 16 << 20, Unified: map[string]string{"memory.oom.group": "1"},
+		}
+	}
+	pod := n.run(n.pod())
+	own := n.exited(n.begin(pod, n.script("tail /dev/zero; exit 0", group)))
+	if own.Reason != "OOMKilled" || own.ExitCode != 137 {
+		t.Errorf("whose child took too much: %v", own)
+	}
+	c := n.ready(n.begin(pod, n.script(forever, group)))
+	out, err := n.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"/bin/sh", "-c", "tail /dev/zero; exit 0"}})
+	if err == nil && out.ExitCode != 137 {
+		t.Errorf("the exec'd shell ended with %v", out)
+	}
+	if end := n.exited(c); end.Reason != "OOMKilled" || end.ExitCode != 137 {
+		t.Errorf("whose exec'd process took too much: %v", end)
+	}
+}
+
 // TestPressure reads stalls where the kernel counts them.
 func TestPressure(t *testing.T) {
 	n := newNode(t)

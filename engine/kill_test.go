@@ -75,26 +75,35 @@ func TestEngineToBeKilled(t *testing.T) {
 	}
 	fmt.Println("\nready")
 	for {
-		config := n.pod(func(c *runtimeapi.PodSandboxConfig) {
-			// Names must not repeat those of the last life.
-			c.Metadata.Uid = newID()
-			switch kind := rand.IntN(3); {
-			case kind == 0:
-				c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
-			case kind == 1 && len(p.Handlers) == 0:
-				m := []*runtimeapi.IDMapping{{HostId: 200000, Length: 65536}}
-				c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: m, Gids: m}
-			}
-		})
-		pod := n.run(config)
-		script := n.script("sleep 1000")
-		script.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
-		script.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: testImage}, Readonly: true}}
-		n.sh(n.begin(pod, script), "true")
-		if _, err := n.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
-			t.Fatal(err)
-		}
+		n.upAndDown(p.Handlers)
 	}
+}
+
+// upAndDown runs a pod with a container and takes it away, and says how long that
+// took.
+func (n *node) upAndDown(handlers []config.Handler) time.Duration {
+	n.t.Helper()
+	start := time.Now()
+	config := n.pod(func(c *runtimeapi.PodSandboxConfig) {
+		// Names must not repeat those of the last life.
+		c.Metadata.Uid = newID()
+		switch kind := rand.IntN(3); {
+		case kind == 0:
+			c.Linux.SecurityContext.NamespaceOptions.Pid = runtimeapi.NamespaceMode_POD
+		case kind == 1 && len(handlers) == 0:
+			m := []*runtimeapi.IDMapping{{HostId: 200000, Length: 65536}}
+			c.Linux.SecurityContext.NamespaceOptions.UsernsOptions = &runtimeapi.UserNamespace{Uids: m, Gids: m}
+		}
+	})
+	pod := n.run(config)
+	script := n.script("echo x >/file; sleep 1000")
+	script.Linux.SecurityContext.NamespaceOptions = config.Linux.SecurityContext.NamespaceOptions
+	script.Mounts = []*runtimeapi.Mount{{ContainerPath: "/v", Image: &runtimeapi.ImageSpec{Image: testImage}, Readonly: true}}
+	n.sh(n.begin(pod, script), "true")
+	if _, err := n.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: pod}); err != nil {
+		n.t.Fatal(err)
+	}
+	return time.Since(start)
 }
 
 // TestKilledAnywhere kills an engine at any moment, many times. Each time the
@@ -103,40 +112,49 @@ func TestEngineToBeKilled(t *testing.T) {
 func TestKilledAnywhere(t *testing.T) { onHandlers(t, testKilledAnywhere) }
 
 func testKilledAnywhere(t *testing.T, handlers ...config.Handler) {
-	lives, longest := 40, 100
+	lives := 40
 	if len(handlers) > 0 { // it takes longer, and there are fewer ways
-		lives, longest = 15, 600
+		lives = 15
 	}
 	if testing.Short() {
 		lives = 3
 	}
-	n := newNode(t, handlers...)
+	newNode(t, handlers...).killEngines(testhost.Rounds(lives), func() {})
+}
+
+// killEngines kills so many engines on the node's state at any moment, and has
+// the node's own look at what each left.
+func (n *node) killEngines(lives int, look func()) {
+	n.t.Helper()
+	handlers := n.cfg.Settings.Handlers
 	p := parts{
 		Engine: n.cfg.StateDir, EngineRun: n.cfg.RunDir, Images: n.cfg.ImageDir,
 		Network: n.networkState, NetworkRun: n.networkRun, Supervisor: n.supervisorDir, Cgroup: testhost.Cgroup(), Handlers: handlers,
 	}
 	described, err := json.Marshal(p)
 	if err != nil {
-		t.Fatal(err)
+		n.t.Fatal(err)
 	}
+	longest := n.upAndDown(handlers) * 3 / 2
 	for life := range lives {
 		if err := n.Engine.Close(); err != nil {
-			t.Fatal(err)
+			n.t.Fatal(err)
 		}
 		n.images.Close()
 		n.net.Close()
-		n.liveAndDie(string(described), time.Duration(rand.IntN(longest))*time.Millisecond)
+		n.liveAndDie(string(described), rand.N(longest))
 		cfg, err := p.open(n.cfg.Log, n.client)
 		if err != nil {
-			t.Fatal(err)
+			n.t.Fatal(err)
 		}
 		n.cfg, n.images, n.net = cfg, cfg.Images, cfg.Network
 		n.start()
+		look()
 		for _, s := range n.allSandboxes() {
 			// Every second time the next engine is killed with it.
 			if life%2 == 0 {
 				if _, err := n.RemovePodSandbox(context.Background(), &runtimeapi.RemovePodSandboxRequest{PodSandboxId: s.id}); err != nil {
-					t.Fatalf("life %d: %v", life, err)
+					n.t.Fatalf("life %d: %v", life, err)
 				}
 			}
 		}

@@ -26,17 +26,23 @@ func hideInProject(dir string) {
 	}
 }
 
-// newNodeWithProjects is a node with its containers on a file system that counts
-// projects.
+// newNodeWithProjects is a node with the engine's state on a file system that
+// counts projects. In the end no project may have anything there.
 func newNodeWithProjects(t *testing.T, kind string) *node {
 	n := newNode(t)
 	if err := n.Engine.Close(); err != nil {
 		t.Fatal(err)
 	}
-	dir := n.layersDir()
 	// The node's own end comes after the file system's.
 	t.Cleanup(func() { n.start() })
-	quotatest.Mount(t, kind, dir)
+	quotatest.Mount(t, kind, n.cfg.StateDir)
+	t.Cleanup(func() {
+		if t.Failed() {
+			return
+		}
+		// XFS frees a moment later.
+		eventually(t, "no project has anything", func() bool { return len(quotatest.Used(t, n.cfg.StateDir)) == 0 })
+	})
 	n.start()
 	t.Cleanup(n.end)
 	if n.projects == nil {
@@ -175,6 +181,64 @@ func TestContainerThatHidesItsFiles(t *testing.T) {
 			}
 			if _, err := os.Stat(filepath.Join(n.containerFile(c, "upper"), "dir/file")); err != nil {
 				t.Error(err)
+			}
+		})
+	}
+}
+
+// TestKilledWithProjects: of the lives of engines that were killed no project is
+// left, and no two containers have one.
+func TestKilledWithProjects(t *testing.T) {
+	for _, kind := range quotatest.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			n := newNodeWithProjects(t, kind)
+			n.killEngines(8, func() {
+				of := map[uint32]string{}
+				for _, c := range n.allContainers() {
+					p := c.record().Project
+					if other, ok := of[p]; ok || p == 0 {
+						t.Errorf("container %s has project %d, as has %q", c.id, p, other)
+					}
+					of[p] = c.id
+				}
+			})
+		})
+	}
+}
+
+// TestCheckpointWithProjects: what a restore brings back is its container's.
+func TestCheckpointWithProjects(t *testing.T) {
+	needCRIU(t)
+	for _, kind := range quotatest.Kinds {
+		t.Run(kind, func(t *testing.T) {
+			n := newNodeWithProjects(t, kind)
+			pod := n.run(n.pod())
+			const many = "head -c 3000000 /dev/zero >/zeros; mkdir /dir; for i in $(seq 100); do echo $i >/dir/$i; done; rm -r /etc; "
+			c := n.begin(pod, n.script(many+counting))
+			eventually(t, "a first count", func() bool { return len(n.sh(c, "cat /count").Stdout) > 0 })
+			archive := filepath.Join(t.TempDir(), "archive.tar")
+			if _, err := n.CheckpointContainer(t.Context(), &runtimeapi.CheckpointContainerRequest{ContainerId: c, Location: archive}); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := n.RemoveContainer(t.Context(), &runtimeapi.RemoveContainerRequest{ContainerId: c}); err != nil {
+				t.Fatal(err)
+			}
+			restored := n.begin(pod, n.script("x", func(c *runtimeapi.ContainerConfig) { c.Image.Image = archive }))
+			n.countsFrom(restored, n.count(restored))
+			n.restart()
+			n.countsFrom(restored, n.count(restored))
+			if _, err := n.StopContainer(t.Context(), &runtimeapi.StopContainerRequest{ContainerId: restored}); err != nil {
+				t.Fatal(err)
+			}
+			n.exited(restored)
+			unix.Sync() // XFS gives back what it has kept ready
+			var told, walked quota.Usage
+			eventually(t, "quota and walk agree", func() bool {
+				told, walked = n.layer(restored), n.walked(restored)
+				return told == walked
+			})
+			if told.Bytes < 3000000 || told.Inodes < 100 {
+				t.Errorf("usage is %+v", told)
 			}
 		})
 	}

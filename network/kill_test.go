@@ -9,6 +9,8 @@ import (
 	"os/exec"
 	"strings"
 	"testing"
+
+	testhost "podstead/test/host"
 )
 
 // victim is the environment variable that makes this binary connect and
@@ -69,7 +71,7 @@ func TestKilledAtAnyMoment(t *testing.T) {
 	}
 	config, err := json.Marshal(victimConfig{cfg.Name, cfg.StateDir, cfg.HostDir, pods})
 	must(t, err)
-	kills := 24
+	kills := testhost.Rounds(24)
 	if testing.Short() {
 		kills = 5
 	}

@@ -25,7 +25,7 @@ import (
 )
 
 // timeout bounds every wait of these tests.
-const timeout = 10 * time.Second
+const timeout = time.Minute
 
 // lab is a host with a neighbour on a wire: hostIP on this side, outsideIP on
 // the other, by which the host's default route goes.

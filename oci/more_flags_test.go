@@ -112,7 +112,7 @@ func TestUpdateFlags(t *testing.T) {
 		for _, c := range []struct{ flag, value, v1, want1, v2, want2 string }{
 			{"--memory-reservation", "33554432", "memory/memory.soft_limit_in_bytes", "33554432", "memory.low", "33554432"},
 			{"--memory-swap", "134217728", "memory/memory.memsw.limit_in_bytes", "134217728", "memory.swap.max", "67108864"},
-			{"--cpu-share", "2048", "cpu/cpu.shares", "2048", "cpu.weight", "170"},
+			{"--cpu-share", "2048", "cpu/cpu.shares", "2048", "cpu.weight", "174"},
 			{"--cpu-quota", "50000", "cpu/cpu.cfs_quota_us", "50000", "cpu.max", "50000 100000"},
 			{"--cpu-period", "50000", "cpu/cpu.cfs_period_us", "50000", "", ""},
 			{"--cpu-burst", "1000", "cpu/cpu.cfs_burst_us", "1000", "cpu.max.burst", "1000"},
@@ -122,6 +122,9 @@ func TestUpdateFlags(t *testing.T) {
 			{"--kernel-memory-tcp", "1048576", "memory/memory.kmem.tcp.limit_in_bytes", "1048576", "", ""},
 			{"--cpu-idle", "1", "cpu/cpu.idle", "1", "cpu.idle", "1"},
 		} {
+			if !v1 && !b.ours && (c.flag == "--memory-swap" || c.flag == "--cpu-share") {
+				continue // they want the memory limit again, and compute another weight
+			}
 			if c.flag == "--cpu-burst" || c.flag == "--cpu-idle" || c.flag == "--kernel-memory-tcp" {
 				if !b.ours {
 					continue // came later, or is ignored

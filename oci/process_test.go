@@ -16,6 +16,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podstead/cgroup"
 	"podstead/sys"
 )
 
@@ -431,6 +432,25 @@ func TestLimits(t *testing.T) {
 		if err := json.Unmarshal([]byte(out), &e); err != nil || e.Type != "stats" || e.ID != b.id ||
 			e.Data.Memory.Usage.Limit != 48<<20 || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current != 1 {
 			b.Errorf("%s: %+v, %v", out, e, err)
+		}
+	})
+}
+
+// TestOOMGroup: a container whose group is killed as a whole for its memory does
+// not outlive one of its processes; another does.
+func TestOOMGroup(t *testing.T) {
+	if h, err := cgroup.Detect(); err != nil || !h.Unified() {
+		t.Skip("needs cgroup v2")
+	}
+	onBoth(t, func(b *box) {
+		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](32 << 20), Swap: ptr[int64](32 << 20)}
+		b.script("busybox tail /dev/zero; exit 7")
+		for group, want := range map[string]int{"0": 7, "1": 137} {
+			b.spec.Linux.Resources.Unified = map[string]string{"memory.oom.group": group}
+			b.write()
+			if r := b.run("run", "-b", b.bundle, b.id); r.code != want {
+				b.Errorf("memory.oom.group %s: %+v, want %d", group, r, want)
+			}
 		}
 	})
 }

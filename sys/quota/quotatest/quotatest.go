@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -88,5 +89,39 @@ func attach(t testing.TB, image string) string {
 		}
 		t.Cleanup(func() { device.Close() }) // after the unmount
 		return name
+	}
+}
+
+// Used are the projects that have files, below a directory's file system.
+func Used(t testing.TB, dir string) []uint32 {
+	t.Helper()
+	f, err := os.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	// What <linux/quota.h> has: Q_GETNEXTQUOTA for projects, struct if_nextdqblk.
+	const getNextQuota = 0x800009<<8 | 2
+	var out []uint32
+	for next := uint32(1); ; {
+		var d struct {
+			limits      [2]uint64
+			space       uint64
+			inodeLimits [2]uint64
+			inodes      uint64
+			times       [2]uint64
+			valid, id   uint32
+		}
+		_, _, errno := unix.Syscall6(unix.SYS_QUOTACTL_FD, f.Fd(), getNextQuota, uintptr(next), uintptr(unsafe.Pointer(&d)), 0, 0)
+		if errno == unix.ENOENT || errno == unix.ESRCH { // no more
+			return out
+		}
+		if errno != 0 {
+			t.Fatalf("quotas of %s: %v", dir, errno)
+		}
+		if d.space|d.inodes != 0 {
+			out = append(out, d.id)
+		}
+		next = d.id + 1
 	}
 }
