@@ -112,7 +112,10 @@ func (j job) feature() *runtimeapi.RuntimeHandlerFeatures {
 }
 
 func (j job) sandboxConfig(attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
-	config := j.request.Sandbox(j.pod, attempt)
+	config, err := j.request.Sandbox(j.pod, attempt)
+	if err != nil {
+		return nil, err
+	}
 	return config, j.mapUsers(config.Linux.SecurityContext.NamespaceOptions, nil)
 }
 

@@ -133,7 +133,7 @@ func (n Node) Hosts(pod *corev1.Pod, ips []string, hostFile []byte) []byte {
 			"fe00::0\tip6-mcastprefix\n" +
 			"fe00::1\tip6-allnodes\n" +
 			"fe00::2\tip6-allrouters\n")
-		name, domain := Hostname(pod, n.Name)
+		name, domain := n.Hostname(pod)
 		for _, ip := range ips {
 			if domain != "" {
 				fmt.Fprintf(&b, "%s\t%s.%s\t%s\n", ip, name, domain, name)

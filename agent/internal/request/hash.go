@@ -35,6 +35,9 @@ func SandboxHash(pod *corev1.Pod) string {
 	if !HostUsers(pod) { // only then: older agents did not count it
 		values = append(values, "user namespace")
 	}
+	if asFQDN(pod) { // nor this
+		values = append(values, "hostname is the FQDN")
+	}
 	return hash(values...)
 }
 

@@ -106,6 +106,11 @@ func TestHosts(t *testing.T) {
 			t.Errorf("no %q in\n%s", want, got)
 		}
 	}
+	in := node()
+	in.ClusterDomain = "cluster.local"
+	if got := string(in.Hosts(p, []string{"10.0.0.2"}, nil)); !strings.Contains(got, "10.0.0.2\tweb.sub.ns.svc.cluster.local\tweb\n") {
+		t.Errorf("in a cluster domain:\n%s", got)
+	}
 	p.Spec.HostNetwork = true
 	if got := string(node().Hosts(p, nil, []byte("1.2.3.4\thost\n"))); !strings.HasPrefix(got, "# Kubernetes-managed hosts file (host network).\n1.2.3.4\thost\n") {
 		t.Errorf("%s", got)
@@ -127,8 +132,38 @@ func TestHostname(t *testing.T) {
 	} {
 		p := pod(corev1.Container{})
 		c.change(p)
-		if got, _ := Hostname(p, "n1"); got != c.want {
+		if got, _ := node().Hostname(p); got != c.want {
 			t.Errorf("%s, want %s", got, c.want)
+		}
+	}
+}
+
+func TestHostnameAsFQDN(t *testing.T) {
+	for _, c := range []struct {
+		what, domain, hostname, subdomain string
+		leaf, host                        bool
+		want                              string
+	}{
+		{"", "cluster.local", "", "sub", false, false, "web.sub.ns.svc.cluster.local"},
+		{"with a hostname", "cluster.local", "h", "sub", false, false, "h.sub.ns.svc.cluster.local"},
+		{"not asked for", "cluster.local", "h", "sub", true, false, "h"},
+		{"without a subdomain", "cluster.local", "", "", false, false, "web"},
+		{"without a cluster domain", "", "", "sub", false, false, "web"},
+		{"in the host's network", "cluster.local", "", "sub", false, true, ""},
+		{"of 64 characters", "cluster.local", strings.Repeat("a", 39), "sub", false, false, strings.Repeat("a", 39) + ".sub.ns.svc.cluster.local"},
+		{"of 65 characters", "cluster.local", strings.Repeat("a", 40), "sub", false, false,
+			"failed to construct FQDN from pod hostname and cluster domain, FQDN " + strings.Repeat("a", 40) + ".sub.ns.svc.cluster.local is too long (64 characters is the max, 65 characters requested)"},
+	} {
+		n, p, fqdn := node(), pod(corev1.Container{}), !c.leaf
+		n.ClusterDomain = c.domain
+		p.Spec.Hostname, p.Spec.Subdomain, p.Spec.HostNetwork, p.Spec.SetHostnameAsFQDN = c.hostname, c.subdomain, c.host, &fqdn
+		s, err := n.Sandbox(p, 0)
+		got := s.GetHostname()
+		if err != nil {
+			got = err.Error()
+		}
+		if got != c.want {
+			t.Errorf("%s: %s, want %s", c.what, got, c.want)
 		}
 	}
 }
@@ -229,6 +264,8 @@ func TestHashesChangeWithWhatMatters(t *testing.T) {
 		{"a host port", func(p *corev1.Pod) {
 			p.Spec.Containers[1].Ports = []corev1.ContainerPort{{ContainerPort: 1, HostPort: 2}}
 		}, true, false, true},
+		{"a hostname that is a leaf", func(p *corev1.Pod) { p.Spec.SetHostnameAsFQDN = new(bool) }, false, false, false},
+		{"a hostname that is the FQDN", func(p *corev1.Pod) { yes := true; p.Spec.SetHostnameAsFQDN = &yes }, true, false, false},
 		{"an init container", func(p *corev1.Pod) { p.Spec.InitContainers = []corev1.Container{{Name: "i"}} }, true, false, false},
 		{"the QoS class", func(p *corev1.Pod) { p.Spec.Containers[1].Resources = res("1/", "") }, true, false, false},
 		{"what is no cpu and no memory", func(p *corev1.Pod) {

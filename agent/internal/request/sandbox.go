@@ -4,6 +4,7 @@
 package request
 
 import (
+	"fmt"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -35,17 +36,21 @@ type Node struct {
 	Memory     Memory
 }
 
-// maxHostname is what the kernel takes less one, as the kubelet has it.
-const maxHostname = 63
+// maxHostname is what the kernel takes less one, as the kubelet has it of names;
+// maxFQDN is all that the kernel takes.
+const (
+	maxHostname = 63
+	maxFQDN     = 64
+)
 
 // Hostname is the pod's name for itself, and its domain, which may be "".
-func Hostname(pod *corev1.Pod, node string) (name, domain string) {
+func (n Node) Hostname(pod *corev1.Pod) (name, domain string) {
 	s := &pod.Spec
 	switch {
 	case s.HostnameOverride != nil && *s.HostnameOverride != "":
 		return *s.HostnameOverride, ""
 	case s.HostNetwork:
-		return node, ""
+		return n.Name, ""
 	case s.Hostname != "":
 		name = s.Hostname
 	default:
@@ -53,8 +58,30 @@ func Hostname(pod *corev1.Pod, node string) (name, domain string) {
 	}
 	if s.Subdomain != "" {
 		domain = s.Subdomain + "." + pod.Namespace
+		if n.ClusterDomain != "" {
+			domain += ".svc." + n.ClusterDomain
+		}
 	}
 	return name, domain
+}
+
+// uts is what the kernel is told of the name: the pod's leaf name or, if it wants
+// that and there is a cluster domain to which it could belong, all of it.
+func (n Node) uts(pod *corev1.Pod) (string, error) {
+	name, domain := n.Hostname(pod)
+	if !asFQDN(pod) || domain == "" || n.ClusterDomain == "" {
+		return name, nil
+	}
+	fqdn := name + "." + domain
+	if len(fqdn) > maxFQDN {
+		return "", fmt.Errorf("failed to construct FQDN from pod hostname and cluster domain, FQDN %s is too long (%d characters is the max, %d characters requested)",
+			fqdn, maxFQDN, len(fqdn))
+	}
+	return fqdn, nil
+}
+
+func asFQDN(pod *corev1.Pod) bool {
+	return pod.Spec.SetHostnameAsFQDN != nil && *pod.Spec.SetHostnameAsFQDN
 }
 
 // LogDirectory is where the logs of a pod are.
@@ -63,7 +90,7 @@ func (n Node) LogDirectory(pod *corev1.Pod) string {
 }
 
 // Sandbox makes the configuration of a pod's sandbox.
-func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) *runtimeapi.PodSandboxConfig {
+func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
 	config := &runtimeapi.PodSandboxConfig{
 		Metadata: &runtimeapi.PodSandboxMetadata{
 			Name: pod.Name, Namespace: pod.Namespace, Uid: string(pod.UID), Attempt: attempt,
@@ -89,13 +116,17 @@ func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) *runtimeapi.PodSandboxCon
 	}
 	config.Annotations[observe.AnnotationSandboxHash] = SandboxHash(pod)
 	if !pod.Spec.HostNetwork {
-		config.Hostname, _ = Hostname(pod, n.Name)
+		name, err := n.uts(pod)
+		if err != nil {
+			return nil, err
+		}
+		config.Hostname = name
 		config.PortMappings = portMappings(pod)
 	}
 	for _, s := range pod.Spec.SecurityContext.Sysctls {
 		config.Linux.Sysctls[strings.ReplaceAll(s.Name, "/", ".")] = s.Value
 	}
-	return config
+	return config, nil
 }
 
 func (n Node) labels(pod *corev1.Pod, container string) map[string]string {

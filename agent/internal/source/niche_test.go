@@ -28,7 +28,7 @@ func TestNicheFieldsAreRefused(t *testing.T) {
 		volume(`configMap: {name: c, defaultUser: 7}`):                                        "spec.volumes[0].configMap.defaultUser: Forbidden",
 		volume(`projected: {sources: [{clusterTrustBundle: {path: p}}]}`):                     "clusterTrustBundle: Forbidden",
 		volume(`projected: {sources: [{podCertificate: {signerName: s, keyType: ED25519}}]}`): "podCertificate: Forbidden",
-		`setHostnameAsFQDN: true, containers: [{name: a, image: x}]`:                          "spec.setHostnameAsFQDN: Forbidden",
+		`setHostnameAsFQDN: true, hostnameOverride: h, containers: [{name: a, image: x}]`:     "spec.setHostnameAsFQDN: Forbidden: together with hostnameOverride",
 		`schedulingGates: [{name: g}], containers: [{name: a, image: x}]`:                     "spec.schedulingGates: Forbidden",
 		container(`restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}], restartPolicy: Never`): "restartPolicyRules[0].action",
 	} {

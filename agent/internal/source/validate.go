@@ -107,6 +107,9 @@ func (c *podCheck) podFields(p *field.Path) {
 		if len(*h) > 64 {
 			c.add(field.TooLong(p.Child("hostnameOverride"), *h, 64))
 		}
+		if s.SetHostnameAsFQDN != nil && *s.SetHostnameAsFQDN {
+			c.add(field.Forbidden(p.Child("setHostnameAsFQDN"), "together with hostnameOverride"))
+		}
 	}
 	for i, r := range s.ImagePullSecrets {
 		if r.Name == "" {
