@@ -105,6 +105,9 @@ func parseMountinfo(table string) *Hierarchy {
 // unescapeMount undoes the kernel's octal escapes of space, tab, newline and
 // backslash.
 func unescapeMount(s string) string {
+	if !strings.Contains(s, `\`) { // as a rule; a replacer takes long to be made
+		return s
+	}
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 

@@ -60,11 +60,11 @@ func Main(args []string) int {
 
 func (c *cli) main(args []string) int {
 	if slices.ContainsFunc(args, forks) {
-		// Before anything else is done, because it is done again then. What goes
-		// wrong, setUp says.
+		// Before anything else is done, because it is done again then; package early
+		// may have done it already. What goes wrong, setUp says.
 		_ = c.protect(os.Args)
 	}
-	cmd := c.command()
+	cmd := c.command(args)
 	cmd.SetArgs(args)
 	err := cmd.ExecuteContext(context.Background())
 	defer c.close()
@@ -85,7 +85,19 @@ func (c *cli) main(args []string) int {
 	return 1
 }
 
-func (c *cli) command() *cobra.Command {
+// verbs are the commands, by name.
+func (c *cli) verbs() map[string]func(*cli) *cobra.Command {
+	return map[string]func(*cli) *cobra.Command{
+		"create": createCommand, "start": startCommand, "run": runCommand, "state": stateCommand, "kill": killCommand,
+		"delete": deleteCommand, "list": listCommand, "ps": psCommand, "exec": execCommand, "pause": pauseCommand,
+		"resume": resumeCommand, "update": updateCommand, "events": eventsCommand, "spec": specCommand,
+		"features": featuresCommand, "checkpoint": checkpointCommand, "restore": restoreCommand,
+	}
+}
+
+// command is the command line with those verbs that args mention, or with all if
+// they mention none: to make them all takes longer than what some of them do.
+func (c *cli) command(args []string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:               "podstead-oci",
 		Short:             "Run containers from OCI bundles, with runc's command line",
@@ -104,11 +116,17 @@ func (c *cli) command() *cobra.Command {
 	f.StringVar(&c.rootless, "rootless", "auto", "do without what only root can: true, false, auto")
 	f.StringVar(&c.criu, "criu", "", "obsolete, ignored")
 	cmd.Flags().BoolP("version", "v", false, "print the version")
-	cmd.AddCommand(
-		createCommand(c), startCommand(c), runCommand(c), stateCommand(c), killCommand(c), deleteCommand(c),
-		listCommand(c), psCommand(c), execCommand(c), pauseCommand(c), resumeCommand(c), updateCommand(c),
-		eventsCommand(c), specCommand(), featuresCommand(), checkpointCommand(c), restoreCommand(c),
-	)
+	verbs := c.verbs()
+	for name, verb := range verbs {
+		if slices.Contains(args, name) {
+			cmd.AddCommand(verb(c))
+		}
+	}
+	if !cmd.HasSubCommands() {
+		for _, verb := range verbs {
+			cmd.AddCommand(verb(c))
+		}
+	}
 	return cmd
 }
 

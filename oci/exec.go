@@ -2,7 +2,6 @@ package oci
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -17,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/oci/internal/lazyjson"
 	"podstead/oci/launch"
 	"podstead/sys"
 )
@@ -34,6 +34,8 @@ type ExecOptions struct {
 	// on cgroup v1 "CONTROLLER[,CONTROLLER]:PATH", one for each hierarchy.
 	Subgroups    []string
 	IgnorePaused bool
+	// spec is the container's specification, nil if nobody has read it yet.
+	spec *specs.Spec
 }
 
 // Exec runs an additional process in a running container, and, unless
@@ -66,9 +68,12 @@ func (r *Runtime) Exec(ctx context.Context, id string, o ExecOptions) (code int,
 }
 
 func (c *container) forkExec(o ExecOptions) (*launch.Child, error) {
-	spec, err := c.spec()
-	if err != nil {
-		return nil, err
+	spec := o.spec
+	if spec == nil {
+		var err error
+		if spec, err = c.spec(); err != nil {
+			return nil, err
+		}
 	}
 	join, dir, err := c.subgroups(o.Subgroups)
 	if err != nil {
@@ -258,7 +263,7 @@ func (e *execFlags) processOf(base *specs.Process, args []string) (*specs.Proces
 			return nil, fmt.Errorf("--process: %w", err)
 		}
 		p := &specs.Process{}
-		if err := json.Unmarshal(b, p); err != nil {
+		if err := lazyjson.Unmarshal(b, p); err != nil {
 			return nil, fmt.Errorf("--process %s: %w", e.process, err)
 		}
 		return p, nil
@@ -332,14 +337,15 @@ func execCommand(cli *cli) *cobra.Command {
 		Short: "Run an additional process in a container",
 		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			base, err := cli.runtime.process(args[0])
+			spec, err := cli.runtime.spec(args[0])
 			if err != nil {
 				return execError{err}
 			}
-			o, err := flags.options(base, args[1:])
+			o, err := flags.options(spec.Process, args[1:])
 			if err != nil {
 				return execError{err}
 			}
+			o.spec = spec
 			code, err := cli.runtime.Exec(cmd.Context(), args[0], o)
 			if err != nil {
 				return execError{err}
@@ -354,15 +360,11 @@ func execCommand(cli *cli) *cobra.Command {
 	return cmd
 }
 
-// process is the specification of a container's first process.
-func (r *Runtime) process(id string) (*specs.Process, error) {
+// spec is a container's specification.
+func (r *Runtime) spec(id string) (*specs.Spec, error) {
 	c, err := r.load(id)
 	if err != nil {
 		return nil, err
 	}
-	spec, err := c.spec()
-	if err != nil {
-		return nil, err
-	}
-	return spec.Process, nil
+	return c.spec()
 }

@@ -39,7 +39,7 @@ func Features() features.Features {
 	}
 }
 
-func featuresCommand() *cobra.Command {
+func featuresCommand(*cli) *cobra.Command {
 	return &cobra.Command{
 		Use:   "features",
 		Short: "Print what this runtime can do, as JSON",

@@ -10,6 +10,7 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
+	"podstead/oci/internal/lazyjson"
 	"podstead/oci/resctrl"
 	"podstead/sys"
 )
@@ -57,7 +58,7 @@ func readRecord(path string) (record, error) {
 	if err != nil {
 		return r, err
 	}
-	if err := json.Unmarshal(b, &r); err != nil {
+	if err := lazyjson.Unmarshal(b, &r); err != nil {
 		return r, fmt.Errorf("%s: %w", path, err)
 	}
 	if r.Version != recordVersion {
@@ -119,17 +120,7 @@ func (c *container) statusBeforePid() (specs.ContainerState, error) {
 }
 
 // alive tells whether the process is there and no zombie.
-func (c *container) alive() bool {
-	if got, err := sys.StartTime(c.Pid); err != nil || got != c.StartTime {
-		return false
-	}
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Pid))
-	if err != nil {
-		return false
-	}
-	_, fields := sys.ParseStat(b)
-	return len(fields) > 0 && fields[0] != "Z" && fields[0] != "X"
-}
+func (c *container) alive() bool { return sys.Running(c.Pid, c.StartTime) }
 
 // need returns an error unless the container has one of the statuses.
 func (c *container) need(verb string, want ...specs.ContainerState) (specs.ContainerState, error) {
@@ -184,7 +175,7 @@ func readSpec(path string) (*specs.Spec, error) {
 		return nil, err
 	}
 	var s specs.Spec
-	if err := json.Unmarshal(b, &s); err != nil {
+	if err := lazyjson.Unmarshal(b, &s); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return &s, nil

@@ -84,7 +84,7 @@ func covered(patterns map[string]bool, row string) bool {
 // allRows are the command line and the properties as they are in the code.
 func allRows() []string {
 	var rows []string
-	cmd := (&cli{}).command()
+	cmd := (&cli{}).command(nil)
 	cmd.PersistentFlags().VisitAll(func(f *pflag.Flag) { rows = append(rows, "--"+f.Name) })
 	for _, c := range cmd.Commands() {
 		rows = append(rows, c.Name())

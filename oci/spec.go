@@ -79,7 +79,7 @@ func makeRootless(s *specs.Spec) {
 	}
 }
 
-func specCommand() *cobra.Command {
+func specCommand(*cli) *cobra.Command {
 	var bundle string
 	var rootless bool
 	cmd := &cobra.Command{

@@ -35,14 +35,28 @@ func OpenPidfd(pid int, startTime uint64) (*os.File, error) {
 
 // StartTime returns when a process started, in clock ticks since boot.
 func StartTime(pid int) (uint64, error) {
+	_, start, err := stateOf(pid)
+	return start, err
+}
+
+// Running tells whether the process with a number is there, is the one that started
+// at a time, and is no zombie.
+func Running(pid int, startTime uint64) bool {
+	state, start, err := stateOf(pid)
+	return err == nil && start == startTime && state != "Z" && state != "X"
+}
+
+// stateOf returns the letter of a process's state, and when it started.
+func stateOf(pid int) (state string, start uint64, err error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, err
+		return "", 0, err
 	}
 	_, fields := ParseStat(b)
 	const startTimeField = 22 - 3
 	if len(fields) <= startTimeField {
-		return 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))
+		return "", 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))
 	}
-	return strconv.ParseUint(fields[startTimeField], 10, 64)
+	start, err = strconv.ParseUint(fields[startTimeField], 10, 64)
+	return fields[0], start, err
 }

@@ -7,6 +7,12 @@ import (
 	"os"
 
 	"podstead/oci"
+	"podstead/oci/early"
 )
 
-func main() { os.Exit(oci.Main(os.Args[1:])) }
+func main() {
+	if os.Getenv("GOMAXPROCS") == early.OneProcessor {
+		os.Unsetenv("GOMAXPROCS")
+	}
+	os.Exit(oci.Main(os.Args[1:]))
+}

@@ -9,8 +9,11 @@
 // packages whose imports are initialised, the one with the first import path
 // goes first. This one imports nothing, while syscall needs sync, whose path
 // sorts after "podstead": so this one is always earlier. It must therefore
-// never import anything, and asks the kernel by a few lines of assembly.
+// never import anything, and has the linker give it syscall's own way to the
+// kernel, which needs no initialisation.
 package rlimit
+
+import "unsafe"
 
 // Limit is a resource limit as the kernel has it.
 type Limit struct{ Soft, Hard uint64 }
@@ -19,13 +22,11 @@ const noFile = 7 // RLIMIT_NOFILE
 
 var nofile = read()
 
-// prlimit64 reads a limit of this process; it returns a negative errno.
-//
-//go:noescape
-func prlimit64(resource uintptr, old *Limit) (errno uintptr)
+//go:linkname syscall6 syscall.RawSyscall6
+func syscall6(nr, a, b, c, d, e, f uintptr) (r1, r2, errno uintptr)
 
 func read() (l Limit) {
-	if prlimit64(noFile, &l) != 0 {
+	if _, _, errno := syscall6(sysPrlimit64, 0, noFile, 0, uintptr(unsafe.Pointer(&l)), 0, 0); errno != 0 {
 		return Limit{1024, 4096}
 	}
 	return l
