@@ -40,6 +40,7 @@ import (
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/imagegc"
 	"podstead/agent/internal/kubeletapi"
+	"podstead/agent/internal/oom"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
@@ -167,6 +168,8 @@ type Agent struct {
 	evictor *evictor
 	figures *stats.Source
 	began   time.Time
+	// kernelLog is where the kernel tells whom it killed; "": nobody listens.
+	kernelLog string
 
 	requests chan func(context.Context) // run by the loop
 	touched  chan touch
@@ -214,7 +217,7 @@ func New(cfg Config) (*Agent, error) {
 		return nil, err
 	}
 	a := &Agent{
-		began:    time.Now(),
+		began: time.Now(), kernelLog: oom.Log,
 		cfg:      cfg,
 		decoder:  decoder,
 		applied:  &source.Applied{Dir: filepath.Join(cfg.StateDir, "applied"), Decoder: decoder},

@@ -19,17 +19,24 @@ import (
 
 // serveFake runs an agent on a fake runtime, in real time, behind its socket.
 func serveFake(t *testing.T) (*client.Client, *fakeRuntime) {
+	t.Helper()
+	return serveFakeIn(t, t.TempDir(), "")
+}
+
+// serveFakeIn has its state in a directory and reads a kernel's log.
+func serveFakeIn(t *testing.T, dir, kernelLog string) (*client.Client, *fakeRuntime) {
+	t.Helper()
 	rt := newFake(t)
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "agent.sock")
+	socket := filepath.Join(t.TempDir(), "agent.sock")
 	listener, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a, err := New(Config{Runtime: rt, StateDir: filepath.Join(dir, "state"), PodLogsDir: filepath.Join(dir, "logs"), NodeName: "n1", Version: "v", Listener: listener})
+	a, err := New(Config{Runtime: rt, StateDir: filepath.Join(dir, "state"), RunDir: filepath.Join(dir, "run"), PodLogsDir: filepath.Join(dir, "logs"), NodeName: "n1", Version: "v", Listener: listener})
 	if err != nil {
 		t.Fatal(err)
 	}
+	a.kernelLog = kernelLog
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()

@@ -32,13 +32,15 @@ func (b backend) Node(ctx context.Context) *corev1.Node {
 	}
 	st.Addresses = append(st.Addresses, corev1.NodeAddress{Type: corev1.NodeHostName, Address: b.a.cfg.NodeName})
 	st.NodeInfo = corev1.NodeSystemInfo{
-		MachineID: firstLine("/etc/machine-id"), BootID: firstLine("/proc/sys/kernel/random/boot_id"),
+		MachineID: firstLine("/etc/machine-id"), BootID: bootID(),
 		OSImage: osImage(), KernelVersion: kernel(), OperatingSystem: runtime.GOOS, Architecture: runtime.GOARCH,
 		ContainerRuntimeVersion: n.runtimeName + "://" + n.runtimeVersion, KubeletVersion: b.a.cfg.Version,
 	}
 	st.Conditions = append(b.pressures(), b.ready(ctx))
 	return node
 }
+
+func (b backend) NodeEvents() []corev1.Event { return b.a.node.events.OfNode() }
 
 // pressures are the conditions that eviction knows, in the kubelet's words.
 func (b backend) pressures() (list []corev1.NodeCondition) {

@@ -156,6 +156,7 @@ func (s *story) boot() {
 	}
 	a.evictor.read, a.evictor.stalls = s.host.read, s.host.wait
 	a.images.Disk = s.host.disk
+	a.kernelLog = ""
 	ctx, cancel := context.WithCancel(context.Background())
 	_, changes, unwatch := a.board.watch()
 	go func() {

@@ -58,6 +58,7 @@ func (b *bench) boot() {
 	}
 	a.evictor.read, a.evictor.stalls = b.host.read, b.host.wait
 	a.images.Disk = b.host.disk
+	a.kernelLog = ""
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() { done <- a.Run(ctx) }()

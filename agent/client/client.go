@@ -113,6 +113,12 @@ func (c *Client) Nodes(ctx context.Context) (*corev1.NodeList, error) {
 	return list, c.json(ctx, http.MethodGet, "/api/v1/nodes", nil, nil, list)
 }
 
+// NodeEvents returns what happened to the node, oldest first.
+func (c *Client) NodeEvents(ctx context.Context, name string) (*corev1.EventList, error) {
+	list := &corev1.EventList{}
+	return list, c.json(ctx, http.MethodGet, "/api/v1/nodes/"+url.PathEscape(name)+"/events", nil, nil, list)
+}
+
 // Summary tells what the node and its pods use of cpu and memory.
 func (c *Client) Summary(ctx context.Context) (*stats.Summary, error) {
 	sum := &stats.Summary{}

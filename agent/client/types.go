@@ -22,6 +22,7 @@
 //	GET|POST /api/v1/namespaces/{ns}/pods/{name}/portforward?ports=                                              upgraded
 //	GET    /api/v1/nodes                                   v1.NodeList, of this node
 //	GET    /api/v1/nodes/{name}                            v1.Node
+//	GET    /api/v1/nodes/{name}/events                     v1.EventList, oldest first
 //	GET    /stats/summary?only_cpu_and_memory=             the kubelet's stats.Summary (k8s.io/kubelet/pkg/apis/stats/v1alpha1)
 //	POST   /shutdown?cancel=                               ends all pods, those of the highest priority last, and starts none
 //	POST   /apply                YAML or JSON documents → ApplyResult

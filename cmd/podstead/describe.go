@@ -94,6 +94,11 @@ func describePod(out io.Writer, p *corev1.Pod, why client.Why, events []corev1.E
 		ephemeral = append(ephemeral, corev1.Container(e.EphemeralContainerCommon))
 	}
 	describeContainers(w, "Ephemeral containers", ephemeral, p.Status.EphemeralContainerStatuses)
+	describeEvents(w, events)
+	return w.Flush()
+}
+
+func describeEvents(w io.Writer, events []corev1.Event) {
 	fmt.Fprintln(w, "Events:")
 	for _, e := range events {
 		count := ""
@@ -102,7 +107,6 @@ func describePod(out io.Writer, p *corev1.Pod, why client.Why, events []corev1.E
 		}
 		fmt.Fprintf(w, "  %s\t%s\t%s\t%s%s\n", age(e.LastTimestamp.Time), e.Type, e.Reason, e.Message, count)
 	}
-	return w.Flush()
 }
 
 func describeWait(wait client.Wait) string {

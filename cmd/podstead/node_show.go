@@ -96,6 +96,11 @@ func describeNode(cmd *cobra.Command, c *client.Client) error {
 			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", c.Type, c.Status, c.Reason, c.Message)
 		}
 		describeResources(w, n, pods.Items)
+		events, err := c.NodeEvents(cmd.Context(), n.Name)
+		if err != nil {
+			return err
+		}
+		describeEvents(w, events.Items)
 	}
 	return w.Flush()
 }

@@ -52,6 +52,7 @@ type Backend interface {
 	// LogPath is the log file of an instance of a container.
 	LogPath(pod *corev1.Pod, container string, restarts int32) string
 	Node(context.Context) *corev1.Node
+	NodeEvents() []corev1.Event
 	// Summary is what the node and its pods use, of cpu and memory alone or of all.
 	Summary(ctx context.Context, cpuAndMemory bool) (*stats.Summary, error)
 	// Shutdown ends all pods before the machine goes down, or lets them begin again.
@@ -105,6 +106,7 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 	handle(pod+"/portforward", s.portForward)
 	handle("GET /api/v1/nodes", s.listNodes)
 	handle("GET /api/v1/nodes/{name}", s.getNode)
+	handle("GET /api/v1/nodes/{name}/events", s.nodeEvents)
 	handle("GET /stats/summary", s.summary)
 	handle("POST /shutdown", s.shutdown)
 	handle("POST /apply", s.apply)

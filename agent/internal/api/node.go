@@ -20,6 +20,13 @@ func (s *server) getNode(w http.ResponseWriter, r *http.Request) error {
 	return reply(w, node)
 }
 
+func (s *server) nodeEvents(w http.ResponseWriter, r *http.Request) error {
+	if name := r.PathValue("name"); name != s.backend.Version().Node {
+		return apierrors.NewNotFound(corev1.Resource("nodes"), name)
+	}
+	return reply(w, corev1.EventList{TypeMeta: metav1.TypeMeta{Kind: "EventList", APIVersion: "v1"}, Items: s.backend.NodeEvents()})
+}
+
 func (s *server) summary(w http.ResponseWriter, r *http.Request) error {
 	sum, err := s.backend.Summary(r.Context(), flag(r.URL.Query(), "only_cpu_and_memory"))
 	if err != nil {
@@ -32,5 +39,5 @@ func (s *server) shutdown(w http.ResponseWriter, r *http.Request) error {
 	if err := s.backend.Shutdown(r.Context(), flag(r.URL.Query(), "cancel")); err != nil {
 		return err
 	}
-	return reply(w, metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusSuccess})
+	return done(w)
 }

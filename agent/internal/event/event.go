@@ -1,4 +1,4 @@
-// Package event remembers what happened to the pods, a bounded number of events
+// Package event remembers what happened to the pods and to the node, a bounded number of events
 // each, equal ones counted. It lives in memory only; describing a pod and the
 // watch of the API read it.
 package event
@@ -10,6 +10,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 // perPod bounds the events of one pod, and maxPods the pods that have any: those
@@ -25,7 +26,7 @@ type Log struct {
 	notify func(namespace, name string, e corev1.Event)
 
 	mu   sync.Mutex
-	pods map[string][]corev1.Event
+	pods map[string][]corev1.Event // by namespace/name; the node's by ofNode
 	seq  int
 }
 
@@ -36,22 +37,36 @@ func NewLog(node string, notify func(namespace, name string, e corev1.Event)) *L
 
 // Add records an event of a pod; container may be "".
 func (l *Log) Add(pod *corev1.Pod, container, kind, reason, message string) {
-	e := l.add(pod, container, kind, reason, message)
+	e := l.add(corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace, Name: pod.Name, UID: pod.UID,
+		FieldPath: fieldPath(pod, container)}, kind, reason, message)
 	if l.notify != nil {
 		l.notify(pod.Namespace, pod.Name, e)
 	}
 }
 
-func (l *Log) add(pod *corev1.Pod, container, kind, reason, message string) corev1.Event {
+// ofNode is where the node's events are; no namespace is called that.
+const ofNode = "Node/"
+
+// AddNode records an event of the node, as the kubelet refers to it.
+func (l *Log) AddNode(kind, reason, message string) {
+	l.add(corev1.ObjectReference{Kind: "Node", Name: l.node, UID: types.UID(l.node)}, kind, reason, message)
+}
+
+// OfNode returns the node's events, oldest first.
+func (l *Log) OfNode() []corev1.Event { return l.of(ofNode) }
+
+func (l *Log) add(of corev1.ObjectReference, kind, reason, message string) corev1.Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	now := metav1.NewTime(time.Now())
-	key := pod.Namespace + "/" + pod.Name
-	path := fieldPath(pod, container)
+	key, namespace := of.Namespace+"/"+of.Name, of.Namespace
+	if of.Kind == "Node" {
+		key, namespace = ofNode, metav1.NamespaceDefault
+	}
 	list := l.pods[key]
 	for i := range list {
 		e := &list[i]
-		if e.Reason == reason && e.Message == message && e.InvolvedObject.FieldPath == path && e.InvolvedObject.UID == pod.UID {
+		if e.Reason == reason && e.Message == message && e.InvolvedObject.FieldPath == of.FieldPath && e.InvolvedObject.UID == of.UID {
 			e.Count++
 			e.LastTimestamp = now
 			same := *e
@@ -65,11 +80,9 @@ func (l *Log) add(pod *corev1.Pod, container, kind, reason, message string) core
 	}
 	l.seq++
 	e := corev1.Event{
-		TypeMeta:   metav1.TypeMeta{Kind: "Event", APIVersion: "v1"},
-		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", pod.Name, l.seq), Namespace: pod.Namespace},
-		InvolvedObject: corev1.ObjectReference{Kind: "Pod", APIVersion: "v1", Namespace: pod.Namespace,
-			Name: pod.Name, UID: pod.UID, FieldPath: path},
-		Type: kind, Reason: reason, Message: message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
+		TypeMeta:       metav1.TypeMeta{Kind: "Event", APIVersion: "v1"},
+		ObjectMeta:     metav1.ObjectMeta{Name: fmt.Sprintf("%s.%x", of.Name, l.seq), Namespace: namespace},
+		InvolvedObject: of, Type: kind, Reason: reason, Message: message, Count: 1, FirstTimestamp: now, LastTimestamp: now,
 		Source: corev1.EventSource{Component: "podstead", Host: l.node},
 	}
 	list = append(list, e)
@@ -95,13 +108,15 @@ func fieldPath(pod *corev1.Pod, container string) string {
 }
 
 // Of returns a pod's events, oldest first.
-func (l *Log) Of(namespace, name string) []corev1.Event {
+func (l *Log) Of(namespace, name string) []corev1.Event { return l.of(namespace + "/" + name) }
+
+func (l *Log) of(key string) []corev1.Event {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return append([]corev1.Event(nil), l.pods[namespace+"/"+name]...)
+	return append([]corev1.Event(nil), l.pods[key]...)
 }
 
-// evict makes room by dropping the pod whose last event is the oldest.
+// evict makes room by dropping the pod whose last event is the oldest, or the node.
 func (l *Log) evict() {
 	oldest, at := "", time.Time{}
 	for key, list := range l.pods {
