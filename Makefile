@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-node test-vm-suites test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build install run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-node test-vm-suites test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -13,6 +13,15 @@ build:
 # A real pod in the foreground; Ctrl-C takes it down.
 run: build
 	bin/podstead up --load bin/hello.tar -f examples/hello.yaml
+
+# What "make build" has built, and units for systemd; see docs/agent.md.
+PREFIX ?= /usr/local
+install:
+	install -D -t $(DESTDIR)$(PREFIX)/bin bin/podstead bin/podstead-supervisor bin/podstead-oci
+	for unit in podstead podstead-cri; do \
+		install -D -m 644 packaging/systemd/$$unit.service $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service && \
+		sed -i 's|/usr/local/bin/|$(PREFIX)/bin/|g' $(DESTDIR)$(PREFIX)/lib/systemd/system/$$unit.service || exit; \
+	done
 
 # Everything that a test run needs from Debian; what is there is left alone.
 test-deps:
@@ -58,7 +67,7 @@ test-vm-node:
 test-vm-suites:
 	test/vm/run ./test/crictl ./test/hostile ./test/conformance ./test/critest
 test-vm-systemd:
-	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./oci
+	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./oci ./test/service
 
 # SELinux on such a kernel, with a small policy of ours, enforcing.
 test-selinux:

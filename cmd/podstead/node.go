@@ -253,6 +253,7 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	serve := func(ctx context.Context) error { return serveUntil(ctx, srv, criSocket) }
 	if !n.withAgent {
 		log.Info("serving", "cri", n.criSocket())
+		notifyReady(log)
 		return serve(ctx)
 	}
 	agentSocket, err := sup.Listen(ctx, "agent", "unix", n.agentSocket())
@@ -271,6 +272,7 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	log.Info("serving", "cri", n.criSocket(), "agent", n.agentSocket(), "manifests", n.manifests)
+	notifyReady(log)
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return serve(ctx) })
 	group.Go(func() error { return node.Run(ctx) })
@@ -300,6 +302,7 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	log.Info("serving", "agent", n.agentSocket(), "runtime", n.runtimeEndpoint, "manifests", n.manifests)
+	notifyReady(log)
 	return errors.Join(node.Run(ctx), n.tidyCgroups(ctx, cgroups))
 }
 
