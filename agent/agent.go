@@ -239,7 +239,7 @@ func New(cfg Config) (*Agent, error) {
 		Verify: cfg.Policy.VerifyImages, Dir: filepath.Join(cfg.StateDir, "image_manager"),
 		DockerConfigs: cfg.DockerConfigs, Providers: cfg.CredentialProviders,
 	})
-	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Log: cfg.Log}
+	a.images = &imagegc.Collector{Runtime: cfg.Runtime, Policy: cfg.Policy.Images, Named: a.namedImages, Removed: a.node.metrics.Collected, Log: cfg.Log}
 	a.evictor = newEvictor(a, cfg.Policy.Eviction)
 	a.node.events = event.NewLog(cfg.NodeName, a.board.event)
 	if err := a.newPlugins(); err != nil {

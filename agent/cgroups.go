@@ -9,10 +9,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/metric"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/request"
 	"podstead/cgroup"
@@ -29,6 +31,7 @@ type cgroups struct {
 	runDir    string // remembers that the tree is ours; "" for not
 	systemd   bool
 	pids      int64 // that a pod may have; 0: no limit
+	metrics   *metric.Metrics
 	log       *slog.Logger
 }
 
@@ -132,10 +135,11 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod, live bool) error {
 	if c.off() {
 		return nil
 	}
-	g := c.hierarchy.Group(node.CgroupParent(pod))
+	g, began := c.hierarchy.Group(node.CgroupParent(pod)), time.Now()
 	if err := g.Create(); err != nil {
 		return fmt.Errorf("make cgroup %s: %w", g.Path(), err)
 	}
+	c.metrics.Cgroup("create", time.Since(began))
 	var pids *specs.LinuxPids
 	if c.pids > 0 {
 		pids = &specs.LinuxPids{Limit: &c.pids}
@@ -152,9 +156,11 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod, live bool) error {
 }
 
 func (c *cgroups) set(g *cgroup.Group, r *specs.LinuxResources) error {
+	began := time.Now()
 	if err := g.Set(r); err != nil {
 		return fmt.Errorf("cgroup %s: %w", g.Path(), err)
 	}
+	c.metrics.Cgroup("update", time.Since(began))
 	return nil
 }
 
@@ -216,12 +222,14 @@ func (c *cgroups) remove(ctx context.Context, uid string) error {
 		if !g.Exists() {
 			continue
 		}
+		began := time.Now()
 		if err := g.Kill(ctx); err != nil {
 			return fmt.Errorf("kill what is left in cgroup %s: %w", g.Path(), err)
 		}
 		if err := g.Remove(ctx); err != nil {
 			return fmt.Errorf("remove cgroup %s: %w", g.Path(), err)
 		}
+		c.metrics.Cgroup("destroy", time.Since(began))
 	}
 	return nil
 }

@@ -37,7 +37,7 @@ func (a *Agent) newKubelet() (*kubeletapi.Server, error) {
 	n := a.node
 	mine := map[string]string{observe.LabelAgent: n.request.AgentID}
 	s, err := kubeletapi.New(kubeletapi.Config{
-		Settings: *a.cfg.Kubelet, NodeName: a.cfg.NodeName, Addrs: n.hostIPs,
+		Settings: *a.cfg.Kubelet, NodeName: a.cfg.NodeName, Version: a.cfg.Version, Began: a.began, Addrs: n.hostIPs,
 		Dir: filepath.Join(a.cfg.StateDir, "pki"), LogDir: "/var/log", Checkpoints: filepath.Join(a.cfg.StateDir, "checkpoints"),
 		API: a.handler(), Healthy: backend{a}.Healthy, Pods: a.board.list,
 		Runtime: a.cfg.Runtime, Labels: mine, Stats: a.figures, Metrics: n.metrics, Log: a.cfg.Log,

@@ -233,6 +233,7 @@ func (a *Agent) adopt(ctx context.Context) {
 
 // takeOrphan ends a pod that nobody wants.
 func (a *Agent) takeOrphan(ctx context.Context, pod *corev1.Pod) {
+	a.node.metrics.Orphan()
 	w := newWorker(a.node, pod, a.wanted, "")
 	w.end(nil)
 	a.spawn(ctx, w)

@@ -118,7 +118,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
 	n.openProjects()
-	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, runDir: cfg.RunDir, pids: cfg.Policy.PodPidsLimit, log: cfg.Log}
+	n.cgroups = &cgroups{hierarchy: cfg.Cgroups, root: cfg.CgroupRoot, runDir: cfg.RunDir, pids: cfg.Policy.PodPidsLimit, metrics: metrics, log: cfg.Log}
 	if cfg.Cgroups != nil && slices.Contains(cfg.Cgroups.Controllers(), "hugetlb") {
 		n.request.HugePages = slices.Sorted(maps.Keys(hugePages(hugePagesDir)))
 	}

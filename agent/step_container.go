@@ -53,7 +53,7 @@ func (j job) startContainer(ctx context.Context) *stepError {
 	}
 	id, failed := j.createAndStart(ctx, config)
 	if ctx.Err() == nil {
-		j.metrics.Started(j.kind(), failed.reasonOf())
+		j.metrics.Started(kindOf(j.pod, j.spec.Name), failed.reasonOf())
 	}
 	if failed != nil {
 		if ctx.Err() == nil {
@@ -64,13 +64,13 @@ func (j job) startContainer(ctx context.Context) *stepError {
 	return j.postStart(ctx, id)
 }
 
-// kind of the container, in the words of metrics.
-func (j job) kind() string {
-	is := func(c corev1.Container) bool { return c.Name == j.spec.Name }
+// kindOf a container, in the words of metrics.
+func kindOf(pod *corev1.Pod, name string) string {
+	is := func(c corev1.Container) bool { return c.Name == name }
 	switch {
-	case slices.ContainsFunc(j.pod.Spec.Containers, is):
+	case slices.ContainsFunc(pod.Spec.Containers, is):
 		return "container"
-	case slices.ContainsFunc(j.pod.Spec.InitContainers, is):
+	case slices.ContainsFunc(pod.Spec.InitContainers, is):
 		return "init_container"
 	}
 	return "ephemeral_container"

@@ -124,6 +124,7 @@ func (w *worker) container(ctx context.Context, c *runtimeapi.Container) (out ob
 			out.Message = m
 		}
 		if !known || !old.Dead() {
+			w.node.metrics.Terminated(kindOf(w.pod, out.Name), out.ExitCode, out.Reason)
 			w.flight.Add(client.FlightEntry{At: out.Finished, Kind: client.FlightNews, Container: out.Name,
 				What: fmt.Sprintf("ended with %d (%s)", out.ExitCode, out.Reason)})
 			w.node.log.Info("container ended", "pod", w.name(), "container", out.Name, "exit", out.ExitCode, "why", out.Reason)

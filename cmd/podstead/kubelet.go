@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
 	"podstead/agent"
@@ -84,6 +85,8 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	}
 	if n.kubeletAPI != nil {
 		n.kubeletAPI.Lenient = again
+		n.kubeletAPI.Flags = map[string]string{}
+		n.flags.VisitAll(func(f *pflag.Flag) { n.kubeletAPI.Flags[f.Name] = f.Value.String() })
 	}
 	if n.manifests == "" {
 		n.manifests = c.StaticPodPath

@@ -50,7 +50,10 @@ type Collector struct {
 	Policy  Policy
 	// Named lists the images that pods name, in any form.
 	Named func() []string
-	Log   *slog.Logger
+	// Removed, if not nil, is told of each image that was removed, why: "age" or
+	// "space", the kubelet's words.
+	Removed func(reason string)
+	Log     *slog.Logger
 
 	// Disk tells the size of the file system at a path and what is free of it, in
 	// bytes; nil asks the kernel.
@@ -116,7 +119,7 @@ func (c *Collector) Collect(ctx context.Context) error {
 		old := func(i candidate) bool { return now.Sub(latest(i.used, i.found)) > c.Policy.MaxAge }
 		var kept []candidate
 		for _, i := range images {
-			if i.stays != "" || !old(i) || c.remove(ctx, i, "unused for "+c.Policy.MaxAge.String()) != nil {
+			if i.stays != "" || !old(i) || c.remove(ctx, i, "age", "unused for "+c.Policy.MaxAge.String()) != nil {
 				kept = append(kept, i)
 			}
 		}
@@ -166,7 +169,7 @@ func (c *Collector) free(ctx context.Context, images []candidate, need int64) (f
 		if i.stays != "" || freed >= need {
 			continue
 		}
-		if err := c.remove(ctx, *i, "the disk is full"); err != nil {
+		if err := c.remove(ctx, *i, "space", "the disk is full"); err != nil {
 			i.stays = "could not be removed"
 			continue
 		}
@@ -176,7 +179,7 @@ func (c *Collector) free(ctx context.Context, images []candidate, need int64) (f
 	return freed
 }
 
-func (c *Collector) remove(ctx context.Context, i candidate, why string) error {
+func (c *Collector) remove(ctx context.Context, i candidate, reason, why string) error {
 	_, err := c.Runtime.RemoveImage(ctx, &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: i.Id}})
 	name := append(slices.Clone(i.RepoTags), i.RepoDigests...)
 	if err != nil {
@@ -187,6 +190,9 @@ func (c *Collector) remove(ctx context.Context, i candidate, why string) error {
 	c.mu.Lock()
 	delete(c.ages, i.Id)
 	c.mu.Unlock()
+	if c.Removed != nil {
+		c.Removed(reason)
+	}
 	return nil
 }
 

@@ -48,6 +48,8 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /containerLogs/{namespace}/{pod}/{container}", s.pod(s.logs))
 	mux.HandleFunc("GET /runningpods/", s.runningPods)
 	mux.HandleFunc("POST /checkpoint/{namespace}/{pod}/{container}", s.pod(s.checkpoint))
+	mux.HandleFunc("GET /statusz", s.statusz)
+	mux.HandleFunc("GET /flagz", s.flagz)
 	mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, map[string]any{"kubeletconfig": s.Configuration})
 	})
@@ -82,6 +84,11 @@ func (s *Server) figures(mux *http.ServeMux) {
 	}
 	scrape("/metrics", s.Metrics.Registry)
 	scrape("/metrics/probes", s.Metrics.Probes)
+	scrape("/metrics/slis", s.Metrics.SLIs)
+	mux.HandleFunc("DELETE /metrics/slis", func(w http.ResponseWriter, _ *http.Request) {
+		s.Metrics.ResetHealth()
+		_, _ = io.WriteString(w, "metrics reset\n")
+	})
 	mux.HandleFunc("GET /metrics/resource", s.collect(func(r *http.Request) prometheus.Collector { return resourceCollector{s, r.Context()} }))
 	mux.HandleFunc("GET /metrics/cadvisor", s.collect(func(r *http.Request) prometheus.Collector { return runtimeCollector{s, r.Context()} }))
 }
@@ -104,13 +111,19 @@ func (s *Server) healthMux() http.Handler {
 func (s *Server) health(mux *http.ServeMux) {
 	ok := func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "ok") }
 	turns := func(w http.ResponseWriter, r *http.Request) {
-		if err := s.Healthy(r.Context()); err != nil {
+		err := s.Healthy(r.Context())
+		s.Metrics.Health("syncloop", err == nil)
+		if err != nil {
 			http.Error(w, "healthz check failed: syncloop: "+err.Error(), http.StatusInternalServerError)
 			return
 		}
 		ok(w, r)
 	}
-	mux.HandleFunc("GET /healthz", turns)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) {
+		s.Metrics.Health("ping", true)
+		s.Metrics.Health("log", true)
+		turns(w, r)
+	})
 	mux.HandleFunc("GET /healthz/syncloop", turns)
 	mux.HandleFunc("GET /healthz/ping", ok)
 	mux.HandleFunc("GET /healthz/log", ok)

@@ -19,6 +19,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"runtime"
 	"strconv"
 	"sync"
 	"time"
@@ -45,7 +46,10 @@ type Settings struct {
 	MinVersion            uint16
 	Debugging             bool // logs, exec, attach, port-forward and the like
 	Profiling, SystemLogs bool // if Debugging, too
-	Configuration         any  // what /configz shows
+	// Contention: the profile of blocking is made, too, of the whole program.
+	Contention    bool
+	Configuration any               // what /configz shows
+	Flags         map[string]string // what /flagz shows
 	// Lenient: what is wrong with certificates is logged, and the API left out.
 	Lenient bool
 }
@@ -54,9 +58,11 @@ type Settings struct {
 type Config struct {
 	Settings
 	NodeName string
-	Addrs    []string // of the node, for a certificate of our own
-	Dir      string   // for that certificate
-	LogDir   string   // that /logs shows
+	Version  string    // of the program
+	Began    time.Time // when it was started
+	Addrs    []string  // of the node, for a certificate of our own
+	Dir      string    // for that certificate
+	LogDir   string    // that /logs shows
 	// Checkpoints is the directory for them.
 	Checkpoints string
 	API         http.Handler
@@ -107,6 +113,10 @@ func New(cfg Config) (*Server, error) {
 // Run serves until ctx ends. A port that cannot be had is logged and tried
 // again: pods do not wait for it.
 func (s *Server) Run(ctx context.Context) {
+	if s.Debugging && s.Profiling && s.Contention {
+		runtime.SetBlockProfileRate(1)
+		defer runtime.SetBlockProfileRate(0)
+	}
 	var wg sync.WaitGroup
 	serve := func(name, address string, port int, h http.Handler, secure bool) {
 		if port != 0 {

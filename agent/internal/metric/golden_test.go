@@ -63,6 +63,8 @@ func pods() []*corev1.Pod {
 		{ObjectMeta: metav1.ObjectMeta{Name: "a", Annotations: map[string]string{"kubernetes.io/config.source": "file"}},
 			Status: corev1.PodStatus{Phase: corev1.PodRunning, InitContainerStatuses: []corev1.ContainerStatus{ended}, ContainerStatuses: []corev1.ContainerStatus{running, running}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "b"}, Status: corev1.PodStatus{Phase: corev1.PodPending, ContainerStatuses: []corev1.ContainerStatus{created, {}}}},
+		{ObjectMeta: metav1.ObjectMeta{Name: "d", DeletionTimestamp: &metav1.Time{}}, Spec: corev1.PodSpec{EphemeralContainers: make([]corev1.EphemeralContainer, 2)},
+			Status: corev1.PodStatus{Phase: corev1.PodRunning, Conditions: []corev1.PodCondition{{Type: corev1.PodResizePending, Reason: corev1.PodReasonDeferred}, {Type: corev1.PodResizeInProgress}}}},
 		{ObjectMeta: metav1.ObjectMeta{Name: "c"}, Status: corev1.PodStatus{Phase: corev1.PodSucceeded, ContainerStatuses: []corev1.ContainerStatus{ended}}},
 	}
 }
@@ -79,6 +81,13 @@ func TestNamesAreTheKubelets(t *testing.T) {
 	m.Pulled(time.Hour, 200<<30)
 	m.Started("container", "")
 	m.Started("init_container", "RunContainerError")
+	m.Sandbox("runc", false, 30*time.Millisecond, nil)
+	m.Sandbox("", true, 2*time.Second, nil)
+	m.Sandbox("", true, 2*time.Second, errors.New("no"))
+	m.Terminated("container", 137, "OOMKilled")
+	m.Orphan()
+	m.Collected("space")
+	m.Cgroup("create", time.Millisecond)
 	m.Evicted("memory.available")
 	m.Preempted("cpu")
 	m.Running(4 * time.Second)
@@ -86,7 +95,9 @@ func TestNamesAreTheKubelets(t *testing.T) {
 	m.Probe(pod, "c", "Liveness", true, nil, 2*time.Millisecond)
 	m.Probe(pod, "c", "Liveness", false, nil, 2*time.Millisecond)
 	m.Probe(pod, "c", "Readiness", false, errors.New("no"), 20*time.Millisecond)
-	for file, r := range map[string]*prometheus.Registry{"metrics.golden": m.Registry, "probes.golden": m.Probes} {
+	m.Health("ping", true)
+	m.Health("syncloop", false)
+	for file, r := range map[string]*prometheus.Registry{"metrics.golden": m.Registry, "probes.golden": m.Probes, "slis.golden": m.SLIs} {
 		golden(t, "testdata/"+file, page(t, r))
 	}
 	m.Forget(pod)
@@ -101,6 +112,14 @@ func TestNobodyCounts(t *testing.T) {
 	m.Pulled(0, 0)
 	m.Started("container", "")
 	m.Evicted("x")
+	m.Preempted("x")
+	m.Sandbox("", true, 0, nil)
+	m.Terminated("container", 0, "")
+	m.Orphan()
+	m.Collected("age")
+	m.Cgroup("create", 0)
+	m.Health("ping", true)
+	m.ResetHealth()
 	m.Running(0)
 	m.Probe(&corev1.Pod{}, "", "", true, nil, 0)
 	m.Forget(&corev1.Pod{})

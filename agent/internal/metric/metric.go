@@ -6,6 +6,8 @@ package metric
 
 import (
 	"runtime"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -18,6 +20,7 @@ import (
 type Metrics struct {
 	Registry *prometheus.Registry // /metrics
 	Probes   *prometheus.Registry // /metrics/probes
+	SLIs     *prometheus.Registry // /metrics/slis
 
 	operations        *prometheus.CounterVec
 	operationErrors   *prometheus.CounterVec
@@ -27,11 +30,22 @@ type Metrics struct {
 	startErrors       *prometheus.CounterVec
 	startedPods       prometheus.Counter
 	startedPodsErrors prometheus.Counter
+	sandboxDuration   *prometheus.HistogramVec
+	sandboxErrors     *prometheus.CounterVec
+	userPods          prometheus.Counter
+	userPodsErrors    prometheus.Counter
+	terminated        *prometheus.CounterVec
+	orphans           prometheus.Counter
+	imagesCollected   *prometheus.CounterVec
+	cgroupDuration    *prometheus.HistogramVec
+	podStartTotal     prometheus.Histogram
 	evictions         *prometheus.CounterVec
 	preemptions       *prometheus.CounterVec
 	podStart          prometheus.Histogram
 	probes            *prometheus.CounterVec
 	probeDuration     *prometheus.HistogramVec
+	healthy           *prometheus.GaugeVec
+	healthchecks      *prometheus.CounterVec
 }
 
 // Buckets in seconds, the kubelet's.
@@ -66,6 +80,15 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.startErrors = counters("kubelet_started_containers_errors_total", "Containers that could not be started.", "container_type", "code")
 	m.startedPods = counters("kubelet_started_pods_total", "Pods whose sandbox was started.").WithLabelValues()
 	m.startedPodsErrors = counters("kubelet_started_pods_errors_total", "Pods whose sandbox could not be started.").WithLabelValues()
+	m.sandboxDuration = histograms("kubelet_run_podsandbox_duration_seconds", "Duration of the making of sandboxes, by handler.", prometheus.DefBuckets, "runtime_handler")
+	m.sandboxErrors = counters("kubelet_run_podsandbox_errors_total", "Sandboxes that could not be made, by handler.", "runtime_handler")
+	m.userPods = counters("kubelet_started_user_namespaced_pods_total", "Pods with users of their own whose sandbox was started.").WithLabelValues()
+	m.userPodsErrors = counters("kubelet_started_user_namespaced_pods_errors_total", "Pods with users of their own whose sandbox could not be started.").WithLabelValues()
+	m.terminated = counters("kubelet_terminated_containers_total", "Containers that have ended.", "container_type", "exit_code", "reason")
+	m.orphans = counters("kubelet_orphaned_runtime_pods_total", "Pods that the runtime had and nobody wanted.").WithLabelValues()
+	m.imagesCollected = counters("kubelet_image_garbage_collected_total", "Images that were removed because nobody used them, by the reason.", "reason")
+	m.cgroupDuration = histograms("kubelet_cgroup_manager_duration_seconds", "Duration of changes of pods' cgroups.", prometheus.DefBuckets, "operation_type")
+	m.podStartTotal = histograms("kubelet_pod_start_total_duration_seconds", "From a pod's creation to its running, images and init containers included.", podTime).WithLabelValues().(prometheus.Histogram)
 	m.preemptions = counters("kubelet_preemptions", "Pods that went for a critical one, by what that lacked.", "preemption_signal")
 	m.evictions = counters("kubelet_evictions", "Pods that were evicted, by signal.", "eviction_signal")
 	m.podStart = histograms("kubelet_pod_start_duration_seconds", "From the first sight of a pod to its running, images that had to be pulled included.", podTime).WithLabelValues().(prometheus.Histogram)
@@ -80,7 +103,33 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.probeDuration = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "prober_probe_duration_seconds", Help: "Duration of probes.",
 		Buckets: prometheus.DefBuckets}, []string{"probe_type", "container", "pod", "namespace"})
 	m.Probes.MustRegister(m.probes, m.probeDuration)
+
+	m.SLIs = prometheus.NewRegistry()
+	m.healthy = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubernetes_healthcheck", Help: "What a health check found last."}, []string{"name", "type"})
+	m.healthchecks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kubernetes_healthchecks_total", Help: "Health checks, by result."}, []string{"name", "type", "status"})
+	m.SLIs.MustRegister(m.healthy, m.healthchecks, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// Health notes what a check of /healthz found.
+func (m *Metrics) Health(name string, ok bool) {
+	if m == nil {
+		return
+	}
+	value, status := 1.0, "success"
+	if !ok {
+		value, status = 0, "error"
+	}
+	m.healthy.WithLabelValues(name, "healthz").Set(value)
+	m.healthchecks.WithLabelValues(name, "healthz", status).Inc()
+}
+
+// ResetHealth forgets what checks found.
+func (m *Metrics) ResetHealth() {
+	if m != nil {
+		m.healthy.Reset()
+		m.healthchecks.Reset()
+	}
 }
 
 // Operation notes a call of the runtime ("create_container").
@@ -93,12 +142,56 @@ func (m *Metrics) Operation(kind string, took time.Duration, err error) {
 	if err != nil {
 		m.operationErrors.WithLabelValues(kind).Inc()
 	}
-	if kind == "run_podsandbox" {
-		if err != nil {
-			m.startedPodsErrors.Inc()
-		} else {
-			m.startedPods.Inc()
+}
+
+// Sandbox notes that a sandbox was made by a handler, or was not; users: with
+// users of its own.
+func (m *Metrics) Sandbox(handler string, users bool, took time.Duration, err error) {
+	if m == nil {
+		return
+	}
+	m.sandboxDuration.WithLabelValues(handler).Observe(took.Seconds())
+	if err != nil {
+		m.sandboxErrors.WithLabelValues(handler).Inc()
+	}
+	for _, c := range []struct {
+		counts         bool
+		started, error prometheus.Counter
+	}{{true, m.startedPods, m.startedPodsErrors}, {users, m.userPods, m.userPodsErrors}} {
+		switch {
+		case c.counts && err != nil:
+			c.error.Inc()
+		case c.counts:
+			c.started.Inc()
 		}
+	}
+}
+
+// Terminated notes the end of a container, of the kinds of Started.
+func (m *Metrics) Terminated(kind string, code int32, reason string) {
+	if m != nil {
+		m.terminated.WithLabelValues(kind, strconv.Itoa(int(code)), reason).Inc()
+	}
+}
+
+// Orphan notes a pod that the runtime has and nobody wants.
+func (m *Metrics) Orphan() {
+	if m != nil {
+		m.orphans.Inc()
+	}
+}
+
+// Collected notes that an image was removed, for "age" or "space".
+func (m *Metrics) Collected(reason string) {
+	if m != nil {
+		m.imagesCollected.WithLabelValues(reason).Inc()
+	}
+}
+
+// Cgroup notes what was done to a pod's cgroup ("create", "update", "destroy").
+func (m *Metrics) Cgroup(what string, took time.Duration) {
+	if m != nil {
+		m.cgroupDuration.WithLabelValues(what).Observe(took.Seconds())
 	}
 }
 
@@ -158,6 +251,7 @@ func (m *Metrics) Preempted(resource string) {
 func (m *Metrics) Running(took time.Duration) {
 	if m != nil {
 		m.podStart.Observe(took.Seconds())
+		m.podStartTotal.Observe(took.Seconds())
 	}
 }
 
@@ -194,6 +288,10 @@ var (
 	activePods        = desc("kubelet_active_pods", "Pods that are here and not over.", "static")
 	runningPods       = desc("kubelet_running_pods", "Pods that have a running sandbox.")
 	runningContainers = desc("kubelet_running_containers", "Containers, by state.", "container_state")
+	workingPods       = desc("kubelet_working_pods", "Pods, by what is done with them.", "lifecycle", "config", "static")
+	ephemeral         = desc("kubelet_managed_ephemeral_containers", "Ephemeral containers of pods.")
+	pendingResizes    = desc("kubelet_pod_pending_resizes", "Pods that have not been given their cpu and memory.", "reason")
+	resizesUnderWay   = desc("kubelet_pod_in_progress_resizes", "Pods that are being given their cpu and memory.")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -242,4 +340,42 @@ func (c podCollector) Collect(ch chan<- prometheus.Metric) {
 	for state, n := range states {
 		gauge(runningContainers, n, state)
 	}
+	c.details(gauge)
+}
+
+// details counts pods by what is done with them.
+func (c podCollector) details(gauge func(*prometheus.Desc, float64, ...string)) {
+	type work struct{ lifecycle, config, static string }
+	working, pending := map[work]float64{}, map[string]float64{"deferred": 0, "infeasible": 0}
+	looked, resizing := 0.0, 0.0
+	for _, p := range c.pods() {
+		k := work{"sync", "desired", ""}
+		if p.Annotations["kubernetes.io/config.source"] == "file" {
+			k.static = "true"
+		}
+		switch {
+		case p.DeletionTimestamp != nil:
+			k.lifecycle, k.config = "terminating", "orphan"
+		case p.Status.Phase == corev1.PodSucceeded, p.Status.Phase == corev1.PodFailed:
+			k.lifecycle = "terminated"
+		}
+		working[k]++
+		looked += float64(len(p.Spec.EphemeralContainers))
+		for _, x := range p.Status.Conditions {
+			switch x.Type {
+			case corev1.PodResizePending:
+				pending[strings.ToLower(x.Reason)]++
+			case corev1.PodResizeInProgress:
+				resizing++
+			}
+		}
+	}
+	for k, n := range working {
+		gauge(workingPods, n, k.lifecycle, k.config, k.static)
+	}
+	for reason, n := range pending {
+		gauge(pendingResizes, n, reason)
+	}
+	gauge(ephemeral, looked)
+	gauge(resizesUnderWay, resizing)
 }

@@ -23,7 +23,11 @@ func count[Req, Resp any](ctx context.Context, m *Metrics, kind string, call fun
 }
 
 func (r Runtime) RunPodSandbox(ctx context.Context, req *runtimeapi.RunPodSandboxRequest) (*runtimeapi.RunPodSandboxResponse, error) {
-	return count(ctx, r.Metrics, "run_podsandbox", r.Runtime.RunPodSandbox, req)
+	began := time.Now()
+	resp, err := count(ctx, r.Metrics, "run_podsandbox", r.Runtime.RunPodSandbox, req)
+	users := req.GetConfig().GetLinux().GetSecurityContext().GetNamespaceOptions().GetUsernsOptions()
+	r.Metrics.Sandbox(req.GetRuntimeHandler(), users != nil && users.Mode == runtimeapi.NamespaceMode_POD, time.Since(began), err)
+	return resp, err
 }
 
 func (r Runtime) StopPodSandbox(ctx context.Context, req *runtimeapi.StopPodSandboxRequest) (*runtimeapi.StopPodSandboxResponse, error) {
