@@ -101,8 +101,12 @@ type Policy struct {
 	// ResolvConf is the host's; "" is /etc/resolv.conf, or systemd-resolved's own
 	// list where that leads to the host's loopback.
 	ResolvConf     string
-	SeccompDefault bool  // containers that name no profile get the runtime's
-	PodPidsLimit   int64 // processes of a pod; 0: no limit
+	SeccompDefault bool   // containers that name no profile get the runtime's
+	PodPidsLimit   int64  // processes of a pod; 0: no limit
+	IDsPerPod      uint32 // of pods with users of their own; 0: 65536
+	// RuntimeTimeout is the deadline of calls to the runtime, and half that of
+	// sandboxes'; 0: the agent's own.
+	RuntimeTimeout time.Duration
 	// UnsafeSysctls are those that pods may set beside the safe ones: names, or
 	// beginnings that end with a *.
 	UnsafeSysctls []string

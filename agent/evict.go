@@ -196,7 +196,7 @@ func (e *evictor) findImages(ctx context.Context) {
 	if e.host.ImageFs != "" {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, e.agent.node.limits.look)
 	defer cancel()
 	info, err := e.agent.cfg.Runtime.ImageFsInfo(ctx, &runtimeapi.ImageFsInfoRequest{})
 	if err == nil && len(info.ImageFilesystems) > 0 {

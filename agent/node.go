@@ -54,6 +54,7 @@ type node struct {
 	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
 	userns         *userns.Blocks
 	projects       *quota.Pool // of emptyDirs; nil: the file system counts none
+	limits         limits
 	maxBackoff     time.Duration
 	cgroups        *cgroups
 	puller         *image.Puller
@@ -114,7 +115,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 			return nil, fmt.Errorf("counts of probes: %w", err)
 		}
 	}
-	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid"); err != nil {
+	if n.userns, err = userns.New(n.podsDir, "/etc/subuid", "/etc/subgid", cfg.Policy.IDsPerPod); err != nil {
 		return nil, fmt.Errorf("user namespaces for pods: %w", err)
 	}
 	n.openProjects()
@@ -132,7 +133,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
 	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
 	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
-	n.maxBackoff = cfg.Policy.MaxRestartPeriod
+	n.maxBackoff, n.limits = cfg.Policy.MaxRestartPeriod, limitsOf(cfg.Policy.RuntimeTimeout)
 	return n, nil
 }
 

@@ -245,7 +245,7 @@ func (j job) messageFile() (string, error) {
 }
 
 func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerConfig) (id string, failed *stepError) {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.ordinary)
 	defer cancel()
 	if err := os.MkdirAll(filepath.Join(j.request.LogDirectory(j.pod), j.spec.Name), 0o755); err != nil {
 		return "", failedStep(createError, err)
@@ -269,7 +269,7 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	}
 	// A start that nobody waits for might go on, and the container run unseen when
 	// its sandbox is stopped. Only the agent's own end interrupts it.
-	start, cancel := context.WithTimeout(j.life, containerTimeout)
+	start, cancel := context.WithTimeout(j.life, j.limits.ordinary)
 	defer cancel()
 	if _, err := j.runtime.StartContainer(start, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return id, failedStep(runError, err)
@@ -284,7 +284,7 @@ func (j job) postStart(ctx context.Context, id string) *stepError {
 	if j.spec.Lifecycle == nil || j.spec.Lifecycle.PostStart == nil {
 		return nil
 	}
-	err := j.target(id).hook(ctx, j.spec.Lifecycle.PostStart, containerTimeout)
+	err := j.target(id).hook(ctx, j.spec.Lifecycle.PostStart, j.limits.ordinary)
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
@@ -314,7 +314,7 @@ func (j job) killContainer(ctx context.Context) *stepError {
 	if ctx.Err() != nil {
 		return failedStep(killError, ctx.Err())
 	}
-	ctx, cancel := context.WithTimeout(ctx, grace+containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, grace+j.limits.ordinary)
 	defer cancel()
 	seconds := int64((grace + time.Second - 1) / time.Second)
 	_, err := j.runtime.StopContainer(ctx, &runtimeapi.StopContainerRequest{ContainerId: j.step.ID, Timeout: seconds})

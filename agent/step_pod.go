@@ -24,13 +24,21 @@ import (
 // in its last part and without waiting for the other end of a pipe.
 const openFlags = unix.O_NOFOLLOW | unix.O_NONBLOCK
 
-// Deadlines of calls to the runtime. Work goes on behind a deadline, and the
-// next try joins it. A sandbox gets longer than runtimes take by themselves.
-const (
-	sandboxTimeout   = 5 * time.Minute
-	containerTimeout = 2 * time.Minute
-	teardownTimeout  = time.Minute
-)
+// teardownTimeout bounds one try of removing what is left of a pod.
+const teardownTimeout = time.Minute
+
+// limits are deadlines of calls to the runtime. Work goes on behind a deadline, and
+// the next try joins it. A sandbox gets longer than runtimes take by themselves,
+// and looks, which change nothing, less.
+type limits struct{ ordinary, sandbox, look time.Duration }
+
+// limitsOf takes the kubelet's runtimeRequestTimeout; 0: there is none.
+func limitsOf(d time.Duration) limits {
+	if d == 0 {
+		return limits{ordinary: 2 * time.Minute, sandbox: 5 * time.Minute, look: 30 * time.Second}
+	}
+	return limits{ordinary: d, sandbox: 2 * d, look: d}
+}
 
 // objects finds ConfigMaps, Secrets and the storage of claims.
 type objects interface {
@@ -88,7 +96,7 @@ func each(err error) []error {
 }
 
 func (j job) createSandbox(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, sandboxTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.sandbox)
 	defer cancel()
 	config, err := j.sandboxConfig(j.step.Attempt)
 	if err == nil {
@@ -142,7 +150,7 @@ func (j job) mapUsers(o *runtimeapi.NamespaceOption, mounts []*runtimeapi.Mount)
 }
 
 func (j job) stopSandbox(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, sandboxTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.sandbox)
 	defer cancel()
 	if _, err := j.runtime.StopPodSandbox(ctx, &runtimeapi.StopPodSandboxRequest{PodSandboxId: j.step.ID}); err != nil {
 		j.event(j.pod, "", corev1.EventTypeWarning, failedKillPod, "error killing pod: %v", err)
@@ -152,7 +160,7 @@ func (j job) stopSandbox(ctx context.Context) *stepError {
 }
 
 func (j job) removeSandbox(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.ordinary)
 	defer cancel()
 	if _, err := j.runtime.RemovePodSandbox(ctx, &runtimeapi.RemovePodSandboxRequest{PodSandboxId: j.step.ID}); err != nil {
 		return failedStep(failedKillPod, err)
@@ -161,7 +169,7 @@ func (j job) removeSandbox(ctx context.Context) *stepError {
 }
 
 func (j job) removeContainer(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.ordinary)
 	defer cancel()
 	st, err := j.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: j.step.ID})
 	switch {

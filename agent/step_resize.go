@@ -47,7 +47,7 @@ func (w *worker) resizes() *resizing {
 // containers: it grows before them and shrinks after them. Nothing is made
 // smaller than what is used of it.
 func (j job) resize(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.ordinary)
 	defer cancel()
 	err := j.mayShrink(ctx)
 	if err == nil {

@@ -146,7 +146,7 @@ func (w *worker) dead() (ids []string) {
 // free gives back what an evicted pod holds: its emptyDirs, and for the disk's
 // sake its containers, which are remembered. Their logs stay.
 func (j job) free(ctx context.Context) *stepError {
-	ctx, cancel := context.WithTimeout(ctx, containerTimeout)
+	ctx, cancel := context.WithTimeout(ctx, j.limits.ordinary)
 	defer cancel()
 	for _, id := range j.dead {
 		if _, err := j.runtime.RemoveContainer(ctx, &runtimeapi.RemoveContainerRequest{ContainerId: id}); err != nil && !cri.IsNotFound(err) {

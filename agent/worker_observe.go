@@ -22,7 +22,6 @@ import (
 )
 
 const (
-	lookTimeout = 30 * time.Second
 	// maxMessage and maxLogMessage bound termination messages, maxLogLines what
 	// of a log becomes one: the kubelet's numbers.
 	maxMessage    = 4 << 10
@@ -32,7 +31,7 @@ const (
 
 // observe looks at all that the runtime has of the pod.
 func (w *worker) observe(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	ctx, cancel := context.WithTimeout(ctx, w.node.limits.look)
 	defer cancel()
 	mine := map[string]string{observe.LabelPodUID: w.uid, observe.LabelAgent: w.node.request.AgentID}
 	sandboxes, err := w.node.runtime.ListPodSandbox(ctx, &runtimeapi.ListPodSandboxRequest{

@@ -363,6 +363,11 @@ spec: {accessModes: [ReadWriteOnce], storageClassName: disks, resources: {reques
 func TestUserNamespaces(t *testing.T) {
 	host.Require(t)
 	n := onPodstead(t)
+	n.stop()
+	policy := agent.DefaultPolicy()
+	policy.IDsPerPod = 131072
+	n.policy = &policy
+	n.start()
 	for _, name := range []string{"one", "two"} {
 		n.apply(`{apiVersion: v1, kind: ConfigMap, metadata: {name: conf}, data: {f: hello}}
 ---
@@ -377,7 +382,7 @@ func TestUserNamespaces(t *testing.T) {
 		n.until(name, "ready", ready)
 		out := strings.Split(n.line(name, "app"), "\n")
 		fields := strings.Fields(out[0])
-		if len(fields) != 3 || fields[0] != "0" || fields[1] == "0" || fields[2] != "65536" || maps[fields[1]] {
+		if len(fields) != 3 || fields[0] != "0" || fields[1] == "0" || fields[2] != "131072" || maps[fields[1]] {
 			t.Errorf("pod %s has the IDs %q", name, out[0])
 			continue
 		}

@@ -15,6 +15,7 @@ import (
 
 	"podstead/agent"
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/userns"
 )
 
 // Policy is what the agent does of a configuration. Errors name the field.
@@ -31,7 +32,23 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
-	return p, errors.Join(images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
+	return p, errors.Join(runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
+}
+
+// runtime is how the runtime is called, and what it is asked for.
+func runtime(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	if p.RuntimeTimeout = c.RuntimeRequestTimeout.Duration; p.RuntimeTimeout < 0 {
+		return fmt.Errorf("runtimeRequestTimeout: %s is negative", p.RuntimeTimeout)
+	}
+	if c.UserNamespaces == nil || c.UserNamespaces.IDsPerPod == nil {
+		return nil
+	}
+	n := *c.UserNamespaces.IDsPerPod
+	if n <= 0 || n%userns.Length != 0 || n >= 1<<32 {
+		return fmt.Errorf("userNamespaces.idsPerPod: %d is not a multiple of %d below 2^32", n, userns.Length)
+	}
+	p.IDsPerPod = uint32(n)
+	return nil
 }
 
 func images(p *agent.Policy, c *kubelet.KubeletConfiguration) error {

@@ -94,6 +94,10 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if n.runtimeEndpoint == "" {
 		n.runtimeEndpoint = c.ContainerRuntimeEndpoint
 	}
+	if n.imageEndpoint = c.ImageServiceEndpoint; n.imageEndpoint != "" && n.runtimeEndpoint == "" {
+		log.Warn("imageServiceEndpoint has no effect: the built-in engine has images of its own", "file", n.kubeletConfig)
+		n.imageEndpoint = ""
+	}
 	n.podLogs = c.PodLogsDir
 	n.kubeCgroups = c.CgroupRoot
 	if again {

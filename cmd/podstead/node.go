@@ -39,6 +39,7 @@ type nodeOptions struct {
 	manifests       string
 	nodeName        string
 	runtimeEndpoint string
+	imageEndpoint   string // "" for the same
 	config          string
 	rootDir         string
 	kubeletConfig   string
@@ -281,7 +282,7 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 
 // runOnEndpoint runs the agent alone, on somebody else's runtime.
 func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarchy, log *slog.Logger) error {
-	rt, err := remote.New(n.runtimeEndpoint)
+	rt, err := remote.NewWith(n.runtimeEndpoint, remote.Settings{Images: n.imageEndpoint, Limit: n.policy.RuntimeTimeout})
 	if err != nil {
 		return err
 	}

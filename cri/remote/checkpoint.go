@@ -12,15 +12,15 @@ var _ cri.Checkpoints = (*Runtime)(nil)
 
 // CheckpointContainer calls the runtime.
 func (r *Runtime) CheckpointContainer(ctx context.Context, req *runtimeapi.CheckpointContainerRequest) (*runtimeapi.CheckpointContainerResponse, error) {
-	return call(ctx, seconds(req.GetTimeout())+ordinaryLimit, r.runtime.CheckpointContainer, req)
+	return call(ctx, seconds(req.GetTimeout())+r.limit, r.runtime.CheckpointContainer, req)
 }
 
 // CheckpointPod calls the runtime.
 func (r *Runtime) CheckpointPod(ctx context.Context, req *runtimeapi.CheckpointPodRequest) (*runtimeapi.CheckpointPodResponse, error) {
-	return call(ctx, sandboxLimit, r.runtime.CheckpointPod, req)
+	return call(ctx, 2*r.limit, r.runtime.CheckpointPod, req)
 }
 
 // RestorePod calls the runtime.
 func (r *Runtime) RestorePod(ctx context.Context, req *runtimeapi.RestorePodRequest) (*runtimeapi.RestorePodResponse, error) {
-	return call(ctx, sandboxLimit, r.runtime.RestorePod, req)
+	return call(ctx, 2*r.limit, r.runtime.RestorePod, req)
 }

@@ -13,13 +13,13 @@ import (
 
 // ListMetricDescriptors calls the runtime.
 func (r *Runtime) ListMetricDescriptors(ctx context.Context, req *runtimeapi.ListMetricDescriptorsRequest) (*runtimeapi.ListMetricDescriptorsResponse, error) {
-	return call(ctx, ordinaryLimit, r.runtime.ListMetricDescriptors, req)
+	return call(ctx, r.limit, r.runtime.ListMetricDescriptors, req)
 }
 
 // ListPodSandboxMetrics asks for a stream, since the metrics of some hundred
 // pods do not fit into one message. A runtime that has none is asked for a list.
 func (r *Runtime) ListPodSandboxMetrics(ctx context.Context, req *runtimeapi.ListPodSandboxMetricsRequest) (*runtimeapi.ListPodSandboxMetricsResponse, error) {
-	limited, cancel := context.WithTimeout(ctx, ordinaryLimit)
+	limited, cancel := context.WithTimeout(ctx, r.limit)
 	defer cancel()
 	all := &runtimeapi.ListPodSandboxMetricsResponse{}
 	stream, err := r.runtime.StreamPodSandboxMetrics(limited, &runtimeapi.StreamPodSandboxMetricsRequest{})
@@ -33,7 +33,7 @@ func (r *Runtime) ListPodSandboxMetrics(ctx context.Context, req *runtimeapi.Lis
 	case errors.Is(err, io.EOF):
 		return all, nil
 	case cri.Code(err) == codes.Unimplemented:
-		return call(ctx, ordinaryLimit, r.runtime.ListPodSandboxMetrics, req)
+		return call(ctx, r.limit, r.runtime.ListPodSandboxMetrics, req)
 	}
 	return nil, err
 }

@@ -15,7 +15,9 @@
 package remote
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
@@ -34,7 +36,16 @@ import (
 type Runtime struct {
 	runtime runtimeapi.RuntimeServiceClient
 	images  runtimeapi.ImageServiceClient
-	conn    *grpc.ClientConn
+	conns   []*grpc.ClientConn
+	limit   time.Duration // of ordinary calls, those of sandboxes have twice that
+}
+
+// Settings of a Runtime; the zero ones are the usual.
+type Settings struct {
+	// Images is the endpoint of the images, if that is another.
+	Images string
+	// Limit of calls whose context has none that is less; 0: DefaultLimit.
+	Limit time.Duration
 }
 
 var _ cri.Runtime = (*Runtime)(nil)
@@ -50,10 +61,30 @@ var reconnect = grpc.ConnectParams{
 
 // New prepares to use the runtime at an endpoint: "unix:///run/x.sock" or an
 // absolute path. It does not connect; the runtime may be started later.
-func New(endpoint string) (*Runtime, error) {
+func New(endpoint string) (*Runtime, error) { return NewWith(endpoint, Settings{}) }
+
+// NewWith is New with settings.
+func NewWith(endpoint string, s Settings) (*Runtime, error) {
+	conn, err := dial("runtime", endpoint)
+	if err != nil {
+		return nil, err
+	}
+	r := &Runtime{runtime: runtimeapi.NewRuntimeServiceClient(conn), conns: []*grpc.ClientConn{conn}, limit: cmp.Or(s.Limit, DefaultLimit)}
+	if s.Images != "" && s.Images != endpoint {
+		if conn, err = dial("image service", s.Images); err != nil {
+			return nil, errors.Join(err, r.Close())
+		}
+		r.conns = append(r.conns, conn)
+	}
+	r.images = runtimeapi.NewImageServiceClient(conn)
+	return r, nil
+}
+
+// dial prepares a connection to what is at an endpoint.
+func dial(what, endpoint string) (*grpc.ClientConn, error) {
 	socket := strings.TrimPrefix(endpoint, "unix://")
 	if !filepath.IsAbs(socket) {
-		return nil, fmt.Errorf("runtime endpoint %q is not the absolute path of a unix socket, with or without unix:// before it", endpoint)
+		return nil, fmt.Errorf("%s endpoint %q is not the absolute path of a unix socket, with or without unix:// before it", what, endpoint)
 	}
 	conn, err := grpc.NewClient("unix://"+socket,
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -65,13 +96,9 @@ func New(endpoint string) (*Runtime, error) {
 			grpc.MaxCallSendMsgSize(cri.MaxMessageSize)),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("runtime endpoint %q: %w", endpoint, err)
+		return nil, fmt.Errorf("%s endpoint %q: %w", what, endpoint, err)
 	}
-	return &Runtime{
-		runtime: runtimeapi.NewRuntimeServiceClient(conn),
-		images:  runtimeapi.NewImageServiceClient(conn),
-		conn:    conn,
-	}, nil
+	return conn, nil
 }
 
 // traced sends the trace that a call is part of along with it.
@@ -79,16 +106,19 @@ func traced(ctx context.Context, method string, req, resp any, conn *grpc.Client
 	return invoke(tracing.Inject(ctx), method, req, resp, conn, opts...)
 }
 
-// Close ends the connection and the calls under way.
-func (r *Runtime) Close() error { return r.conn.Close() }
+// Close ends the connections and the calls under way.
+func (r *Runtime) Close() error {
+	var errs []error
+	for _, c := range r.conns {
+		errs = append(errs, c.Close())
+	}
+	return errors.Join(errs...)
+}
 
-// Limits of calls, for callers whose context has none; the kubelet's own. A
-// runtime that hangs must not hang the agent. Pulls are not limited: only the
-// runtime can tell a slow one from a stuck one.
-const (
-	ordinaryLimit = 2 * time.Minute
-	sandboxLimit  = 2 * ordinaryLimit
-)
+// DefaultLimit of calls is the kubelet's. A runtime that hangs must not hang the
+// agent. Pulls are not limited: only the runtime can tell a slow one from a stuck
+// one.
+const DefaultLimit = 2 * time.Minute
 
 // call makes one unary call with a time limit, 0 meaning none.
 func call[Q, A any](ctx context.Context, limit time.Duration, f func(context.Context, Q, ...grpc.CallOption) (A, error), req Q) (A, error) {

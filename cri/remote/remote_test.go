@@ -25,13 +25,13 @@ func (version) Version(context.Context, *runtimeapi.VersionRequest) (*runtimeapi
 }
 
 // start serves on socket until the returned function is called.
-func start(t *testing.T, socket string) (stop func()) {
+func start(t *testing.T, socket string, r cri.Runtime) (stop func()) {
 	t.Helper()
 	l, err := net.Listen("unix", socket)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := server.New(server.Config{Runtime: version{}, Log: slog.New(slog.DiscardHandler)})
+	s := server.New(server.Config{Runtime: r, Log: slog.New(slog.DiscardHandler)})
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
@@ -44,6 +44,43 @@ func start(t *testing.T, socket string) (stop func()) {
 			t.Errorf("shutdown: %v", err)
 		}
 		<-done
+	}
+}
+
+// images is an image service that hangs but for its list of images.
+type images struct{ cri.Runtime }
+
+func (images) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*runtimeapi.ListImagesResponse, error) {
+	return &runtimeapi.ListImagesResponse{Images: []*runtimeapi.Image{{Id: "i"}}}, nil
+}
+
+func (images) ImageStatus(ctx context.Context, _ *runtimeapi.ImageStatusRequest) (*runtimeapi.ImageStatusResponse, error) {
+	<-ctx.Done()
+	return nil, ctx.Err()
+}
+
+// TestImagesElsewhere: images are asked for at their own socket, and a call that
+// has no deadline gets the one of the settings.
+func TestImagesElsewhere(t *testing.T) {
+	dir := t.TempDir()
+	defer start(t, filepath.Join(dir, "cri.sock"), version{})()
+	defer start(t, filepath.Join(dir, "images.sock"), images{})()
+	client, err := remote.NewWith(filepath.Join(dir, "cri.sock"), remote.Settings{Images: "unix://" + filepath.Join(dir, "images.sock"), Limit: 100 * time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	if v, err := client.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || v.RuntimeName != "fake" {
+		t.Errorf("version: %v, %v", v, err)
+	}
+	if list, err := client.ListImages(t.Context(), &runtimeapi.ListImagesRequest{}); err != nil || len(list.Images) != 1 {
+		t.Errorf("images: %v, %v", list, err)
+	}
+	if _, err := client.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "i"}}); cri.Code(err) != codes.DeadlineExceeded {
+		t.Errorf("a call that hangs: %v", err)
+	}
+	if _, err := remote.NewWith(filepath.Join(dir, "cri.sock"), remote.Settings{Images: "images.sock"}); err == nil {
+		t.Error("a relative path is taken")
 	}
 }
 
@@ -62,7 +99,7 @@ func TestRuntimeThatComesAndGoes(t *testing.T) {
 		t.Fatalf("without a runtime: %v, want Unavailable", err)
 	}
 	for range 2 {
-		stop := start(t, socket)
+		stop := start(t, socket, version{})
 		deadline := time.Now().Add(30 * time.Second)
 		for err = ask(); cri.Code(err) == codes.Unavailable && time.Now().Before(deadline); {
 			err = ask()

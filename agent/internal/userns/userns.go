@@ -1,11 +1,12 @@
 // Package userns gives pods with a user namespace of their own (hostUsers:
-// false) user and group IDs of the host that no other pod has: blocks of 65536,
-// each recorded in its pod's directory in the kubelet's form, so that a pod
+// false) user and group IDs of the host that no other pod has: blocks of 65536
+// or of a multiple of that, each recorded in its pod's directory in the kubelet's form, so that a pod
 // keeps its IDs as long as it lives. See KEP-127.
 package userns
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,14 +24,14 @@ import (
 	"podstead/sys"
 )
 
-// Length of a block of IDs.
+// Length of a block of IDs, if nobody wants another; others are multiples of it.
 const Length = 1 << 16
 
 // Without an entry for the user kubelet in /etc/subuid, blocks are taken from
 // those IDs that are neither people's nor systemd's dynamic users'.
 const (
 	defaultFirst = 1 << 16
-	defaultCount = 1 << 12
+	defaultIDs   = 1 << 28
 )
 
 // recordName is the file in a pod's directory.
@@ -38,10 +40,10 @@ const recordName = "userns"
 // Blocks gives blocks to pods. Its methods may be called at the same time.
 type Blocks struct {
 	podDir func(uid string) string
-	free   []uint32 // the first IDs of all blocks that pods may have
+	free   []span // all that pods may have
 
 	mu   sync.Mutex
-	used map[uint32]string // by first ID: the pod's UID
+	used map[string]span // by the pod's UID; those of an earlier agent may have another length
 }
 
 // record is the kubelet's.
@@ -57,11 +59,12 @@ type mapping struct {
 }
 
 // New reads which blocks the pods below podsDir have, and which IDs others were
-// given by the files subuid and subgid.
-func New(podsDir, subuid, subgid string) (*Blocks, error) {
-	b := &Blocks{used: map[uint32]string{}, podDir: func(uid string) string { return filepath.Join(podsDir, uid) }}
+// given by the files subuid and subgid. Blocks for new pods have a length, 0 for
+// that which is usual.
+func New(podsDir, subuid, subgid string, length uint32) (*Blocks, error) {
+	b := &Blocks{used: map[string]span{}, podDir: func(uid string) string { return filepath.Join(podsDir, uid) }}
 	var err error
-	if b.free, err = available(subuid, subgid); err != nil {
+	if b.free, err = available(subuid, subgid, uint64(cmp.Or(length, Length))); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(podsDir)
@@ -69,20 +72,31 @@ func New(podsDir, subuid, subgid string) (*Blocks, error) {
 		return nil, err
 	}
 	for _, e := range entries {
-		if first, ok := b.read(e.Name()); ok {
-			b.used[first] = e.Name()
+		if s, ok := b.read(e.Name()); ok {
+			b.used[e.Name()] = s
 		}
 	}
 	return b, nil
 }
 
-func (b *Blocks) read(uid string) (first uint32, ok bool) {
+func (b *Blocks) read(uid string) (s span, ok bool) {
 	data, err := os.ReadFile(filepath.Join(b.podDir(uid), recordName))
 	var r record
-	if err != nil || json.Unmarshal(data, &r) != nil || len(r.UIDMappings) != 1 || r.UIDMappings[0].Length != Length {
-		return 0, false
+	if err != nil || json.Unmarshal(data, &r) != nil || len(r.UIDMappings) != 1 {
+		return span{}, false
 	}
-	return r.UIDMappings[0].HostID, true
+	s = span{uint64(r.UIDMappings[0].HostID), uint64(r.UIDMappings[0].Length)}
+	return s, s.length > 0 && s.length%Length == 0 && s.first+s.length <= 1<<32
+}
+
+// taken tells whether another pod has some of these IDs.
+func (b *Blocks) taken(s span, uid string) bool {
+	for owner, other := range b.used {
+		if owner != uid && s.overlaps(other) {
+			return true
+		}
+	}
+	return false
 }
 
 // Take gives a pod, whose directory is there, its block: the one that it has, or
@@ -90,20 +104,20 @@ func (b *Blocks) read(uid string) (first uint32, ok bool) {
 func (b *Blocks) Take(uid string) (*runtimeapi.UserNamespace, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if first, ok := b.read(uid); ok && (b.used[first] == uid || b.used[first] == "") {
-		b.used[first] = uid
-		return namespace(first), nil
+	if s, ok := b.read(uid); ok && !b.taken(s, uid) {
+		b.used[uid] = s
+		return namespace(s), nil
 	}
 	h := fnv.New32a()
 	h.Write([]byte(b.podDir(uid)))
 	start := int(h.Sum32())
 	for i := range b.free {
 		// Agents that know nothing of each other seldom choose the same block.
-		first := b.free[(start+i)%len(b.free)]
-		if b.used[first] != "" {
+		s := b.free[(start+i)%len(b.free)]
+		if b.taken(s, "") {
 			continue
 		}
-		m := []mapping{{HostID: first, Length: Length}}
+		m := []mapping{{HostID: uint32(s.first), Length: uint32(s.length)}}
 		data, err := json.Marshal(record{UIDMappings: m, GIDMappings: m})
 		if err == nil {
 			err = sys.WriteFileAtomic(filepath.Join(b.podDir(uid), recordName), data, 0o600, true)
@@ -111,8 +125,8 @@ func (b *Blocks) Take(uid string) (*runtimeapi.UserNamespace, error) {
 		if err != nil {
 			return nil, fmt.Errorf("keep the pod's user IDs: %w", err)
 		}
-		b.used[first] = uid
-		return namespace(first), nil
+		b.used[uid] = s
+		return namespace(s), nil
 	}
 	return nil, fmt.Errorf("all %d blocks of user IDs are in use", len(b.free))
 }
@@ -121,28 +135,24 @@ func (b *Blocks) Take(uid string) (*runtimeapi.UserNamespace, error) {
 func (b *Blocks) Release(uid string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	for first, owner := range b.used {
-		if owner == uid {
-			delete(b.used, first)
-		}
-	}
+	delete(b.used, uid)
 }
 
-func namespace(first uint32) *runtimeapi.UserNamespace {
-	ids := []*runtimeapi.IDMapping{{HostId: first, ContainerId: 0, Length: Length}}
+func namespace(s span) *runtimeapi.UserNamespace {
+	ids := []*runtimeapi.IDMapping{{HostId: uint32(s.first), ContainerId: 0, Length: uint32(s.length)}}
 	return &runtimeapi.UserNamespace{Mode: runtimeapi.NamespaceMode_POD, Uids: ids, Gids: ids}
 }
 
 // span is a range of IDs.
 type span struct{ first, length uint64 }
 
-func (s span) overlaps(first uint64) bool {
-	return first < s.first+s.length && s.first < first+Length
+func (s span) overlaps(o span) bool {
+	return o.first < s.first+s.length && s.first < o.first+o.length
 }
 
-// available lists blocks: those of the user kubelet if it has been given IDs, as
+// available lists blocks of a length: those of the user kubelet if it has been given IDs, as
 // for a kubelet; else those that nobody has been given.
-func available(subuid, subgid string) ([]uint32, error) {
+func available(subuid, subgid string, length uint64) ([]span, error) {
 	uids, own, err := readSubids(subuid)
 	if err != nil {
 		return nil, err
@@ -152,27 +162,23 @@ func available(subuid, subgid string) ([]uint32, error) {
 		return nil, err
 	}
 	if own != nil {
-		if ownGroup == nil || *own != *ownGroup || own.first%Length != 0 || own.first == 0 || own.length < Length {
-			return nil, fmt.Errorf("%s and %s: the IDs of kubelet must be the same ones in both, from a multiple of %d on, and at least as many", subuid, subgid, Length)
+		if ownGroup == nil || *own != *ownGroup || own.first%Length != 0 || own.first == 0 || own.length < length {
+			return nil, fmt.Errorf("%s and %s: the IDs of kubelet must be the same ones in both, from a multiple of %d on, and at least %d", subuid, subgid, Length, length)
 		}
-		return blocks(*own, nil), nil
+		return blocks(*own, nil, length), nil
 	}
-	free := blocks(span{defaultFirst, defaultCount * Length}, append(uids, gids...))
+	free := blocks(span{defaultFirst, defaultIDs}, append(uids, gids...), length)
 	if len(free) == 0 {
 		return nil, fmt.Errorf("%s and %s leave no user IDs for pods", subuid, subgid)
 	}
 	return free, nil
 }
 
-func blocks(of span, but []span) (out []uint32) {
-next:
-	for first := of.first; first+Length <= of.first+of.length && first+Length <= 1<<32-Length; first += Length {
-		for _, s := range but {
-			if s.overlaps(first) {
-				continue next
-			}
+func blocks(of span, but []span, length uint64) (out []span) {
+	for s := (span{of.first, length}); s.first+length <= min(of.first+of.length, 1<<32-Length); s.first += length {
+		if !slices.ContainsFunc(but, s.overlaps) {
+			out = append(out, s)
 		}
-		out = append(out, uint32(first))
 	}
 	return out
 }

@@ -38,7 +38,7 @@ func take(t *testing.T, b *Blocks, uid string) uint32 {
 func TestBlocksAreOnesOwn(t *testing.T) {
 	dir := t.TempDir()
 	subuid, subgid := files(t, "kubelet:65536:196608\n", "kubelet:65536:196608\n") // three blocks
-	b, err := New(dir, subuid, subgid)
+	b, err := New(dir, subuid, subgid, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +58,7 @@ func TestBlocksAreOnesOwn(t *testing.T) {
 		t.Errorf("the fourth of three: %v", err)
 	}
 	// Another agent, later, finds the pods with their blocks.
-	if b, err = New(dir, subuid, subgid); err != nil {
+	if b, err = New(dir, subuid, subgid, 0); err != nil {
 		t.Fatal(err)
 	}
 	if again := take(t, b, "two"); again != two {
@@ -73,13 +73,13 @@ func TestBlocksAreOnesOwn(t *testing.T) {
 
 func TestBlocksLeaveOthersAlone(t *testing.T) {
 	subuid, subgid := files(t, "# people\nann:100000:65536\n", "bob:65536:1\nann:200000:100000\n")
-	free, err := available(subuid, subgid)
+	free, err := available(subuid, subgid, Length)
 	if err != nil {
 		t.Fatal(err)
 	}
 	taken := map[uint32]bool{}
-	for _, first := range free {
-		taken[first] = true
+	for _, s := range free {
+		taken[uint32(s.first)] = true
 	}
 	for first, want := range map[uint32]bool{1 << 16: false, 2 << 16: false, 3 << 16: false, 4 << 16: false, 5 << 16: true, 6 << 16: true} {
 		if taken[first] != want {
@@ -95,8 +95,49 @@ func TestBlocksLeaveOthersAlone(t *testing.T) {
 		{"all:0:4294967295", "", "leave no user IDs for pods"},
 	} {
 		subuid, subgid := files(t, c.uids, c.gids)
-		if _, err := available(subuid, subgid); err == nil || !strings.Contains(err.Error(), c.want) {
+		if _, err := available(subuid, subgid, Length); err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%q, %q: %v, want %s", c.uids, c.gids, err, c.want)
+		}
+	}
+}
+
+// TestLengthChanges: pods keep their blocks, of whatever length, when new ones get
+// others, and no two have the same IDs.
+func TestLengthChanges(t *testing.T) {
+	dir := t.TempDir()
+	subuid, subgid := files(t, "kubelet:65536:327680\n", "kubelet:65536:327680\n") // five times 65536
+	b, err := New(dir, subuid, subgid, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	old := take(t, b, "old")
+	if b, err = New(dir, subuid, subgid, 2*Length); err != nil {
+		t.Fatal(err)
+	}
+	if again := take(t, b, "old"); again != old {
+		t.Errorf("old has %d, had %d", again, old)
+	}
+	// Of the two blocks of twice the length one may be partly the old pod's.
+	var spans []span
+	for _, uid := range []string{"a", "b"} {
+		if err := os.Mkdir(b.podDir(uid), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		ns, err := b.Take(uid)
+		if err != nil {
+			continue
+		}
+		if ns.Uids[0].Length != 2*Length {
+			t.Errorf("%s has %d IDs", uid, ns.Uids[0].Length)
+		}
+		spans = append(spans, span{uint64(ns.Uids[0].HostId), uint64(ns.Uids[0].Length)})
+	}
+	if len(spans) == 0 || len(spans) == 2 && spans[0].overlaps(spans[1]) {
+		t.Errorf("%v", spans)
+	}
+	for _, s := range spans {
+		if s.overlaps(span{uint64(old), Length}) {
+			t.Errorf("%v are the old pod's %d, too", s, old)
 		}
 	}
 }
