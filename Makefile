@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build install run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-node test-vm-suites test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build install run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-oci test-vm-engine test-vm-node test-vm-suites test-vm-critest test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -58,14 +58,20 @@ critest-docker: test-deps
 # The kernel tests and the end-to-end tests on a stock kernel with cgroup v2, in
 # virtual machines, the last with systemd in charge for what needs that; see
 # docs/testing.md. Slow: for releases, and for changes that touch cgroups or the
-# kernel. With -k all of them are run whatever fails, with -j at once.
-test-vm: test-vm-boxes test-vm-node test-vm-suites test-vm-systemd
+# kernel. With -k all of them are run whatever fails, with -j2 two at a time.
+test-vm: test-vm-engine test-vm-oci test-vm-node test-vm-suites test-vm-critest test-vm-boxes test-vm-systemd
 test-vm-boxes:
-	test/vm/run ./sys/... ./cgroup/... ./oci/... ./image/... ./network/... ./supervisor/... ./test/leak ./test/host
+	test/vm/run ./sys/... ./cgroup/... ./image/... ./network/... ./supervisor/... ./test/leak ./test/host ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume
+test-vm-oci:
+	test/vm/run ./oci/...
+test-vm-engine:
+	test/vm/run ./engine/...
 test-vm-node:
-	test/vm/run ./engine/... ./agent/e2etest ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume ./test/restart ./test/e2e
+	test/vm/run ./agent/e2etest ./test/restart ./test/e2e ./test/crictl
 test-vm-suites:
-	test/vm/run ./test/crictl ./test/hostile ./test/conformance ./test/critest
+	test/vm/run ./test/conformance ./test/hostile
+test-vm-critest: # once; serially, and again and again, it runs elsewhere
+	TESTFLAGS=-test.run=Parallel test/vm/run ./test/critest
 test-vm-systemd:
 	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./oci ./test/service
 

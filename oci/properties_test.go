@@ -52,7 +52,7 @@ func TestPropertiesInside(t *testing.T) {
 				b.script(c.script)
 				b.write()
 				if r := b.run("run", "-b", b.bundle, b.id); r.stdout != c.want || r.code != 0 {
-					t.Errorf("%+v, want %q", r, c.want)
+					b.Errorf("%+v, want %q", r, c.want)
 				}
 			})
 		})
