@@ -27,6 +27,6 @@ func TestConformance(t *testing.T) {
 			Image:    imagetest.PrivateRegistry(t, map[string]imagetest.Image{"private:1": imagetest.Program(t, "/bin/busybox")}, "me", "hunter2") + "/private:1",
 			Username: "me", Password: "hunter2",
 		},
-		CgroupParent: testhost.Cgroup(), CDIDir: n.cdi, Handler: "other", Proves: true,
+		CgroupParent: testhost.Cgroup(), CDIDir: n.cdi, Handler: "other", Proves: true, Bulk: testhost.Rounds(10),
 	})
 }

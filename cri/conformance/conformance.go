@@ -49,6 +49,8 @@ type Target struct {
 	// a field as shown fails unless the field was sent to the target, or came
 	// from it.
 	Proves bool
+	// Bulk is how many times 10 MiB are much and 20 streams are many; 0 is 1.
+	Bulk int
 	// CDIDir is one of the runtime's directories of CDI files, which the suite
 	// may write to; "" skips the tests that do.
 	CDIDir string

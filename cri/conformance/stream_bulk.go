@@ -62,10 +62,7 @@ var bulkTests = []test{
 	}},
 	{"hundreds at once", "Exec", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
-		n := 20
-		if s.Proves {
-			n = 200
-		}
+		n := 20 * max(1, s.Bulk)
 		var gate sync.WaitGroup // all are open before one ends
 		gate.Add(n)
 		each(n, func(i int) {
@@ -192,12 +189,7 @@ var bulkTests = []test{
 
 // much is how many bytes are a lot: to find out whether the suite is right, less
 // will do.
-func (s *suite) much() int64 {
-	if s.Proves {
-		return 100 << 20
-	}
-	return 10 << 20
-}
+func (s *suite) much() int64 { return int64(max(1, s.Bulk)) * 10 << 20 }
 
 // noise is random and always the same.
 func noise() io.Reader { return rand.NewChaCha8([32]byte{1}) }

@@ -34,7 +34,7 @@ func TestEngineServed(t *testing.T) {
 	leak.Check(t, leak.Scope{Cgroup: host.Cgroup()})
 	cdi := t.TempDir()
 	conformance.Run(t, conformance.Target{
-		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Handler: "other", Proves: true,
+		Runtime: serve(t, newEngine(t, cdi)), Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(), CDIDir: cdi, Handler: "other", Proves: true, Bulk: host.Rounds(10),
 	})
 }
 
