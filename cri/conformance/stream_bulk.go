@@ -75,6 +75,7 @@ var bulkTests = []test{
 				}()
 			}}
 			err := c.execStream(t, remotecommandSPDY, fmt.Sprintf("echo %d; cat; exit %d", i, i), remotecommand.StreamOptions{Stdin: in, Stdout: out})
+			out.once.Do(gate.Done) // the others must not wait for one that failed
 			if code := exitCode(err); code != i%256 || out.String() != fmt.Sprintln(i) {
 				t.Errorf("exec %d: output %q, error %v", i, out, err)
 			}
