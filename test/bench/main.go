@@ -15,7 +15,6 @@ import (
 	"os/signal"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
 
 	"podstead/test/host"
@@ -77,15 +76,7 @@ func (o options) bench(ctx context.Context) error {
 		host.UnmountBelow(dir)
 		os.RemoveAll(dir)
 	}()
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return err
-	}
-	pause, err := peer.Pause()
-	if err != nil {
-		return err
-	}
-	registry, stop, err := peer.Serve(map[string]v1.Image{"bench/busybox": busybox, "bench/pause": pause})
+	registry, stop, err := peer.Serve()
 	if err != nil {
 		return err
 	}
@@ -101,14 +92,14 @@ func (o options) bench(ctx context.Context) error {
 	}
 	defer ours.stop()
 	sides := []*side{ours}
-	theirs, err := startContainerd(ctx, dir+"/containerd", registry+"/bench/pause:1")
+	theirs, err := startContainerd(ctx, dir+"/containerd", registry+"/pause:1")
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "bench: containerd: %v\n", err)
 	} else {
 		defer theirs.stop()
 		sides = append(sides, theirs)
 	}
-	image := registry + "/bench/busybox:1"
+	image := registry + "/busybox:1"
 	for _, s := range sides {
 		if err := s.pull(ctx, image); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)

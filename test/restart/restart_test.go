@@ -3,6 +3,7 @@ package restart
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -13,7 +14,6 @@ import (
 	"testing"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/cri/remote"
@@ -65,11 +65,10 @@ func newWorld(t *testing.T, args ...string) *world {
 // settle brings the image to a node.
 func settle(t *testing.T, n *node.Node) *world {
 	t.Helper()
-	busybox, err := peer.Busybox()
-	if err != nil {
+	registry, stop, err := peer.Serve()
+	if errors.Is(err, peer.ErrNotInstalled) {
 		t.Skip(err)
 	}
-	registry, stop, err := peer.Serve(map[string]v1.Image{"busybox": busybox})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	v1 "github.com/google/go-containerregistry/pkg/v1"
-
 	"podstead/test/host"
 	"podstead/test/peer"
 	"podstead/test/programs"
@@ -76,15 +74,7 @@ func (o options) bench(ctx context.Context) (err error) {
 		host.UnmountBelow(dir)
 		os.RemoveAll(dir)
 	}()
-	busybox, err := peer.Busybox()
-	if err != nil {
-		return err
-	}
-	pause, err := peer.Pause()
-	if err != nil {
-		return err
-	}
-	registry, stop, err := peer.Serve(map[string]v1.Image{"bench/busybox": busybox, "bench/pause": pause})
+	registry, stop, err := peer.Serve()
 	if err != nil {
 		return err
 	}
@@ -138,7 +128,7 @@ spec:
   terminationGracePeriodSeconds: 0
   containers:
   - name: c
-    image: %s/bench/busybox:1
+    image: %s/busybox:1
     imagePullPolicy: IfNotPresent
     command: [sh, -c, %q]
 `, name, registry, script)

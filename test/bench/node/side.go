@@ -83,7 +83,7 @@ func startKubelet(ctx context.Context, dir, registry string) (*side, error) {
 	if program == "" {
 		return nil, fmt.Errorf("kubelet (%s): %w", kubeletVariable, peer.ErrNotInstalled)
 	}
-	c, err := peer.StartContainerdFrom(ctx, os.Getenv(containerdVariable), dir+"/containerd", registry+"/bench/pause:1")
+	c, err := peer.StartContainerdFrom(ctx, os.Getenv(containerdVariable), dir+"/containerd", registry+"/pause:1")
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +171,7 @@ func startPodman(_ context.Context, dir, registry string) (*side, error) {
 	}
 	// Without these it wants to build an image with Debian's catatonit for the pause.
 	config := filepath.Join(run, "containers.conf")
-	content := fmt.Sprintf("[engine]\ninfra_image = %q\ninfra_command = \"/pause\"\n[engine.runtimes]\nrunc = [\"/usr/sbin/runc\", \"/usr/bin/runc\"]\n[containers]\nlog_driver = \"k8s-file\"\n", registry+"/bench/pause:1")
+	content := fmt.Sprintf("[engine]\ninfra_image = %q\ninfra_command = \"/pause\"\n[engine.runtimes]\nrunc = [\"/usr/sbin/runc\", \"/usr/bin/runc\"]\n[containers]\nlog_driver = \"k8s-file\"\n", registry+"/pause:1")
 	if err := os.WriteFile(config, []byte(content), 0o644); err != nil {
 		return nil, err
 	}
