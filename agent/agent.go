@@ -104,6 +104,9 @@ type Policy struct {
 	SeccompDefault bool   // containers that name no profile get the runtime's
 	PodPidsLimit   int64  // processes of a pod; 0: no limit
 	IDsPerPod      uint32 // of pods with users of their own; 0: 65536
+	// PodCIDR is where pods get their addresses from, a range or one of each family
+	// after a comma; "": the runtime knows.
+	PodCIDR string
 	// RuntimeTimeout is the deadline of calls to the runtime, and half that of
 	// sandboxes'; 0: the agent's own.
 	RuntimeTimeout time.Duration
@@ -281,7 +284,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if a.cfg.Listener != nil {
 		defer a.cfg.Listener.Close()
 	}
-	if err := a.node.greet(ctx); ctx.Err() != nil {
+	if err := a.node.greet(ctx, a.cfg.Policy.PodCIDR); ctx.Err() != nil {
 		return nil
 	} else if err != nil {
 		return err

@@ -260,8 +260,20 @@ func (n *node) event(pod *corev1.Pod, container, kind, reason, format string, ar
 	n.log.Log(context.Background(), level, message, attrs...)
 }
 
+// tellRange tells the runtime where pods get their addresses from.
+func (n *node) tellRange(ctx context.Context, cidr string) {
+	if cidr == "" {
+		return
+	}
+	_, err := n.runtime.UpdateRuntimeConfig(ctx, &runtimeapi.UpdateRuntimeConfigRequest{
+		RuntimeConfig: &runtimeapi.RuntimeConfig{NetworkConfig: &runtimeapi.NetworkConfig{PodCidr: cidr}}})
+	if err != nil {
+		n.log.Error("podCIDR has no effect: the runtime does not take it", "podCIDR", cidr, "error", err)
+	}
+}
+
 // greet asks the runtime who it is, and adapts to what it can do.
-func (n *node) greet(ctx context.Context) error {
+func (n *node) greet(ctx context.Context, cidr string) error {
 	v, err := n.runtime.Version(ctx, &runtimeapi.VersionRequest{})
 	if err != nil {
 		return fmt.Errorf("ask the container runtime for its version: %w", err)
@@ -271,6 +283,7 @@ func (n *node) greet(ctx context.Context) error {
 		n.request.SystemdSlice = c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
 	}
 	n.cgroups.follow(n.request.SystemdSlice)
+	n.tellRange(ctx, cidr)
 	if st, err := n.runtime.Status(ctx, &runtimeapi.StatusRequest{}); err == nil {
 		for _, h := range st.RuntimeHandlers {
 			n.features[h.Name] = h.GetFeatures()

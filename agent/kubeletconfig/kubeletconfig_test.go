@@ -143,11 +143,12 @@ cpuCFSQuotaPeriod: 5ms
 singleProcessOOMKill: true
 memorySwap: {swapBehavior: LimitedSwap}
 runtimeRequestTimeout: 7m
+podCIDR: 10.1.0.0/24,fd00::/64
 userNamespaces: {idsPerPod: 131072}
 `))
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
-		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
+		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
 		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap},
 		Node: agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
@@ -167,6 +168,8 @@ userNamespaces: {idsPerPod: 131072}
 		"runtimeRequestTimeout: -1s":                          "runtimeRequestTimeout: -1s",
 		"userNamespaces: {idsPerPod: 70000}":                  "userNamespaces.idsPerPod: 70000",
 		"userNamespaces: {idsPerPod: 4294967296}":             "userNamespaces.idsPerPod: 4294967296",
+		"podCIDR: '10.1.0.0/24,'":                             "podCIDR: \"\"",
+		"podCIDR: 10.1.0.0":                                   "podCIDR: \"10.1.0.0\"",
 		"userNamespaces: {idsPerPod: 0}":                      "userNamespaces.idsPerPod: 0",
 		"registryPullQPS: -1":                                 "registryPullQPS, ",
 		"cpuCFSQuotaPeriod: 2s":                               "cpuCFSQuotaPeriod: 2s",

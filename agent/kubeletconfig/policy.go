@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"net/netip"
 	"net/url"
 	"os"
 	"strings"
@@ -39,6 +40,12 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 func runtime(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 	if p.RuntimeTimeout = c.RuntimeRequestTimeout.Duration; p.RuntimeTimeout < 0 {
 		return fmt.Errorf("runtimeRequestTimeout: %s is negative", p.RuntimeTimeout)
+	}
+	p.PodCIDR = c.PodCIDR
+	for cidr := range strings.SplitSeq(c.PodCIDR, ",") {
+		if _, err := netip.ParsePrefix(cidr); err != nil && c.PodCIDR != "" {
+			return fmt.Errorf("podCIDR: %q is no range of addresses", cidr)
+		}
 	}
 	if c.UserNamespaces == nil || c.UserNamespaces.IDsPerPod == nil {
 		return nil
