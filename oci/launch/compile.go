@@ -31,6 +31,7 @@ type compiler struct {
 	proc1     reg                               // a procfs that nobody else can reach, 0 if not made yet
 	rootTree  *slot                             // the root, if the child has to open it
 	opens     bool                              // the child can open what is to be bound itself
+	idmapped  map[idMaps]reg                    // user namespaces for mounts that it opens
 	cwdFailed reg                               // 1 if root may not enter the working directory
 	cwd       ref                               // where getcwd writes, 0 before there is one
 	chosen    reg                               // which of the candidates is to be executed
@@ -48,10 +49,11 @@ func newCompiler(spec *specs.Spec, proc *specs.Process, opt Options) (*compiler,
 		assembler: newAssembler(opt.ID),
 		opt:       opt,
 		spec:      spec, proc: proc,
-		join: map[specs.LinuxNamespaceType]reg{},
-		has:  map[specs.LinuxNamespaceType]bool{},
-		at:   map[specs.LinuxNamespaceType]int{},
-		root: none, pts: none, proc1: none, seed: none,
+		join:     map[specs.LinuxNamespaceType]reg{},
+		has:      map[specs.LinuxNamespaceType]bool{},
+		at:       map[specs.LinuxNamespaceType]int{},
+		idmapped: map[idMaps]reg{},
+		root:     none, pts: none, proc1: none, seed: none,
 	}
 	c.scratch = c.space(statxSize)
 	return c, c.checkProcess()

@@ -338,8 +338,11 @@ func TestMountsAreListedInOrder(t *testing.T) {
 	needRoot(t)
 	host := t.TempDir()
 	spec := testSpec(rootfs(t), "cut -d' ' -f5 /proc/self/mountinfo | grep ^/in-")
-	spec.Mounts = append(spec.Mounts, bind(host, "/in-1"), tmpfs("/in-2"), bind("/bin/busybox", "/in-3"), tmpfs("/in-1/in-4"), bind(host, "/in-5"))
-	expectOutput(t, spec, Options{}, "/in-1\n/in-2\n/in-3\n/in-1/in-4\n/in-5\n")
+	mapped := bind(host, "/in-5")
+	mapped.UIDMappings = []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 1}}
+	mapped.GIDMappings = mapped.UIDMappings
+	spec.Mounts = append(spec.Mounts, bind(host, "/in-1"), tmpfs("/in-2"), bind("/bin/busybox", "/in-3"), tmpfs("/in-1/in-4"), mapped, bind(host, "/in-6"))
+	expectOutput(t, spec, Options{}, "/in-1\n/in-2\n/in-3\n/in-1/in-4\n/in-5\n/in-6\n")
 }
 
 // TestRecursiveReadonly mounts a tree with a writable submount.

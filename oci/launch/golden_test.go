@@ -149,6 +149,16 @@ var goldenPrograms = map[string]func() (*Program, error){
 		s.Mounts = []specs.Mount{bind("/a", "/a", "ridmap"), {Destination: "/b", Source: "/b", Options: []string{"bind"}, UIDMappings: s.Linux.UIDMappings, GIDMappings: s.Linux.GIDMappings}}
 		return Compile(s, Options{ID: "idmapped", Rootfs: &Overlay{Lower: []string{"/l"}, Upper: "/d/u", Work: "/d/w", IDMapped: true}})
 	},
+	"idmapped-without-userns": func() (*Program, error) {
+		s := testSpec("/rootfs", "true")
+		s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = nil, nil
+		maps := []specs.LinuxIDMapping{{ContainerID: 0, HostID: 1000, Size: 1}}
+		s.Mounts = []specs.Mount{tmpfs("/tmp"), bind("/a", "/a", "ridmap"), bind("/b", "/b", "ro")}
+		for i := range s.Mounts[1:] {
+			s.Mounts[1+i].UIDMappings, s.Mounts[1+i].GIDMappings = maps, maps
+		}
+		return Compile(s, Options{ID: "idmapped-without-userns"})
+	},
 	"hooks": func() (*Program, error) {
 		s := testSpec("/rootfs", "true")
 		s.Mounts, s.Linux.MaskedPaths, s.Linux.ReadonlyPaths = s.Mounts[:1], nil, nil

@@ -64,6 +64,8 @@ func (s *slot) open() (*os.File, error) {
 		return s.openTree()
 	case slotOverlay:
 		return s.openOverlay()
+	case slotUserns:
+		return s.idmap.open()
 	}
 	return nil, fmt.Errorf("unknown slot kind %d", s.kind)
 }

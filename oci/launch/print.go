@@ -62,6 +62,8 @@ func (s *slot) String() string {
 		return fmt.Sprintf("memfd %s of %d bytes", s.path, len(s.content))
 	case slotGiven:
 		return "given: " + s.label
+	case slotUserns:
+		return "user namespace" + s.attributes()
 	case slotTree:
 		return "tree " + s.path + s.attributes()
 	}

@@ -71,6 +71,7 @@ const (
 	slotPidfd                       // a pidfd of the process whose number is path
 	slotMemfd                       // a sealed file of memory with content
 	slotGiven                       // a descriptor that the caller of Open has
+	slotUserns                      // a user namespace with the maps idmap
 )
 
 // Flags of slotTree.

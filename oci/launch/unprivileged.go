@@ -3,6 +3,7 @@ package launch
 import (
 	"fmt"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -12,9 +13,9 @@ import (
 // the child, as soon as it is root of its user namespace and has a mount namespace.
 
 // tree opens a detached copy of the mounts at a path of the host: the child does,
-// if it can, else Program.Open. Only the forker can map ids.
+// if it can, else Program.Open.
 func (c *compiler) tree(s slot) reg {
-	if !c.opens || s.idmap != nil && !c.opt.Unprivileged {
+	if !c.opens {
 		return c.addSlot(s)
 	}
 	r := c.newReg()
@@ -24,7 +25,7 @@ func (c *compiler) tree(s slot) reg {
 
 // openTree is slot.openTree as calls of the child.
 func (c *compiler) openTree(to reg, s slot) {
-	if s.idmap != nil {
+	if s.idmap != nil && c.opt.Unprivileged {
 		c.fail(fmt.Errorf("%s: idmapped mounts need privilege", s.label))
 		return
 	}
@@ -34,9 +35,30 @@ func (c *compiler) openTree(to reg, s slot) {
 	}
 	text := s.label + ": " + s.path
 	c.do(text, cOpenTree, unix.AT_FDCWD, s.path, flags).out = uint16(to)
+	if s.idmap != nil {
+		c.mapTree(text+": idmap", to, s)
+	}
 	c.setTree(text, to, true, unix.MountAttr{Attr_set: s.rset, Attr_clr: s.rclear})
 	c.setTree(text, to, false, unix.MountAttr{Attr_set: s.set, Attr_clr: s.clear})
 	c.setTree(text, to, s.flags&treePropagateRecurses != 0, unix.MountAttr{Propagation: s.propagation})
+}
+
+// mapTree maps the ids of a mount that nobody has seen yet. Only the forker can make
+// the user namespace with the maps, of which one is enough for all alike.
+func (c *compiler) mapTree(text string, tree reg, s slot) {
+	userns, made := c.idmapped[*s.idmap]
+	if !made {
+		userns = c.addSlot(slot{kind: slotUserns, idmap: s.idmap, label: s.label})
+		c.idmapped[*s.idmap] = userns
+	}
+	flags := unix.AT_EMPTY_PATH
+	if s.flags&treeIdmapRecurses != 0 {
+		flags |= unix.AT_RECURSIVE
+	}
+	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP}
+	at := c.put(attr)
+	c.do(text, cStore, at+ref(unsafe.Offsetof(attr.Userns_fd)), userns)
+	c.do(text, cMountSetattr, tree, "", flags, at)
 }
 
 func (c *compiler) setTree(text string, tree reg, recursive bool, attr unix.MountAttr) {
