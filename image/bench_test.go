@@ -3,7 +3,6 @@ package image_test
 import (
 	"fmt"
 	"log/slog"
-	"math/rand"
 	"path/filepath"
 	"testing"
 	"time"
@@ -12,32 +11,17 @@ import (
 
 	"podstead/image"
 	"podstead/image/imagetest"
+	"podstead/test/peer"
 )
 
-// syntheticImage resembles a distribution's image: layers of many small and a
-// few large files, which compress to about a third.
+// syntheticImage has layers of synthetic files.
 func syntheticImage(b *testing.B, layers, mib int, c imagetest.Compression) (imagetest.Image, int64) {
-	r := rand.New(rand.NewSource(1))
-	words := make([][]byte, 4096)
-	for i := range words {
-		words[i] = make([]byte, 4+r.Intn(12))
-		r.Read(words[i])
-	}
 	var total int64
 	var ls []imagetest.Layer
 	for i := range layers {
 		var files []imagetest.File
-		for size := 0; size < mib<<20/layers; {
-			n := 1 << (9 + r.Intn(10))
-			if r.Intn(100) == 0 {
-				n = 2 << 20
-			}
-			var data []byte
-			for len(data) < n {
-				data = append(data, words[r.Intn(len(words))]...)
-			}
-			files = append(files, imagetest.File{Name: fmt.Sprintf("usr/%d/%d/file%d", i, len(files)/40, len(files)), Data: data})
-			size += n
+		for _, f := range peer.Synthetic(i, mib<<20/layers) {
+			files = append(files, imagetest.File{Name: f.Name, Data: f.Data})
 		}
 		t := imagetest.Tar(b, files...)
 		total += int64(len(t))

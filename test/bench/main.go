@@ -28,6 +28,7 @@ const podsteadVariable = "PODSTEAD_TEST_PODSTEAD"
 // options are what the command line says.
 type options struct {
 	rounds, burst, atOnce int
+	pull, pullRounds      int
 	podstead              string // path of the program
 }
 
@@ -36,6 +37,8 @@ func main() {
 	flag.IntVar(&o.rounds, "rounds", 20, "how often each step is measured, after two rounds to warm up")
 	flag.IntVar(&o.burst, "burst", 30, "how many pods are started in a burst, and held for the measure of memory")
 	flag.IntVar(&o.atOnce, "at-once", 10, "how many of them at a time")
+	flag.IntVar(&o.pull, "pull", 600, "`MiB` of the images, before compression, that are pulled")
+	flag.IntVar(&o.pullRounds, "pull-rounds", 3, "how often each of them is pulled")
 	flag.StringVar(&o.podstead, "podstead", "", "the podstead to measure, with podstead-supervisor beside it (default: built from this tree)")
 	flag.Parse()
 	if os.Geteuid() != 0 {
@@ -106,6 +109,9 @@ func (o options) bench(ctx context.Context) error {
 		}
 	}
 	if err := o.measure(ctx, sides); err != nil {
+		return err
+	}
+	if err := o.pulls(ctx, sides); err != nil {
 		return err
 	}
 	report(os.Stdout, o, sides, whole)

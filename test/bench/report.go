@@ -57,6 +57,13 @@ func report(w io.Writer, o options, sides []*side, whole int64) {
 		compare(fmt.Sprintf("own processes with %d pods", o.burst), "", ours, theirs, false, func(s *side) (string, float64) {
 			return fmt.Sprint(s.processes), float64(s.processes)
 		}))
+	for _, what := range []step{pullGzip, pullZstd} {
+		name := fmt.Sprintf("%s: %d MiB in %d layers", what, o.pull, pullLayers)
+		rows = append(rows, compare(name, "≤ 0.8 ×", ours, theirs, false, func(s *side) (string, float64) {
+			median, least := summary(s.took[what])
+			return fmt.Sprintf("%.1f s (%.1f s)", median.Seconds(), least.Seconds()), float64(median)
+		}))
+	}
 	print(w, rows)
 }
 

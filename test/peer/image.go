@@ -26,6 +26,15 @@ type File struct {
 
 // Image makes an image of one layer.
 func Image(config v1.Config, files ...File) (v1.Image, error) {
+	layer, err := layerOf(files)
+	if err != nil {
+		return nil, err
+	}
+	return imageOf(config, layer)
+}
+
+// layerOf packs files; options are of the compression, which is else gzip.
+func layerOf(files []File, options ...tarball.LayerOption) (v1.Layer, error) {
 	var layer bytes.Buffer
 	w := tar.NewWriter(&layer)
 	for _, f := range files {
@@ -45,13 +54,13 @@ func Image(config v1.Config, files ...File) (v1.Image, error) {
 	if err := w.Close(); err != nil {
 		return nil, err
 	}
-	l, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(layer.Bytes())), nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	image, err := mutate.AppendLayers(empty.Image, l)
+	}, options...)
+}
+
+func imageOf(config v1.Config, layers ...v1.Layer) (v1.Image, error) {
+	image, err := mutate.AppendLayers(empty.Image, layers...)
 	if err != nil {
 		return nil, err
 	}

@@ -13,16 +13,23 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 )
 
-// Serve serves Busybox and Pause, as busybox:1 and pause:1, from a registry on
-// loopback over plain http until stop is called.
+// Serve is ServeImages of Busybox and Pause, as "busybox" and "pause".
 func Serve() (address string, stop func(), err error) {
-	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	images := map[string]v1.Image{}
 	for repository, image := range map[string]func() (v1.Image, error){"busybox": Busybox, "pause": Pause} {
-		made, err := image()
-		if err == nil {
-			err = push(h, repository, made)
+		if images[repository], err = image(); err != nil {
+			return "", nil, err
 		}
-		if err != nil {
+	}
+	return ServeImages(images)
+}
+
+// ServeImages serves images, by repository, with the tag "1", from a registry on
+// loopback over plain http until stop is called.
+func ServeImages(images map[string]v1.Image) (address string, stop func(), err error) {
+	h := registry.New(registry.Logger(log.New(io.Discard, "", 0)))
+	for repository, image := range images {
+		if err := push(h, repository, image); err != nil {
 			return "", nil, fmt.Errorf("serve image %s: %w", repository, err)
 		}
 	}
