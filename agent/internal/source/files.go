@@ -257,7 +257,12 @@ func (f *Files) read(path string) (v version, ok bool) {
 			return old, true
 		}
 		v.file = File{Path: path}
-		v.file.Objects, v.file.Warnings, err = f.Decoder.Decode(data)
+		if len(data) == 0 && f.defined(path) {
+			// So it is for a moment when it is written anew.
+			err = errors.New("is empty; remove the file to remove what it defines")
+		} else {
+			v.file.Objects, v.file.Warnings, err = f.Decoder.Decode(data)
+		}
 	}
 	if err == nil {
 		f.keep(path, data)
@@ -270,6 +275,15 @@ func (f *Files) read(path string) (v version, ok bool) {
 		v.file.Objects, v.file.Warnings, _ = f.Decoder.Decode(data)
 	}
 	return v, true
+}
+
+// defined tells whether a file that is now empty had something in it.
+func (f *Files) defined(path string) bool {
+	if old, had := f.last[path]; had {
+		return len(old.file.Objects) > 0
+	}
+	st, err := os.Stat(f.kept(path))
+	return err == nil && st.Size() > 0
 }
 
 // readFile reads a regular file of a bearable size; it does not block on a pipe.

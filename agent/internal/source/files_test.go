@@ -130,6 +130,12 @@ func TestBrokenEditKeepsWhatWasGood(t *testing.T) {
 	stop()
 	w.begin() // the last good version outlives the program, too
 	w.until("bad.yaml! good.yaml!=a:1")
+	w.write("good.yaml", "") // as it is while it is written anew
+	w.until("bad.yaml! good.yaml!=a:1")
+	w.write("good.yaml", image("a:2"))
+	w.until("bad.yaml! good.yaml=a:2")
+	w.write("good.yaml", "")
+	w.until("bad.yaml! good.yaml!=a:2")
 	w.write("good.yaml", image("a:2"))
 	w.until("bad.yaml! good.yaml=a:2")
 	must(t, os.Remove(filepath.Join(w.dir, "good.yaml")))
