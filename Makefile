@@ -3,7 +3,7 @@ GO ?= go
 export CGO_ENABLED = 0
 LDFLAGS = -s -w
 
-.PHONY: test-shim conformance test-validation test-kubelet build install run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-oci test-vm-engine test-vm-node test-vm-suites test-vm-critest test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
+.PHONY: test-shim conformance test-validation test-kubelet build install run test critest critest-peer critest-docker test-vm test-vm-boxes test-vm-oci test-vm-engine test-vm-agent test-vm-node test-vm-suites test-vm-critest test-vm-systemd test-selinux test-gvisor bench bench-oci bench-node fuzz manifests simulate test-deps clean
 
 # The three binaries, and the example's image as an OCI archive.
 build:
@@ -59,17 +59,19 @@ critest-docker: test-deps
 # virtual machines, the last with systemd in charge for what needs that; see
 # docs/testing.md. Slow: for releases, and for changes that touch cgroups or the
 # kernel. With -k all of them are run whatever fails, with -j2 two at a time.
-test-vm: test-vm-engine test-vm-oci test-vm-node test-vm-suites test-vm-critest test-vm-boxes test-vm-systemd
+test-vm: test-vm-engine test-vm-agent test-vm-node test-vm-oci test-vm-suites test-vm-critest test-vm-boxes test-vm-systemd
 test-vm-boxes:
-	test/vm/run ./sys/... ./cgroup/... ./image/... ./network/... ./supervisor/... ./test/leak ./test/host ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume
+	test/vm/run ./sys/... ./cgroup/... ./image/... ./network/... ./supervisor/... ./test/leak ./test/host
 test-vm-oci:
 	test/vm/run ./oci/...
 test-vm-engine:
 	test/vm/run ./engine/...
+test-vm-agent:
+	test/vm/run ./agent/e2etest ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume
 test-vm-node:
-	test/vm/run ./agent/e2etest ./test/restart ./test/e2e ./test/crictl
+	test/vm/run ./test/restart ./test/e2e ./test/crictl ./test/hostile
 test-vm-suites:
-	test/vm/run ./test/conformance ./test/hostile
+	test/vm/run ./test/conformance
 test-vm-critest: # once; serially, and again and again, it runs elsewhere
 	TESTFLAGS=-test.run=Parallel test/vm/run ./test/critest
 test-vm-systemd:
