@@ -56,7 +56,9 @@ var reconnect = grpc.ConnectParams{
 	Backoff: backoff.Config{
 		BaseDelay: 50 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second,
 	},
-	MinConnectTimeout: 5 * time.Second,
+	// Our own runtime's socket accepts while the engine behind it is started anew,
+	// which on a slow machine takes a while.
+	MinConnectTimeout: 20 * time.Second,
 }
 
 // New prepares to use the runtime at an endpoint: "unix:///run/x.sock" or an
