@@ -74,17 +74,25 @@ func Run(ctx context.Context, kind string, hooks []specs.Hook, state specs.State
 	return nil
 }
 
+// prepare returns what a hook reads, and how long it may take.
+func prepare(ctx context.Context, h specs.Hook, state specs.State) (input []byte, limited context.Context, cancel context.CancelFunc, err error) {
+	if input, err = json.Marshal(state); err != nil {
+		return nil, nil, nil, err
+	}
+	if h.Timeout == nil {
+		return input, ctx, func() {}, nil
+	}
+	limited, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
+	return input, limited, cancel, nil
+}
+
 // RunOne runs one hook, and returns the beginning of what it said.
 func RunOne(ctx context.Context, h specs.Hook, state specs.State) (output []byte, err error) {
-	input, err := json.Marshal(state)
+	input, ctx, cancel, err := prepare(ctx, h, state)
 	if err != nil {
 		return nil, err
 	}
-	if h.Timeout != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
-		defer cancel()
-	}
+	defer cancel()
 	cmd := exec.CommandContext(ctx, h.Path)
 	cmd.Args = h.Args
 	if len(cmd.Args) == 0 {

@@ -2,7 +2,6 @@ package hook
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -48,15 +47,11 @@ func pidInside(pid int) int {
 }
 
 func runInside(ctx context.Context, spec *specs.Spec, h specs.Hook, pid int, state specs.State) (output []byte, err error) {
-	input, err := json.Marshal(state)
+	input, ctx, cancel, err := prepare(ctx, h, state)
 	if err != nil {
 		return nil, err
 	}
-	if h.Timeout != nil {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, time.Duration(*h.Timeout)*time.Second)
-		defer cancel()
-	}
+	defer cancel()
 	p, err := launch.CompileHook(spec, h.Path, h, launch.ExecOptions{ID: state.ID, Pid: pid, Unprivileged: os.Geteuid() != 0})
 	if err != nil {
 		return nil, err

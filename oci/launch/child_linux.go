@@ -13,7 +13,7 @@ import (
 // of memory in whatever state the other threads left it. Until it executes
 // another image it may use nothing of the Go runtime: no allocation, no
 // growing stack, no pointer written to the heap, no lock. Everything in this
-// file runs there, and is therefore nosplit and works on what forkMachine laid
+// file runs there, and is therefore nosplit and works on what newMachine laid
 // out beforehand.
 
 // rawOp is an op with its arguments resolved for execution.
@@ -233,7 +233,7 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 	return 0, 0
 }
 
-// ptr makes a pointer of an address that forkMachine took.
+// ptr makes a pointer of an address that newMachine took.
 //
 //go:nosplit
 //go:norace

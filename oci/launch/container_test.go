@@ -131,17 +131,7 @@ func TestOomScoreAdjWithoutPrivilege(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := p.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := Fork(p, files, Stdio{})
-	for _, f := range files {
-		f.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := forkOnly(t, p)
 	defer c.Pidfd.Close()
 	status, _ := os.ReadFile("/proc/self/status")
 	if !strings.Contains(string(status), "CapEff:\t000001ff") || strings.Contains(string(status), "CapEff:\t000001ffffffffff") {

@@ -17,17 +17,7 @@ import (
 // start runs a container that lives until the test ends, and returns its pid.
 func start(t testing.TB, p *Program) int {
 	t.Helper()
-	files, err := p.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := Fork(p, files, Stdio{})
-	for _, f := range files {
-		f.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := forkOnly(t, p)
 	if err := c.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -98,18 +98,12 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 			unix.Close(peer)
 		}
 	}()
-	std, closeStd, err := p.stdioFds(opt.Stdio)
+	std, closeStd, err := p.lowFds(&opt, peer, files)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)
 	}
 	defer closeStd()
-	std, closeExtra, err := opt.addExtra(std, peer, files)
-	if err != nil {
-		control.Close()
-		return nil, fmt.Errorf("launch %s: %w", p.id, err)
-	}
-	defer closeExtra()
 	var pin runtime.Pinner
 	defer pin.Unpin()
 	m := newMachine(p, files, std, peer, opt.Listener, &pin)
@@ -408,6 +402,21 @@ func controlPair() (control *os.File, peer int, err error) {
 		return nil, -1, fmt.Errorf("control socket: %w", err)
 	}
 	return control, peer, nil
+}
+
+// lowFds are the descriptors that become the child's 0, 1, 2 and further ones, all
+// above those.
+func (p *Program) lowFds(opt *ForkOptions, peer int, files []*os.File) (fds []int, closeAll func(), err error) {
+	fds, closeStdio, err := p.stdioFds(opt.Stdio)
+	if err != nil {
+		return nil, nil, err
+	}
+	fds, closeExtra, err := opt.addExtra(fds, peer, files)
+	if err != nil {
+		closeStdio()
+		return nil, nil, err
+	}
+	return fds, func() { closeExtra(); closeStdio() }, nil
 }
 
 // stdioFds returns descriptors above 2 for the child's stdio, and a function

@@ -59,17 +59,7 @@ func talkTerminal(t *testing.T, p *Program, typed string) string {
 	if !p.Terminal() {
 		t.Fatal("program without a terminal")
 	}
-	files, err := p.Open()
-	if err != nil {
-		t.Fatal(err)
-	}
-	c, err := Fork(p, files, Stdio{})
-	for _, f := range files {
-		f.Close()
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := forkOnly(t, p)
 	defer c.Pidfd.Close()
 	if c.Console == nil {
 		t.Fatal("no console")

@@ -77,20 +77,18 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	for i, fd := range fds {
 		files[i] = os.NewFile(uintptr(fd), "slot "+strconv.Itoa(i))
 	}
-	var ours []int // the supervisor's ends
-	var log *crilog.Writer
+	std := launchStdio{outs: [2]int{-1, -1}}
 	defer func() {
 		for _, f := range files { // the child has its copies
 			f.Close()
 		}
+		for _, f := range std.made {
+			f.Close()
+		}
 		if err != nil {
-			protocol.CloseFds(ours)
-			if log != nil {
-				log.Close()
-			}
+			std.undo()
 		}
 	}()
-	var ends [3]*os.File
 	slots := len(files)
 	opt := launch.ForkOptions{Start: req.Start}
 	if req.Hooks && slots > 0 {
@@ -100,29 +98,15 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	for i := 2; i >= 0; i-- {
 		if req.Stdio[i] && slots > 0 {
 			slots--
-			ends[i] = files[slots]
+			std.ends[i] = files[slots]
 		}
 	}
-	outs := [2]int{-1, -1}
 	if req.Logged {
-		if req.Log.Path != "" {
-			if log, err = crilog.Open(crilog.Options(req.Log)); err != nil {
-				return err
-			}
-		}
-		if !req.Terminal {
-			if p.stdin, outs, ends, err = makePipes(req.Stdin, req.StdinOnce); err != nil {
-				return err
-			}
-			ours = append(ours, p.stdin, outs[0], outs[1])
-			for _, f := range ends {
-				if f != nil {
-					files = append(files, f)
-				}
-			}
+		if err := std.make(p, req); err != nil {
+			return err
 		}
 	}
-	opt.Stdio = launch.Stdio{Stdin: ends[0], Stdout: ends[1], Stderr: ends[2]}
+	opt.Stdio = launch.Stdio{Stdin: std.ends[0], Stdout: std.ends[1], Stderr: std.ends[2]}
 	forked, err := d.cfg.Fork.Fork(req.Program, files[:slots:slots], opt)
 	if err != nil {
 		return err
@@ -135,15 +119,54 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	}
 	p.Warnings = forked.Warnings
 	if forked.Console != nil {
-		if err := d.keepConsole(p, forked.Console, req.Logged, &outs); err != nil {
+		if err := d.keepConsole(p, forked.Console, req.Logged, &std.outs); err != nil {
 			return errors.Join(err, p.kill())
 		}
 	}
 	if req.Logged {
-		p.io = newStdio(d, p, log, outs, forked.Console != nil)
-		p.pipes = [3]uint64{pipeInode(p.stdin), pipeInode(outs[0]), pipeInode(outs[1])}
+		p.io = newStdio(d, p, std.log, std.outs, forked.Console != nil)
+		p.pipes = [3]uint64{pipeInode(p.stdin), pipeInode(std.outs[0]), pipeInode(std.outs[1])}
 	}
 	return nil
+}
+
+// launchStdio is the stdio of a process that is being launched.
+type launchStdio struct {
+	ends [3]*os.File    // the process's
+	made []*os.File     // those of them that are not the request's
+	log  *crilog.Writer // of one that is logged, nil without a file
+	outs [2]int         // what the supervisor reads, -1 for none
+	ours []int          // the supervisor's ends of pipes
+}
+
+// make opens the log, and makes pipes for a process without a terminal.
+func (s *launchStdio) make(p *process, req *protocol.LaunchRequest) (err error) {
+	if req.Log.Path != "" {
+		if s.log, err = crilog.Open(crilog.Options(req.Log)); err != nil {
+			return err
+		}
+	}
+	if req.Terminal {
+		return nil
+	}
+	if p.stdin, s.outs, s.ends, err = makePipes(req.Stdin, req.StdinOnce); err != nil {
+		return err
+	}
+	s.ours = []int{p.stdin, s.outs[0], s.outs[1]}
+	for _, f := range s.ends {
+		if f != nil {
+			s.made = append(s.made, f)
+		}
+	}
+	return nil
+}
+
+// undo closes what is the supervisor's, when there is no process.
+func (s *launchStdio) undo() {
+	protocol.CloseFds(s.ours)
+	if s.log != nil {
+		s.log.Close()
+	}
 }
 
 // keepConsole takes over a pty's master: one descriptor to read, one to write
