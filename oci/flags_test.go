@@ -1,13 +1,14 @@
 package oci
 
 import (
-	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // TestNoPivot runs a container in a root that was not switched to, with a hook
@@ -40,88 +41,6 @@ func TestKeyring(t *testing.T) {
 	})
 }
 
-func TestExecInSubgroups(t *testing.T) {
-	b := newBox(t, "")
-	b.up()
-	memory := b.group().JoinFile("memory")
-	if memory == "" { // cgroup v2
-		if err := os.Mkdir(filepath.Join(b.group().Dir(), "sub"), 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if got := b.must("exec", "--cgroup", "sub", b.id, "cat", "/proc/self/cgroup"); got != "0::/sub\n" {
-			t.Error(got)
-		}
-		b.fails([]string{"--cgroup memory:sub", "memory"}, "exec", "--cgroup", "memory:sub", b.id, "true")
-		b.fails([]string{"--cgroup nosuch", "no such group"}, "exec", "--cgroup", "nosuch", b.id, "true")
-		return
-	}
-	sub := filepath.Join(filepath.Dir(memory), "sub")
-	if err := os.Mkdir(sub, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	out := b.must("exec", "--cgroup", "memory:sub", b.id, "cat", "/proc/self/cgroup")
-	if !strings.Contains(out, ":memory:/sub\n") || strings.Contains(out, ":pids:/sub\n") {
-		t.Error(out) // seen from the container's own cgroup namespace
-	}
-	b.fails([]string{"--cgroup pids:sub", "no such group"}, "exec", "--cgroup", "pids:sub", b.id, "true")
-	b.fails([]string{"--cgroup nosuch:sub", "nosuch"}, "exec", "--cgroup", "nosuch:sub", b.id, "true")
-	b.fails([]string{"memory:/../x"}, "exec", "--cgroup", "memory:/../x", b.id, "true")
-}
-
-// TestUpdateDevices gives a running container a device, and takes it away, as
-// callers do that pass all of linux.resources.
-func TestUpdateDevices(t *testing.T) {
-	b := newBox(t, "")
-	b.spec.Process.Capabilities.Bounding = append(b.spec.Process.Capabilities.Bounding, "CAP_MKNOD")
-	b.spec.Process.Capabilities.Permitted = append(b.spec.Process.Capabilities.Permitted, "CAP_MKNOD")
-	b.spec.Process.Capabilities.Effective = append(b.spec.Process.Capabilities.Effective, "CAP_MKNOD")
-	b.up()
-	b.must("exec", b.id, "mknod", "/nothing", "c", "1", "10")
-	for _, rules := range []struct {
-		json, want string
-	}{
-		{`{"devices":[{"allow":false,"access":"rwm"},{"allow":true,"type":"c","major":1,"minor":10,"access":"rw"}]}`, "No such device"},
-		{`{"devices":[{"allow":false,"access":"rwm"}]}`, "not permitted"},
-	} {
-		cmd := b.cmd("update", "-r", "-", b.id)
-		cmd.Stdin = strings.NewReader(rules.json)
-		if r := b.runWith(cmd); r.code != 0 {
-			t.Fatal(r.stderr)
-		}
-		if r := b.run("exec", b.id, "sh", "-c", "exec 3</nothing"); !strings.Contains(r.stderr, rules.want) {
-			t.Errorf("%s: %+v", rules.json, r)
-		}
-	}
-}
-
-func TestEventsForm(t *testing.T) {
-	onBoth(t, func(b *box) {
-		b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](77)}
-		b.up()
-		var e struct {
-			Data struct {
-				CPU struct {
-					Usage      struct{ Total, Kernel, User *uint64 }
-					Throttling map[string]uint64
-				}
-				Memory struct {
-					Usage struct{ Limit, Usage, Failcnt *uint64 }
-					Raw   map[string]uint64
-				}
-				Pids     struct{ Current, Limit uint64 }
-				Hugetlb  map[string]struct{ Failcnt *uint64 }
-				Blkio    map[string]any
-				IntelRdt map[string]any `json:"intel_rdt"`
-			}
-		}
-		out := b.must("events", "--stats", b.id)
-		if err := json.Unmarshal([]byte(out), &e); err != nil || e.Data.Pids.Limit != 77 || e.Data.CPU.Usage.User == nil ||
-			e.Data.Memory.Usage.Failcnt == nil || e.Data.Hugetlb == nil || e.Data.Blkio == nil || e.Data.IntelRdt == nil {
-			b.Errorf("%v: %s", err, out)
-		}
-	})
-}
-
 // TestHookAllowsDevice: what a hook of a device's vendor allows stays allowed.
 func TestHookAllowsDevice(t *testing.T) {
 	onBoth(t, func(b *box) {
@@ -136,6 +55,66 @@ func TestHookAllowsDevice(t *testing.T) {
 		b.write()
 		if r := b.run("run", "-b", b.bundle, b.id); !strings.Contains(r.stderr, "No such device") {
 			b.Errorf("%+v", r)
+		}
+	})
+}
+
+// TestGlobalFlags: the log says more with --debug, and goes to its file.
+func TestGlobalFlags(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.write()
+		log := filepath.Join(b.TempDir(), "log")
+		b.must("--debug", "--log", log, "--rootless", "false", "create", "-b", b.bundle, b.id)
+		b.fails(nil, "--log", log, "state", "nobody")
+		if data, err := os.ReadFile(log); err != nil || !strings.Contains(string(data), "level=error") {
+			b.Errorf("log %q, %v", data, err)
+		}
+		if got := b.must("ps", b.id, "-o", "pid,comm"); b.ours && !strings.Contains(got, "COMMAND") {
+			b.Errorf("ps with options: %q", got)
+		}
+		if got := b.must("--criu", "/usr/sbin/criu", "list", "-q"); b.ours && strings.TrimSpace(got) != b.id {
+			b.Errorf("list: %q", got)
+		}
+	})
+}
+
+// TestRunDetached shows what create does for run -d, too.
+func TestRunDetached(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.spec.Process.Terminal = true
+		b.script("stty size; exec sleep 1000")
+		b.write()
+		socket, master := b.console()
+		pidFile := filepath.Join(b.TempDir(), "pid")
+		b.must("run", "-d", "-b", b.bundle, "--console-socket", socket, "--pid-file", pidFile, "--no-subreaper", b.id)
+		master()
+		if pid, err := os.ReadFile(pidFile); err != nil || string(pid) != fmt.Sprint(b.state().Pid) {
+			b.Errorf("pid file has %q, %v", pid, err)
+		}
+	})
+}
+
+func TestRunPidfdSocket(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.needs("1.2", "")
+		b.write()
+		socket, received := b.console()
+		b.must("run", "-d", "-b", b.bundle, "--pidfd-socket", socket, b.id)
+		if err := unix.PidfdSendSignal(int(received().Fd()), unix.SIGKILL, nil, 0); err != nil {
+			b.Error(err)
+		}
+		b.stopped()
+	})
+}
+
+func TestNames(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.notRunc("has no domainname")
+		b.spec.Hostname, b.spec.Domainname = "host", "example.org"
+		b.script("cat /proc/sys/kernel/hostname /proc/sys/kernel/domainname")
+		b.write()
+		if got := b.must("run", "-b", b.bundle, b.id); got != "host\nexample.org\n" {
+			b.Errorf("%q", got)
 		}
 	})
 }

@@ -3,6 +3,7 @@ package oci
 import (
 	"bufio"
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -68,9 +69,13 @@ echo "said: $said" >/result`
 		if protected != strings.Contains(b.content("result"), "Read-only") {
 			t.Errorf("protected %v: %s", protected, b.content("result"))
 		}
-		if err := os.WriteFile(b.runtime, program, 0o755); err != nil { // to clean up with
-			t.Fatal(err)
-		}
+		b.eventually("the program, to clean up with", func() bool { // it may be about to end still
+			err := os.WriteFile(b.runtime, program, 0o755)
+			if err != nil && !errors.Is(err, unix.ETXTBSY) {
+				t.Fatal(err)
+			}
+			return err == nil
+		})
 		b.must("delete", "--force", b.id)
 	}
 }

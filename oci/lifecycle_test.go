@@ -168,7 +168,7 @@ func TestRunReturnsExitCode(t *testing.T) {
 		}
 		b.fails(nil, "state", b.id)
 		b.script("kill -9 $$")
-		b.spec.Linux.Namespaces = slices.DeleteFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+		b.without(specs.PIDNamespace)
 		b.write()
 		if r := b.run("run", "-b", b.bundle, b.id); r.code != 128+9 {
 			b.Errorf("%+v", r)
@@ -176,22 +176,30 @@ func TestRunReturnsExitCode(t *testing.T) {
 	})
 }
 
+const endsWith42 = "trap 'exit 42' TERM; touch /ready; while :; do sleep 0.05; done"
+
+// forwards signals a command whose process is endsWith42.
+func (b *box) forwards(args ...string) {
+	b.Helper()
+	cmd := b.cmd(args...)
+	if err := cmd.Start(); err != nil {
+		b.Fatal(err)
+	}
+	b.eventually("the process", func() bool { return b.has("ready") })
+	if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
+		b.Fatal(err)
+	}
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != 42 {
+		b.Errorf("exit code %d", code)
+	}
+}
+
 func TestRunForwardsSignals(t *testing.T) {
 	onBoth(t, func(b *box) {
-		b.script("trap 'exit 42' TERM; touch /ready; while :; do sleep 0.05; done")
+		b.script(endsWith42)
 		b.write()
-		cmd := b.cmd("run", "-b", b.bundle, b.id)
-		if err := cmd.Start(); err != nil {
-			b.Fatal(err)
-		}
-		b.eventually("the process", func() bool { return b.has("ready") })
-		if err := cmd.Process.Signal(unix.SIGTERM); err != nil {
-			b.Fatal(err)
-		}
-		cmd.Wait()
-		if code := cmd.ProcessState.ExitCode(); code != 42 {
-			b.Errorf("exit code %d", code)
-		}
+		b.forwards("run", "-b", b.bundle, b.id)
 	})
 }
 
@@ -211,7 +219,7 @@ func TestRunDetachedAndKeep(t *testing.T) {
 
 func TestKillWithoutPidNamespace(t *testing.T) {
 	onBoth(t, func(b *box) {
-		b.spec.Linux.Namespaces = slices.DeleteFunc(b.spec.Linux.Namespaces, func(n specs.LinuxNamespace) bool { return n.Type == specs.PIDNamespace })
+		b.without(specs.PIDNamespace)
 		b.script("sleep 1000 & sleep 1000 & wait")
 		b.up()
 		b.eventually("three processes", func() bool { p, _ := b.group().Procs(); return len(p) == 3 })

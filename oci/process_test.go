@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -16,7 +17,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
-	"podstead/cgroup"
 	"podstead/sys"
 )
 
@@ -138,119 +138,6 @@ func TestFailingPoststartHook(t *testing.T) {
 	})
 }
 
-func TestExec(t *testing.T) {
-	onBoth(t, func(b *box) {
-		b.spec.Process.Env = append(b.spec.Process.Env, "A=1")
-		b.up()
-		cmd := b.cmd("exec", b.id, "sh", "-c", "hostname; echo $A; cat; echo err >&2; exit 7")
-		cmd.Stdin = strings.NewReader("in\n")
-		if r := b.runWith(cmd); r.code != 7 || r.stdout != "podstead\n1\nin\n" || r.stderr != "err\n" {
-			b.Errorf("%+v", r)
-		}
-		if got := b.must("exec", "-e", "B=2", "--cwd", "/bin", "-u", "5:6", b.id, "sh", "-c", "echo $A$B; pwd; id -u; id -g"); got != "12\n/bin\n5\n6\n" {
-			b.Errorf("%q", got)
-		}
-		if r := b.run("exec", b.id, "sh", "-c", "kill -9 $$"); r.code != 128+9 {
-			b.Errorf("%+v", r)
-		}
-		if r := b.run("exec", b.id, "no-such-program"); r.code != 255 && r.code != 1 || !strings.Contains(r.stderr, "no-such-program") {
-			b.Errorf("%+v", r)
-		}
-		b.fails([]string{"--user"}, "exec", "-u", "nobody", b.id, "true")
-		if b.ours { // a group that is no part of the container's, by path or by prefix
-			b.fails([]string{"no such group"}, "exec", "--cgroup", "/../podstead", b.id, "true")
-			b.fails([]string{"no such group"}, "exec", "--cgroup", b.id, b.id, "true")
-		}
-		b.fails(nil, "exec", "no-such-container", "true")
-	})
-}
-
-func TestHome(t *testing.T) {
-	onBoth(t, func(b *box) {
-		if err := os.Mkdir(b.inside("etc"), 0o755); err != nil {
-			b.Fatal(err)
-		}
-		if err := os.WriteFile(b.inside("etc/passwd"), []byte("root:x:0:0:r:/root:/bin/sh\nuser:x:7:7::/home/user:\n"), 0o644); err != nil {
-			b.Fatal(err)
-		}
-		b.script("echo $HOME")
-		b.write()
-		if got := b.must("run", "-b", b.bundle, b.id); got != "/root\n" {
-			b.Errorf("HOME is %q", got)
-		}
-		b.script("sleep 1000")
-		b.up()
-		if got := b.must("exec", "-u", "7", b.id, "sh", "-c", "echo $HOME"); got != "/home/user\n" {
-			b.Errorf("HOME is %q", got)
-		}
-		if got := b.must("exec", "-u", "8", b.id, "sh", "-c", "echo $HOME"); got != "/\n" {
-			b.Errorf("HOME is %q", got)
-		}
-		if got := b.must("exec", "-e", "HOME=/x", b.id, "sh", "-c", "echo $HOME"); got != "/x\n" {
-			b.Errorf("HOME is %q", got)
-		}
-	})
-}
-
-// The image's passwd is no reason to read the host's, or to hang.
-func TestHomeFromHostilePasswd(t *testing.T) {
-	for name, mess := range map[string]func(etc string) error{
-		"link": func(etc string) error { return os.Symlink("/proc/self/root/etc/passwd", etc+"/passwd") },
-		"fifo": func(etc string) error { return unix.Mkfifo(etc+"/passwd", 0o644) },
-		"dir":  func(etc string) error { return os.Mkdir(etc+"/passwd", 0o755) },
-	} {
-		root := t.TempDir()
-		if err := os.Mkdir(root+"/etc", 0o755); err != nil {
-			t.Fatal(err)
-		}
-		if err := mess(root + "/etc"); err != nil {
-			t.Fatal(err)
-		}
-		if got := homeOf(0, root); got != "/" {
-			t.Errorf("%s: %q", name, got)
-		}
-	}
-}
-
-func FuzzHomeIn(f *testing.F) {
-	f.Add("root:x:0:0:r:/root:/bin/sh\n")
-	f.Fuzz(func(t *testing.T, s string) {
-		if got := homeIn(strings.NewReader(s), 0); !strings.HasPrefix(got, "/") {
-			t.Errorf("home is %q", got)
-		}
-	})
-}
-
-func TestExecDetached(t *testing.T) {
-	onBoth(t, func(b *box) {
-		b.up()
-		dir := t.TempDir()
-		p := specs.Process{
-			Args: []string{"sh", "-c", "echo $X > /x; sleep 1000"}, Env: []string{"PATH=/bin", "X=y"}, Cwd: "/",
-			Capabilities: b.spec.Process.Capabilities,
-		}
-		data, _ := json.Marshal(p)
-		if err := os.WriteFile(dir+"/process.json", data, 0o600); err != nil {
-			b.Fatal(err)
-		}
-		b.must("exec", "-d", "--pid-file", dir+"/pid", "--process", dir+"/process.json", b.id)
-		b.eventually("the process", func() bool { return b.content("x") == "y" })
-		data, err := os.ReadFile(dir + "/pid")
-		if err != nil {
-			b.Fatal(err)
-		}
-		var pids []int
-		if err := json.Unmarshal([]byte(b.must("ps", "-f", "json", b.id)), &pids); err != nil {
-			b.Fatal(err)
-		}
-		var pid int
-		fmt.Sscan(string(data), &pid)
-		if !slices.Contains(pids, pid) {
-			b.Errorf("pid %q is not among %v", data, pids)
-		}
-	})
-}
-
 // console listens for a terminal and returns its master when it is sent.
 func (b *box) console() (socket string, master func() *os.File) {
 	b.Helper()
@@ -311,14 +198,16 @@ func TestConsoleSocket(t *testing.T) {
 }
 
 func TestPidfdSocket(t *testing.T) {
-	b := newBox(t, "")
-	socket, received := b.console()
-	b.create("--pidfd-socket", socket)
-	pidfd := received()
-	if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil {
-		t.Error(err)
-	}
-	b.stopped()
+	onBoth(t, func(b *box) {
+		b.needs("1.2", "")
+		socket, received := b.console()
+		b.create("--pidfd-socket", socket)
+		pidfd := received()
+		if err := unix.PidfdSendSignal(int(pidfd.Fd()), unix.SIGKILL, nil, 0); err != nil {
+			b.Error(err)
+		}
+		b.stopped()
+	})
 }
 
 func (b *box) lines(r *bufio.Reader, want ...string) {
@@ -331,21 +220,27 @@ func (b *box) lines(r *bufio.Reader, want ...string) {
 	}
 }
 
+// giveFiles makes pipes with contents the command's descriptors 3, 4, …
+func (b *box) giveFiles(cmd *exec.Cmd, contents ...string) {
+	b.Helper()
+	for _, s := range contents {
+		r, w, err := os.Pipe()
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { r.Close() })
+		io.WriteString(w, s)
+		w.Close()
+		cmd.ExtraFiles = append(cmd.ExtraFiles, r)
+	}
+}
+
 func TestPreserveFds(t *testing.T) {
 	onBoth(t, func(b *box) {
 		b.script("cat <&3; cat <&4; ls /proc/self/fd | while read f; do echo fd $f; done")
 		b.write()
 		cmd := b.cmd("run", "-b", b.bundle, "--preserve-fds", "2", b.id)
-		for _, s := range []string{"three\n", "four\n"} {
-			r, w, err := os.Pipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			io.WriteString(w, s)
-			w.Close()
-			defer r.Close()
-			cmd.ExtraFiles = append(cmd.ExtraFiles, r)
-		}
+		b.giveFiles(cmd, "three\n", "four\n")
 		r := b.runWith(cmd)
 		if r.code != 0 || !strings.HasPrefix(r.stdout, "three\nfour\n") || strings.Contains(r.stdout, "fd 6") {
 			b.Errorf("%+v", r)
@@ -360,16 +255,7 @@ func TestListenFds(t *testing.T) {
 		cmd := b.cmd("run", "-b", b.bundle, "--preserve-fds", "1", b.id)
 		cmd.Args = append([]string{"sh", "-c", `LISTEN_FDS=1 LISTEN_PID=$$ exec "$@"`, "sh", cmd.Path}, cmd.Args[1:]...)
 		cmd.Path = "/bin/sh"
-		for _, s := range []string{"three\n", "four\n"} {
-			r, w, err := os.Pipe()
-			if err != nil {
-				b.Fatal(err)
-			}
-			io.WriteString(w, s)
-			w.Close()
-			defer r.Close()
-			cmd.ExtraFiles = append(cmd.ExtraFiles, r)
-		}
+		b.giveFiles(cmd, "three\n", "four\n")
 		if r := b.runWith(cmd); r.stdout != "three\nfour\n1 1 1\n" {
 			b.Errorf("%+v", r)
 		}
@@ -392,65 +278,6 @@ func TestNoDescriptorLeaks(t *testing.T) {
 		// The fourth is the shell's own, which reads the directory.
 		if got := strings.Fields(out.stdout); len(got) > 4 {
 			b.Errorf("open: %v", got)
-		}
-	})
-}
-
-func TestLimits(t *testing.T) {
-	onBoth(t, func(b *box) {
-		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](32 << 20)}
-		b.spec.Linux.Resources.Pids = &specs.LinuxPids{Limit: ptr[int64](20)}
-		b.spec.Linux.Resources.CPU = &specs.LinuxCPU{Shares: ptr[uint64](512)}
-		b.up()
-		// runc returns from start while its own threads still are in the group.
-		b.eventually("one process", func() bool { s, _ := b.group().Stats(); return s.Pids == 1 })
-		check := func(want uint64) {
-			b.Helper()
-			s, err := b.group().Stats()
-			if err != nil || s.MemoryLimitBytes != want || s.Pids != 1 {
-				b.Errorf("%+v, %v", s, err)
-			}
-		}
-		check(32 << 20)
-		b.must("update", "--memory", fmt.Sprint(64<<20), b.id)
-		check(64 << 20)
-		cmd := b.cmd("update", "-r", "-", b.id)
-		cmd.Stdin = strings.NewReader(`{"memory": {"limit": 50331648}}`)
-		if r := b.runWith(cmd); r.code != 0 {
-			b.Error(r.stderr)
-		}
-		check(48 << 20)
-		b.fails([]string{"cpu.cpus"}, "update", "--cpuset-cpus", "4000", b.id)
-		var e struct {
-			Type, ID string
-			Data     struct {
-				Memory struct{ Usage struct{ Limit, Usage uint64 } }
-				Pids   struct{ Current uint64 }
-			}
-		}
-		out := b.must("events", "--stats", b.id)
-		if err := json.Unmarshal([]byte(out), &e); err != nil || e.Type != "stats" || e.ID != b.id ||
-			e.Data.Memory.Usage.Limit != 48<<20 || e.Data.Memory.Usage.Usage == 0 || e.Data.Pids.Current != 1 {
-			b.Errorf("%s: %+v, %v", out, e, err)
-		}
-	})
-}
-
-// TestOOMGroup: a container whose group is killed as a whole for its memory does
-// not outlive one of its processes; another does.
-func TestOOMGroup(t *testing.T) {
-	if h, err := cgroup.Detect(); err != nil || !h.Unified() {
-		t.Skip("needs cgroup v2")
-	}
-	onBoth(t, func(b *box) {
-		b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](32 << 20), Swap: ptr[int64](32 << 20)}
-		b.script("busybox tail /dev/zero; exit 7")
-		for group, want := range map[string]int{"0": 7, "1": 137} {
-			b.spec.Linux.Resources.Unified = map[string]string{"memory.oom.group": group}
-			b.write()
-			if r := b.run("run", "-b", b.bundle, b.id); r.code != want {
-				b.Errorf("memory.oom.group %s: %+v, want %d", group, r, want)
-			}
 		}
 	})
 }
@@ -565,42 +392,38 @@ func TestJoinedNamespaces(t *testing.T) {
 	})
 }
 
-// The preparation must not count against the container's memory.
-func TestSmallMemoryLimit(t *testing.T) {
-	b := newBox(t, "")
-	b.spec.Linux.Resources.Memory = &specs.LinuxMemory{Limit: ptr[int64](512 << 10)}
-	b.script("exit 4")
-	b.write()
-	if r := b.run("run", "-b", b.bundle, b.id); r.code != 4 {
-		t.Errorf("%+v", r)
-	}
+func TestSpec(t *testing.T) {
+	onBoth(t, func(b *box) {
+		dir := b.TempDir()
+		b.must("spec", "--bundle", dir)
+		if _, err := readSpec(dir + "/config.json"); err != nil {
+			b.Error(err)
+		}
+		b.fails([]string{"config.json", "exists"}, "spec", "--bundle", dir)
+		users := b.TempDir()
+		b.must("spec", "--rootless", "--bundle", users)
+		if s, err := readSpec(users + "/config.json"); err != nil || len(s.Linux.UIDMappings) != 1 {
+			b.Errorf("%+v, %v", s, err)
+		}
+		if got := b.must("--version"); b.ours && !strings.Contains(got, "spec: "+Version) {
+			b.Errorf("%q", got)
+		}
+	})
 }
 
-func TestSpecAndFeatures(t *testing.T) {
-	b := newBox(t, "")
-	dir := t.TempDir()
-	b.must("spec", "--bundle", dir)
-	if _, err := readSpec(dir + "/config.json"); err != nil {
-		t.Error(err)
-	}
-	b.fails([]string{"config.json", "exists"}, "spec", "--bundle", dir)
-	users := t.TempDir()
-	b.must("spec", "--rootless", "--bundle", users)
-	if s, err := readSpec(users + "/config.json"); err != nil || len(s.Linux.UIDMappings) != 1 {
-		t.Errorf("%+v, %v", s, err)
-	}
-	var f struct {
-		OciVersionMax string
-		MountOptions  []string
-		Linux         struct{ Namespaces []string }
-	}
-	if err := json.Unmarshal([]byte(b.must("features")), &f); err != nil || f.OciVersionMax != Version ||
-		!slices.Contains(f.MountOptions, "rro") || !slices.Contains(f.Linux.Namespaces, "user") {
-		t.Errorf("%+v, %v", f, err)
-	}
-	if got := b.must("--version"); !strings.Contains(got, "spec: "+Version) {
-		t.Errorf("%q", got)
-	}
+func TestFeatures(t *testing.T) {
+	onBoth(t, func(b *box) {
+		b.needs("1.1", "1.8.6")
+		var f struct {
+			OciVersionMax string
+			MountOptions  []string
+			Linux         struct{ Namespaces []string }
+		}
+		if err := json.Unmarshal([]byte(b.must("features")), &f); err != nil || b.ours && f.OciVersionMax != Version ||
+			!slices.Contains(f.MountOptions, "rro") || !slices.Contains(f.Linux.Namespaces, "user") {
+			b.Errorf("%+v, %v", f, err)
+		}
+	})
 }
 
 func TestParseSignal(t *testing.T) {

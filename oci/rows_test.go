@@ -21,32 +21,39 @@ func TestRows(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	tests := testNames(t)
+	tests, references := testNames(t), references(t)
 	var page strings.Builder
-	page.WriteString("# The OCI runtime, row by row\n\nWritten from `oci/rows.txt` by `go test ./oci -run Rows -update`; [oci.md](oci.md) tells more.\n")
+	page.WriteString("# The OCI runtime, row by row\n\nWritten from `oci/rows.txt` by `go test ./oci -run Rows -update`; [oci.md](oci.md) tells more. The last column has the other runtimes that have it, on which the same tests run to be checked themselves; with a version where Debian 12's (runc 1.1, crun 1.8) is older.\n")
 	patterns := map[string]bool{} // whether something matched
 	for line := range strings.Lines(string(b)) {
 		line = strings.TrimSpace(line)
 		if title, ok := strings.CutPrefix(line, "# "); ok && !strings.ContainsAny(title, ".:,") || title == "linux.resources" || title == "root, mounts, names" {
-			page.WriteString("\n## " + title + "\n\n| | outcome | tests |\n|---|---|---|\n")
+			page.WriteString("\n## " + title + "\n\n| | outcome | tests | others |\n|---|---|---|---|\n")
 		}
 		if line == "" || line[0] == '#' {
 			continue
 		}
 		f := strings.Split(line, " | ")
-		if len(f) != 3 {
+		if len(f) != 3 && len(f) != 4 {
 			t.Fatalf("rows.txt: %q", line)
 		}
+		others := strings.Join(f[3:], "")
 		for _, name := range strings.Fields(f[2]) {
 			if !tests[name] {
 				t.Errorf("rows.txt: %s: there is no %s", f[0], name)
 			}
+			if len(f) == 3 && len(references[name]) > len(others) {
+				others = references[name]
+			}
+		}
+		if others == "" {
+			t.Errorf("rows.txt: %s: none of the tests runs on runc or crun, and nothing says why", f[0])
 		}
 		rows := strings.Split(f[0], ", ")
 		for _, row := range rows {
 			patterns[row] = false
 		}
-		page.WriteString("| `" + strings.Join(rows, "`, `") + "` | " + f[1] + " | " + strings.ReplaceAll(f[2], " ", ", ") + " |\n")
+		page.WriteString("| `" + strings.Join(rows, "`, `") + "` | " + f[1] + " | " + strings.ReplaceAll(f[2], " ", ", ") + " | " + others + " |\n")
 	}
 	for _, row := range allRows() {
 		if !covered(patterns, row) {
@@ -154,4 +161,48 @@ func testNames(t *testing.T) map[string]bool {
 		}
 	}
 	return names
+}
+
+// references tells on which runtimes the tests of this package run besides ours, as
+// onBoth, notRunc, needs and crunDiffers have it for the whole of a test.
+func references(t *testing.T) map[string]string {
+	t.Helper()
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]string{}
+	function := regexp.MustCompile(`(?ms)^func (Test\w+)\(.*?^}`)
+	first := regexp.MustCompile(`onBoth\(t, func\(b \*box\) \{\s*b\.(notRunc|needs)\((?:"([^"]*)", "([^"]*)"\))?`)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range function.FindAllStringSubmatch(string(b), -1) {
+			name, body := m[1], m[0]
+			if !strings.Contains(body, "onBoth(") {
+				continue
+			}
+			runc, crun := "runc", "crun"
+			if f := first.FindStringSubmatch(body); f != nil && f[1] == "notRunc" {
+				runc = ""
+			} else if f != nil {
+				runc, crun = since(runc, f[2]), since(crun, f[3])
+			}
+			if crunDiffers[name] != "" {
+				crun = ""
+			}
+			all[name] = strings.Trim(runc+", "+crun, ", ")
+		}
+	}
+	return all
+}
+
+// since is a runtime from a version on, "" if that is "".
+func since(runtime, version string) string {
+	if version == "" {
+		return ""
+	}
+	return runtime + " " + version
 }
