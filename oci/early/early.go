@@ -14,9 +14,9 @@ package early
 import "unsafe"
 
 // OneProcessor is what $GOMAXPROCS is for the program that is executed here,
-// unless it was set: a call of a fork takes the less time the fewer threads there
-// are, and the runtime of Go does not ask the control groups then. Main has to
-// unset it, for the sake of hooks; nobody else writes it so.
+// unless it was set: a program that lives for milliseconds does not make up for
+// the start of threads, and Go's runtime does not read its control group's limits
+// then. Main has to unset it, for what it starts may inherit it; nobody else writes it so.
 const OneProcessor = "01"
 
 var _ = start()

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"path"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -352,48 +351,6 @@ func (c *compiler) becomeRoot() {
 	c.do(text, cSetresuid, 0, 0, 0)
 }
 
-// idMaps translates linux.uidMappings and gidMappings.
-func (c *compiler) idMaps() error {
-	l := c.spec.Linux
-	if !c.has[specs.UserNamespace] {
-		if len(l.UIDMappings)+len(l.GIDMappings) > 0 {
-			return fmt.Errorf("linux.uidMappings: there is no user namespace")
-		}
-		c.p.owner = c.proc.User.UID
-		return nil
-	}
-	host, ok := hostID(l.UIDMappings, c.proc.User.UID)
-	if !ok && len(l.UIDMappings) > 0 {
-		return fmt.Errorf("process.user.uid: %d is not in linux.uidMappings", c.proc.User.UID)
-	}
-	c.p.owner = host
-	if c.new&unix.CLONE_NEWUSER == 0 {
-		return nil
-	}
-	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
-		return fmt.Errorf("linux.uidMappings: a new user namespace needs uid and gid mappings")
-	}
-	c.p.maps = &idMaps{UID: formatMaps(l.UIDMappings), GID: formatMaps(l.GIDMappings)}
-	return nil
-}
-
-func hostID(maps []specs.LinuxIDMapping, id uint32) (uint32, bool) {
-	for _, m := range maps {
-		if id >= m.ContainerID && id-m.ContainerID < m.Size {
-			return m.HostID + (id - m.ContainerID), true
-		}
-	}
-	return id, false
-}
-
-func formatMaps(maps []specs.LinuxIDMapping) string {
-	var b strings.Builder
-	for _, m := range maps {
-		fmt.Fprintf(&b, "%d %d %d\n", m.ContainerID, m.HostID, m.Size)
-	}
-	return b.String()
-}
-
 // oomScoreAdj lowers the score only if there is the privilege to; not having
 // it is no reason not to run.
 func (c *compiler) oomScoreAdj() {
@@ -441,70 +398,4 @@ func (c *compiler) needs(t specs.LinuxNamespaceType, field string) {
 	if !c.has[t] {
 		c.fail(fmt.Errorf("%s: needs a %s namespace of the container's own", field, t))
 	}
-}
-
-// sysctls are written through a procfs of our own, not by a path in which the
-// container may have a say.
-func (c *compiler) sysctls() {
-	keys := make([]string, 0, len(c.spec.Linux.Sysctl))
-	for k := range c.spec.Linux.Sysctl {
-		keys = append(keys, k)
-	}
-	slices.Sort(keys)
-	for _, k := range keys {
-		file, ns, err := parseSysctl(k)
-		if err != nil {
-			c.fail(fmt.Errorf("linux.sysctl[%q]: %w", k, err))
-			return
-		}
-		c.needs(ns, fmt.Sprintf("linux.sysctl[%q]", k))
-		value, text := c.spec.Linux.Sysctl[k], "set sysctl "+k
-		how := c.how(unix.O_WRONLY, 0, unix.RESOLVE_BENEATH|unix.RESOLVE_NO_XDEV|unix.RESOLVE_NO_SYMLINKS)
-		f := c.get(text, cOpenat2, c.procfs(), "sys/"+file, how)
-		c.do(text, cWrite, f, value, len(value))
-	}
-}
-
-// parseSysctl returns the file below /proc/sys, and the namespace that a
-// sysctl belongs to.
-func parseSysctl(key string) (file string, ns specs.LinuxNamespaceType, err error) {
-	file = key
-	if dot, slash := strings.IndexByte(key, '.'), strings.IndexByte(key, '/'); dot >= 0 && (slash < 0 || dot < slash) {
-		file = strings.NewReplacer(".", "/", "/", ".").Replace(key)
-	}
-	for _, part := range strings.Split(file, "/") {
-		if part == "" || part == "." || part == ".." {
-			return "", "", fmt.Errorf("is no name of a sysctl")
-		}
-	}
-	switch {
-	case strings.HasPrefix(file, "net/"):
-		return file, specs.NetworkNamespace, nil
-	case strings.HasPrefix(file, "fs/mqueue/"), slices.Contains(ipcSysctls, file):
-		return file, specs.IPCNamespace, nil
-	case file == "kernel/hostname", file == "kernel/domainname":
-		return file, specs.UTSNamespace, nil
-	case strings.HasPrefix(file, "user/"):
-		return file, specs.UserNamespace, nil
-	}
-	return "", "", fmt.Errorf("is not of a namespace, so would change the host")
-}
-
-var ipcSysctls = []string{
-	"kernel/msgmax", "kernel/msgmnb", "kernel/msgmni", "kernel/msg_next_id",
-	"kernel/sem", "kernel/sem_next_id",
-	"kernel/shmall", "kernel/shmmax", "kernel/shmmni", "kernel/shm_next_id", "kernel/shm_rmid_forced",
-}
-
-// procfs returns a procfs that is reachable through its descriptor alone: the
-// one mounted for the container before anything was mounted over it, or one
-// made for the purpose.
-func (c *compiler) procfs() reg {
-	if c.proc1 == none {
-		const text = "make a private procfs"
-		ctx := c.get(text, cFsopen, "proc")
-		c.do(text, cFsconfigCreate, ctx)
-		c.proc1 = c.get(text, cFsmount, ctx, 0)
-	}
-	return c.proc1
 }

@@ -150,34 +150,6 @@ func (m *parsedMount) findMount(before []parsedMount) error {
 	return fmt.Errorf(".options: remount: none of the mounts before is at /%s", m.dest)
 }
 
-// parseIDMap finds out how the ids of a mount are mapped: by mappings of its
-// own, or with the option alone by those of the container's user namespace.
-func (c *compiler) parseIDMap(p *parsedMount, m specs.Mount) error {
-	switch {
-	case len(m.UIDMappings) > 0 && len(m.GIDMappings) > 0:
-		p.maps = &idMaps{UID: formatMaps(m.UIDMappings), GID: formatMaps(m.GIDMappings)}
-	case len(m.UIDMappings)+len(m.GIDMappings) > 0:
-		return fmt.Errorf(".uidMappings: uid and gid mappings must be given together")
-	case p.idmap:
-		if p.maps = c.userMaps(); p.maps == nil {
-			return fmt.Errorf(".options: idmap needs mappings, of the mount or of a user namespace")
-		}
-	}
-	if p.maps != nil && !p.bind {
-		return fmt.Errorf(".uidMappings: only bind mounts can be idmapped")
-	}
-	return nil
-}
-
-// userMaps are the mappings of the container's user namespace, nil if there are none.
-func (c *compiler) userMaps() *idMaps {
-	l := c.spec.Linux
-	if len(l.UIDMappings) == 0 || len(l.GIDMappings) == 0 {
-		return nil
-	}
-	return &idMaps{UID: formatMaps(l.UIDMappings), GID: formatMaps(l.GIDMappings)}
-}
-
 // bindSlot describes the source of a bind mount. An "rw" does not lift the
 // read-only of a source that the host has mounted so; an "rrw" does.
 func (p *parsedMount) bindSlot(bundle string) slot {

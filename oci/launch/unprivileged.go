@@ -3,7 +3,6 @@ package launch
 import (
 	"fmt"
 	"syscall"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,24 +40,6 @@ func (c *compiler) openTree(to reg, s slot) {
 	c.setTree(text, to, true, unix.MountAttr{Attr_set: s.rset, Attr_clr: s.rclear})
 	c.setTree(text, to, false, unix.MountAttr{Attr_set: s.set, Attr_clr: s.clear})
 	c.setTree(text, to, s.flags&treePropagateRecurses != 0, unix.MountAttr{Propagation: s.propagation})
-}
-
-// mapTree maps the ids of a mount that nobody has seen yet. Only the forker can make
-// the user namespace with the maps, of which one is enough for all alike.
-func (c *compiler) mapTree(text string, tree reg, s slot) {
-	userns, made := c.idmapped[*s.idmap]
-	if !made {
-		userns = c.addSlot(slot{kind: slotUserns, idmap: s.idmap, label: s.label})
-		c.idmapped[*s.idmap] = userns
-	}
-	flags := unix.AT_EMPTY_PATH
-	if s.flags&treeIdmapRecurses != 0 {
-		flags |= unix.AT_RECURSIVE
-	}
-	attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP}
-	at := c.put(attr)
-	c.do(text, cStore, at+ref(unsafe.Offsetof(attr.Userns_fd)), userns)
-	c.do(text, cMountSetattr, tree, "", flags, at)
 }
 
 func (c *compiler) setTree(text string, tree reg, recursive bool, attr unix.MountAttr) {
