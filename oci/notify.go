@@ -56,9 +56,12 @@ type notifier struct {
 // notifier makes the container's socket, if it has a directory for one and somebody
 // wants to know.
 func (c *container) notifier(pidfd *os.File) (*notifier, error) {
-	dir, err := os.Open(c.file(notifyDir))
 	to := os.Getenv(notifyVariable)
-	if to == "" || errors.Is(err, os.ErrNotExist) {
+	if to == "" {
+		return nil, nil
+	}
+	dir, err := os.Open(c.file(notifyDir))
+	if errors.Is(err, os.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {

@@ -7,8 +7,6 @@ import (
 	"os"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"podstead/supervisor/internal/protocol"
 )
 
@@ -284,23 +282,10 @@ func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
 }
 
 // Resize sets the window of a logged process's pty. That of any other process
-// is with its launcher: see SetWindow.
+// is with its launcher.
 func (c *Client) Resize(ctx context.Context, id string, width, height uint16) error {
 	_, err := c.ask(ctx, protocol.Resize, &protocol.ResizeRequest{ID: id, Width: uint64(width), Height: uint64(height)}, nil)
 	return err
-}
-
-// SetWindow sets the window of a pty that Launch returned.
-func SetWindow(console *os.File, width, height uint16) error {
-	raw, err := console.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var serr error
-	err = raw.Control(func(fd uintptr) {
-		serr = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Col: width, Row: height})
-	})
-	return errors.Join(err, os.NewSyscallError("TIOCSWINSZ", serr))
 }
 
 // ReopenLog opens the log's path anew, for a rotation by rename. On an error

@@ -164,7 +164,7 @@ func TestPtyGoesToItsLauncher(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer console.Close()
-	if err := SetWindow(console, 123, 45); err != nil {
+	if err := unix.IoctlSetWinsize(int(console.Fd()), unix.TIOCSWINSZ, &unix.Winsize{Col: 123, Row: 45}); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := f.Start(f.ctx, "c/exec1"); err != nil {

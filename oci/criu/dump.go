@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"strings"
 )
 
@@ -220,6 +219,3 @@ func errorLines(log string, most int) []string {
 	}
 	return lines
 }
-
-// OpenDir opens a directory for Images or Work.
-func OpenDir(path string) (*os.File, error) { return os.Open(filepath.Clean(path)) }

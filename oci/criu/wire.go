@@ -21,12 +21,6 @@ func (m *message) number(field int, v uint64) {
 	*m = binary.AppendUvarint(*m, v)
 }
 
-func (m *message) nonzero(field int, v uint64) {
-	if v != 0 {
-		m.number(field, v)
-	}
-}
-
 func (m *message) flag(field int, v bool) {
 	if v {
 		m.number(field, 1)
