@@ -108,7 +108,7 @@ bench: test-deps
 
 # The agent in simulated worlds, from any seed on; see docs/testing.md.
 simulate:
-	$(GO) test -count=1 -v -timeout 30m ./agent -run 'TestSimulation$$' -sim.first 0 -sim.time 10m
+	$(GO) test -count=1 -v -timeout 30m ./agent -run 'TestSimulation(OfPreemption)?$$' -sim.first 0 -sim.time 10m
 
 # podstead-oci, and our supervisor, side by side with crun and runc.
 bench-oci: test-deps

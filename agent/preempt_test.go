@@ -7,6 +7,8 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+
+	"podstead/agent/internal/allocation"
 )
 
 // TestCriticalPodsPreempt has a critical pod come to a node that is full: pods of
@@ -71,6 +73,46 @@ func TestCriticalPodsPreempt(t *testing.T) {
 		}
 		b.after(time.Minute)
 		b.gone()
+	})
+}
+
+// TestPreemptedAsItComesBack: a preempted pod gets room again, and a critical pod
+// wants it before it has begun.
+func TestPreemptedAsItComesBack(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.rt.script(func() {
+			b.rt.life = func(string, uint32) life { return life{ignores: 3 * time.Second} }
+		})
+		b.stop()
+		b.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
+		b.boot()
+		pod := func(name, more string) string {
+			return `{apiVersion: v1, kind: Pod, metadata: {name: ` + name + `}, spec: {` + more + ` containers: [{name: ` + name +
+				`, image: "app:1", resources: {requests: {cpu: 600m}}}]}}`
+		}
+		b.apply(pod("low", ""))
+		b.after(time.Minute)
+		b.apply(pod("critical", "priorityClassName: system-cluster-critical, "))
+		b.after(time.Minute)
+		b.delete("critical", nil)
+		b.preempted("low") // all sleep but the worker of the critical pod, which ends
+		b.after(time.Second)
+		w := b.agent.workers[string(b.pod("low").UID)]
+		w.node.ledger.Hold(w.requests(w.pod))
+		w.again = true
+		w.node.ledger.Take(allocation.Request{UID: string(b.pod("critical").UID), Priority: 2_000_000_000, Preempts: true,
+			Requests: w.requests(w.pod).Requests, Free: func() {}})
+		b.apply(pod("critical", "priorityClassName: system-cluster-critical, "))
+		b.after(time.Minute)
+		b.preempted("low")
+		if !b.ready("critical") {
+			t.Errorf("it waits for ever: %+v", b.pod("critical").Status)
+		}
+		b.delete("critical", nil)
+		b.after(time.Minute)
+		if !b.ready("low") {
+			t.Errorf("it does not come back: %+v", b.pod("low").Status)
+		}
 	})
 }
 

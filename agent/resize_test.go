@@ -239,3 +239,29 @@ func TestPriorityAfterReboot(t *testing.T) {
 }
 
 func cpuOf(c corev1.ContainerStatus) string { return c.AllocatedResources.Cpu().String() }
+
+// TestTakenOutContainersLeaveRoom: what a container requested that is not in the pod
+// any more is for others at once.
+func TestTakenOutContainersLeaveRoom(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.stop()
+		b.allocatable = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("1")}
+		b.boot()
+		pod := func(name string, containers string) string {
+			return `{apiVersion: v1, kind: Pod, metadata: {name: ` + name + `}, spec: {terminationGracePeriodSeconds: 1, containers: [` + containers + `]}}`
+		}
+		const a, big = `{name: a, image: "app:1"}`, `{name: b, image: "app:1", resources: {requests: {cpu: 800m}}}`
+		b.apply(pod("first", a+", "+big))
+		b.after(time.Minute)
+		b.apply(pod("second", big))
+		b.after(time.Minute)
+		if b.ready("second") {
+			t.Fatal("there is room for both")
+		}
+		b.apply(pod("first", a))
+		b.after(time.Minute)
+		if !b.ready("second") {
+			t.Errorf("%+v", b.pod("second").Status)
+		}
+	})
+}

@@ -11,6 +11,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"slices"
 	"strings"
@@ -20,6 +21,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 
 	"podstead/agent/client"
 	"podstead/agent/internal/eviction"
@@ -32,21 +34,30 @@ var (
 	simTime = flag.Duration("sim.time", 10*time.Second, "how long to simulate seeds")
 	// The same seeds each time, as many as there is time for: who changes nothing
 	// is not to be surprised. "make simulate" begins anywhere.
-	simFirst = flag.Uint64("sim.first", 1, "the first seed to simulate, 0 for any")
+	simFirst  = flag.Uint64("sim.first", 1, "the first seed to simulate, 0 for any")
+	simNarrow = flag.Bool("sim.narrow", false, "whether the world of -sim.seed is a narrow one")
 )
 
 // TestSimulation lets the agent live through worlds of package simtest, which
 // judge what it does, and checks that all comes right once the faults stop: no
 // pod is lost, none is left. It goes through as many seeds as there is time for
 // (-sim.time); a failure names its seed, and -sim.seed tells its story.
-func TestSimulation(t *testing.T) {
+func TestSimulation(t *testing.T) { manyLives(t, *simTime, false) }
+
+// TestSimulationOfPreemption is the same in worlds that are too narrow for all
+// pods, to which a critical one comes and goes.
+func TestSimulationOfPreemption(t *testing.T) { manyLives(t, *simTime/2, true) }
+
+func manyLives(t *testing.T, simTime time.Duration, narrow bool) {
 	if *simSeed != 0 {
-		live(t, *simSeed)
+		if narrow == *simNarrow {
+			live(t, *simSeed, narrow)
+		}
 		return
 	}
-	end := time.Now().Add(*simTime)
+	end := time.Now().Add(simTime)
 	if testing.Short() {
-		end = time.Now().Add(*simTime / 4)
+		end = time.Now().Add(simTime / 4)
 	}
 	var next atomic.Uint64
 	if next.Store(*simFirst - 1); *simFirst == 0 {
@@ -57,7 +68,7 @@ func TestSimulation(t *testing.T) {
 			t.Parallel()
 			seeds := 0
 			for ; time.Now().Before(end) && !t.Failed(); seeds++ {
-				live(t, next.Add(1))
+				live(t, next.Add(1), narrow)
 			}
 			t.Logf("%d seeds", seeds)
 		})
@@ -89,13 +100,13 @@ func TestSimulationOfOld(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(old.seed), func(t *testing.T) {
 			t.Log(old.what)
-			live(t, old.seed)
+			live(t, old.seed, false)
 		})
 	}
 }
 
 // live lives through the world of a seed.
-func live(t *testing.T, seed uint64) {
+func live(t *testing.T, seed uint64, narrow bool) {
 	t.Helper()
 	dir, err := os.MkdirTemp(memoryDir(t), "podstead-sim")
 	if err != nil {
@@ -103,14 +114,17 @@ func live(t *testing.T, seed uint64) {
 	}
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
-		s := &story{T: t, dir: dir, wanted: map[string]string{}, uids: map[string]string{}}
+		s := &story{T: t, dir: dir, narrow: narrow, wanted: map[string]string{}, uids: map[string]string{}}
 		s.world = simtest.New(s, seed)
+		if narrow {
+			s.world.Narrow(narrowCPU)
+		}
 		s.boot()
 		s.run()
 		s.halt(false)
 		if t.Failed() || *simSeed != 0 {
 			t.Logf("the story of seed %d:\n%s", seed, strings.Join(s.world.Trace(), "\n"))
-			t.Logf("again: go test ./agent -run TestSimulation$ -sim.seed %d", seed)
+			t.Logf("again: go test ./agent -run TestSimulation -sim.seed %d -sim.narrow=%t", seed, narrow)
 		}
 	})
 }
@@ -128,6 +142,7 @@ type story struct {
 	*testing.T
 	world  *simtest.World
 	dir    string
+	narrow bool // not all pods fit, and there is a critical one
 	agent  *Agent
 	host   fakeHost
 	stop   func()
@@ -157,6 +172,9 @@ func (s *story) boot() {
 	a.evictor.read, a.evictor.stalls = s.host.read, s.host.wait
 	a.images.Disk = s.host.disk
 	a.kernelLog = ""
+	if s.narrow {
+		a.node.ledger.Allocatable = corev1.ResourceList{corev1.ResourceCPU: *resource.NewMilliQuantity(narrowCPU, resource.DecimalSI)}
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	_, changes, unwatch := a.board.watch()
 	go func() {
@@ -167,8 +185,11 @@ func (s *story) boot() {
 					s.Error("the watcher was cut off")
 					return
 				}
-				if c.Event == nil {
+				switch {
+				case c.Event == nil:
 					s.world.Told(c.Pod, c.Type == client.Gone)
+				case c.Event.Reason == preempting:
+					s.world.Preempted(c.Pod)
 				}
 			case <-ctx.Done():
 				return
@@ -255,6 +276,9 @@ func (s *story) run() {
 	s.memory(900)
 	for range 4 + w.Roll(12, "length") {
 		s.act(fmt.Sprintf("p%d", w.Roll(storyPods, "pod")))
+		if s.narrow && w.Roll(2, "critical") == 0 {
+			s.turnCritical()
+		}
 		s.after(time.Duration(w.Roll(60_000, "pause")) * time.Millisecond / time.Duration(1+w.Roll(30, "hurry")))
 	}
 	w.Calm()
@@ -352,6 +376,9 @@ func (s *story) settled() {
 	}
 	for _, p := range pods {
 		over := p.Status.Phase == corev1.PodFailed || p.Status.Phase == corev1.PodSucceeded
+		if s.wanted[p.Name] != "" && s.narrow && s.waitsForRoom(p, pods) {
+			continue
+		}
 		if s.wanted[p.Name] == "" || !over && !allReady(p) {
 			posted, _ := s.agent.board.get("default", p.Name)
 			s.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
@@ -423,8 +450,11 @@ func shown(p *corev1.Pod) string {
 	if err != nil {
 		return err.Error()
 	}
-	return string(data)
+	// What others had when a pod asked for room stays until it asks again.
+	return usedByOthers.ReplaceAllString(string(data), "used: n")
 }
+
+var usedByOthers = regexp.MustCompile(`used: \d+`)
 
 // probesOf is how many probes may be made at once.
 func probesOf(pods []*corev1.Pod) (n int) {

@@ -97,6 +97,7 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 			w.pending = nil
 			w.node.ledger.Settle(w.uid)
 		}
+		w.node.ledger.Hold(w.requests(pod)) // containers may have been taken out
 		return pod
 	}
 	short := w.node.ledger.Take(w.requests(pod))
@@ -181,6 +182,15 @@ func (w *worker) retryResize() {
 	}
 }
 
+// dropResize: a pod that has nothing of the node any more waits for no other amount
+// of it, but is what its source says.
+func (w *worker) dropResize() {
+	if w.pending != nil {
+		w.pending = nil
+		w.redefine(box{pod: w.given, objs: w.objs, origin: w.origin})
+	}
+}
+
 // admit is why a pod that has not started has to wait for others, nil if it has
 // not to.
 func (w *worker) admit() *plan.Wait {
@@ -213,6 +223,7 @@ func (w *worker) leaveNode() {
 	case over && (w.admitted || !w.comesBack()):
 		w.node.ledger.Release(w.uid)
 		w.admitted = false
+		w.dropResize()
 	case w.ending != nil:
 		w.node.ledger.Leaves(w.uid)
 	}

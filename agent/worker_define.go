@@ -30,6 +30,7 @@ func (w *worker) redefine(b box) {
 	}
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
 		// Another pod than the one that failed.
+		w.giveBack()
 		w.failed, w.ending, w.start, w.admitted, w.set = nil, nil, time.Now(), false, conditions{}
 	}
 	w.set = w.set.of(w.hashes)

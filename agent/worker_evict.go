@@ -32,6 +32,9 @@ func (w *worker) evict(e order) { w.leave(func(b *box) { b.evict = &e }) }
 
 // fall begins the end of an evicted pod, unless it is ending or failed anyway.
 func (w *worker) fall(e order) {
+	if e.reason == preempting {
+		w.giveBack()
+	}
 	if w.ending != nil || w.failed != nil || w.last.Finished {
 		if w.ending != nil && !w.ending.Keep && w.evicted == nil {
 			w.evicted = e.ended // it is going already

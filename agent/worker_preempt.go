@@ -39,6 +39,15 @@ func (w *worker) awaitRoom() {
 	}
 }
 
+// giveBack the room that a preempted pod was given and has not used yet: a critical
+// pod wants it, or the pod has become another one, which has to ask itself.
+func (w *worker) giveBack() {
+	if w.again {
+		w.again = false
+		w.node.ledger.Release(w.uid)
+	}
+}
+
 // comeBack begins anew what was preempted, now that there is room for it.
 func (w *worker) comeBack() {
 	if !w.again {
@@ -48,4 +57,5 @@ func (w *worker) comeBack() {
 		return
 	}
 	w.failed, w.ending, w.start, w.wasOver, w.admitted, w.prepared, w.set = nil, nil, time.Now(), false, true, false, conditions{}
+	w.last.Finished = false // or it would not heed that it has to go at once
 }

@@ -91,9 +91,18 @@ func (l *Ledger) hold(r Request) {
 	if l.held == nil {
 		l.held = map[string]holder{}
 	}
+	was := l.held[r.UID]
 	l.held[r.UID] = holder{Request: r}
 	delete(l.waiting, r.UID)
 	l.tell() // it may have shrunk
+	if !was.going {
+		return
+	}
+	for _, w := range l.waiting { // it stays after all, and they counted on its going
+		if w.Preempts {
+			w.Free()
+		}
+	}
 }
 
 // Leaves tells that a pod is about to give back what it has.
@@ -111,9 +120,10 @@ func (l *Ledger) Release(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	_, had := l.held[uid]
+	_, waited := l.waiting[uid] // then others could not have what it waited for
 	delete(l.held, uid)
 	delete(l.waiting, uid)
-	if had {
+	if had || waited {
 		l.tell()
 	}
 }
@@ -123,6 +133,7 @@ func (l *Ledger) Settle(uid string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	delete(l.waiting, uid)
+	l.tell()
 }
 
 // tell wakes those that wait and would fit now.

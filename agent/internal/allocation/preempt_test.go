@@ -54,10 +54,12 @@ func TestVictims(t *testing.T) {
 // TestCriticalPodsPreempt looks at who gets what while pods go for a critical one.
 func TestCriticalPodsPreempt(t *testing.T) {
 	l := &Ledger{Allocatable: list("2", "2Gi")}
-	var told []string
+	var told, asked []string
 	take := func(uid string, priority int32, cpu string) *Shortage {
 		return l.Take(Request{UID: uid, Priority: priority, Requests: corev1.ResourceList{corev1.ResourceCPU: resource.MustParse(cpu)}, QoS: corev1.PodQOSBurstable,
-			Preempts: priority >= 100, Free: func() {}, Yield: func(lack corev1.ResourceName) { told = append(told, uid+" for "+string(lack)) }})
+			Preempts: priority >= 100, Free: func() {
+				asked = append(asked, uid)
+			}, Yield: func(lack corev1.ResourceName) { told = append(told, uid+" for "+string(lack)) }})
 	}
 	expect := func(when, want string) {
 		t.Helper()
@@ -82,6 +84,13 @@ func TestCriticalPodsPreempt(t *testing.T) {
 	expect("critical", "a for cpu, b for cpu")
 	take("critical", 100, "1500m")
 	expect("critical asks again", "")
+	asked = nil
+	l.Hold(l.held["a"].Request) // it was edited, and begins anew
+	if !slices.Contains(asked, "critical") {
+		t.Error("who was to go stays, and the critical pod is not told")
+	}
+	take("critical", 100, "1500m")
+	expect("critical asks once more", "a for cpu")
 	l.Release("a")
 	if take("a", 0, "1") == nil || take("more", 50, "1") == nil || take("tiny", 0, "100m") == nil {
 		t.Error("what is left for the critical pod goes to another")

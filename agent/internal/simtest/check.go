@@ -40,6 +40,8 @@ type pod struct {
 	ending   int // how many versions there were when it was deleted
 	endAt    time.Time
 	grace    time.Duration // of the end
+	lastEnd  time.Time     // the same, of lives that are over, too
+	fellAt   time.Time     // it began to end for a critical pod
 	made     map[string][]*container
 	seen     seen
 }
@@ -86,6 +88,7 @@ func (w *World) Unwanted(uid string, grace *time.Duration) {
 	switch {
 	case p.endAt.IsZero():
 		p.endAt, p.grace, p.ending = time.Now(), own, len(p.versions)
+		p.lastEnd = p.endAt
 		if grace != nil {
 			p.grace = *grace
 		}
@@ -385,7 +388,7 @@ func (w *World) reasons(p *pod, c *container) (own, whole []string) {
 	if !c.sandbox.ready {
 		whole = append(whole, "sandbox")
 	}
-	if !p.endAt.IsZero() {
+	if !p.lastEnd.Before(c.asked) { // perhaps before there was anything of it
 		whole = append(whole, "deleted")
 	}
 	if w.pressed.After(c.created) {
@@ -396,6 +399,9 @@ func (w *World) reasons(p *pod, c *container) (own, whole []string) {
 	}
 	if v.pod.Spec.ActiveDeadlineSeconds != nil {
 		whole = append(whole, "deadline")
+	}
+	if w.needed(p, c.created) {
+		whole = append(whole, "preempted")
 	}
 	if p.finished() {
 		whole = append(whole, "finished")
@@ -469,6 +475,9 @@ func (w *World) checkKill(c *container) {
 	}
 	if grace == 0 || v.pod.Spec.ActiveDeadlineSeconds != nil { // whose end began when the agent says
 		return
+	}
+	if !p.fellAt.IsZero() && now.Sub(p.fellAt) >= grace {
+		return // hooks take of it, and runtimes that are away
 	}
 	if now.Sub(first) < grace && !(ending && !now.Before(p.endAt.Add(p.grace))) {
 		w.wrong("KILL to %s of %s after %v of %v (deleted at %v with %v)", c.id, c.key(), now.Sub(first), grace, p.endAt, p.grace)

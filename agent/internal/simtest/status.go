@@ -1,7 +1,9 @@
 package simtest
 
 import (
+	"maps"
 	"reflect"
+	"slices"
 	"time"
 
 	"google.golang.org/grpc/codes"
@@ -53,7 +55,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	}
 	old.created, old.deleted, old.agent = def.CreationTimestamp, def.DeletionTimestamp != nil, w.agents
 	over := func(x corev1.PodPhase) bool { return x == corev1.PodSucceeded || x == corev1.PodFailed }
-	if over(old.phase) && st.Phase != old.phase && old.reason != "Terminated" && reflect.DeepEqual(old.spec, def.Spec) {
+	if over(old.phase) && st.Phase != old.phase && old.reason != "Terminated" && old.reason != "Preempting" && reflect.DeepEqual(old.spec, def.Spec) {
 		w.wrong("%s goes back from %s to %s", def.Name, old.phase, st.Phase)
 	}
 	for _, c := range w.sorted() {
@@ -64,12 +66,14 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	if over(st.Phase) && !over(old.phase) {
 		w.note("%s is %s %s", def.Name, st.Phase, st.Reason)
 	}
-	old.phase, old.reason, old.spec = st.Phase, st.Reason, def.Spec // Terminated: by a shutdown
-	for _, list := range [][]corev1.ContainerStatus{st.InitContainerStatuses, st.ContainerStatuses} {
-		for i := range list {
-			w.told(p, def.Name, &list[i])
-		}
+	old.phase, old.reason, old.spec = st.Phase, st.Reason, def.Spec // Terminated: by a shutdown, Preempting: for a critical pod
+	all := slices.Concat(st.InitContainerStatuses, st.ContainerStatuses)
+	for i := range all {
+		w.told(p, def.Name, &all[i])
 	}
+	maps.DeleteFunc(old.restarts, func(name string, _ int32) bool { // taken out; another of that name begins anew
+		return !slices.ContainsFunc(all, func(c corev1.ContainerStatus) bool { return c.Name == name })
+	})
 }
 
 func (w *World) told(p *pod, name string, c *corev1.ContainerStatus) {

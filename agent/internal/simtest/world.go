@@ -47,6 +47,7 @@ type World struct {
 	pressed    time.Time       // memory was short until then
 	shut       time.Time       // the machine was to go down until then
 	shutFrom   time.Time       // and from then on
+	narrow     int64           // thousandths of cpu for all pods; 0: more than enough
 	rolled     map[string]uint64
 	trace      []string
 	seq        int
