@@ -63,9 +63,8 @@ func FuzzUnmarshal(f *testing.F) {
 	for _, in := range inputs {
 		f.Add([]byte(in))
 	}
-	if b, err := os.ReadFile("testdata/config.json"); err == nil {
-		f.Add(b)
-	}
+	// Not a whole specification: large inputs keep the fuzzer busy making them small.
+	f.Add([]byte(`{"process":{"user":{"uid":1},"args":["a"]},"mounts":[{"destination":"/"}],"linux":{"resources":{"devices":[{"allow":true,"major":1}]}}}`))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		compare[sample](t, in)
 		compare[specs.Spec](t, in)
@@ -84,7 +83,7 @@ func compare[T any](t *testing.T, in []byte) {
 	}
 }
 
-func BenchmarkFirst(b *testing.B) {
+func BenchmarkUnmarshal(b *testing.B) {
 	in, err := os.ReadFile("testdata/config.json")
 	if err != nil {
 		b.Fatal(err)
