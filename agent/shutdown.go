@@ -12,6 +12,7 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/logind"
 	"podstead/agent/internal/plan"
 )
@@ -36,7 +37,7 @@ func (a *Agent) tiers() []ShutdownTier {
 	list := slices.Clone(a.cfg.Policy.Shutdown)
 	if len(list) == 0 {
 		const own = 1 << 62
-		list = []ShutdownTier{{0, own}, {2000000000, own}}
+		list = []ShutdownTier{{0, own}, {eviction.SystemCritical, own}}
 	}
 	slices.SortFunc(list, func(x, y ShutdownTier) int { return cmp.Compare(x.Priority, y.Priority) })
 	return list

@@ -7,10 +7,8 @@ import (
 	kubelet "k8s.io/kubelet/config/v1beta1"
 
 	"podstead/agent"
+	"podstead/agent/internal/eviction"
 )
-
-// systemCritical is the least priority of the system-…-critical classes.
-const systemCritical = 2000000000
 
 // shutdown is how pods end when the machine goes down.
 func shutdown(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
@@ -25,7 +23,7 @@ func shutdown(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 	case all > 0 && len(c.ShutdownGracePeriodByPodPriority) > 0:
 		return fmt.Errorf("shutdownGracePeriodByPodPriority: it goes with neither shutdownGracePeriod nor shutdownGracePeriodCriticalPods")
 	case all > 0:
-		p.Shutdown = []agent.ShutdownTier{{Priority: 0, Grace: all - critical}, {Priority: systemCritical, Grace: critical}}
+		p.Shutdown = []agent.ShutdownTier{{Priority: 0, Grace: all - critical}, {Priority: eviction.SystemCritical, Grace: critical}}
 		return nil
 	}
 	seen := map[int32]bool{}

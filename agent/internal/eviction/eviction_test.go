@@ -161,7 +161,7 @@ func TestRank(t *testing.T) {
 		use(pod("over-a-little", 0, "100Mi", ""), 110, 1, 0, 500, 7),
 		use(pod("over-a-lot", 0, "", ""), 200, 50, 50, 0, 5),
 		use(pod("over-important", 1000, "", ""), 900, 900, 0, 0, 500),
-		use(pod("critical", systemCritical, "", ""), 5000, 5000, 0, 0, 5000),
+		use(pod("critical", SystemCritical, "", ""), 5000, 5000, 0, 0, 5000),
 		use(pod("idle", 0, "", ""), 0, 0, 0, 0, 0),
 	}
 	for _, c := range []struct {
@@ -190,7 +190,7 @@ func TestRank(t *testing.T) {
 func TestAdmits(t *testing.T) {
 	const memory, disk = corev1.NodeMemoryPressure, corev1.NodeDiskPressure
 	type conditions = []corev1.NodeConditionType
-	plain, critical, tolerant := pod("p", 0, "", ""), pod("p", systemCritical, "", ""), pod("p", 0, "", "")
+	plain, critical, tolerant := pod("p", 0, "", ""), pod("p", SystemCritical, "", ""), pod("p", 0, "", "")
 	tolerant.Spec.Tolerations = []corev1.Toleration{{Key: corev1.TaintNodeMemoryPressure, Operator: corev1.TolerationOpExists}}
 	for _, c := range []struct {
 		pod        *corev1.Pod
@@ -307,7 +307,7 @@ func TestEvictionsComeToAnEnd(t *testing.T) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		var pods []Usage
 		for i := range r.IntN(20) {
-			priority := []int32{0, 0, 10, systemCritical}[r.IntN(4)]
+			priority := []int32{0, 0, 10, SystemCritical}[r.IntN(4)]
 			p := pod(fmt.Sprint("p", i), priority, fmt.Sprintf("%dMi", r.IntN(200)), "")
 			pods = append(pods, Usage{Pod: p, Memory: int64(r.IntN(200)) * mib})
 		}

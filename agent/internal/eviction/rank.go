@@ -32,12 +32,13 @@ type Container struct {
 
 func (c Container) disk() Disk { return c.Writable.plus(c.Logs) }
 
-// systemCritical is the least priority of the system-…-critical classes.
-const systemCritical = 2000000000
+// SystemCritical is the priority of the class system-cluster-critical, the least of
+// pods that are critical.
+const SystemCritical = 2000000000
 
 // Critical tells whether a pod is never evicted.
 func Critical(pod *corev1.Pod) bool {
-	return pod.Spec.Priority != nil && *pod.Spec.Priority >= systemCritical
+	return pod.Spec.Priority != nil && *pod.Spec.Priority >= SystemCritical
 }
 
 // Admits tells whether a pod may start on a node that has the conditions: not if

@@ -5,15 +5,9 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/request"
 )
-
-// critical is the priority from which on a pod preempts.
-const critical = 2_000_000_000
-
-func isCritical(pod *corev1.Pod) bool {
-	return pod.Spec.Priority != nil && *pod.Spec.Priority >= critical
-}
 
 // Narrow bounds what all pods together may request of cpu, in thousandths.
 func (w *World) Narrow(cpu int64) {
@@ -37,7 +31,7 @@ func (w *World) Preempted(def *corev1.Pod) {
 	w.note("%s has to go for a critical pod", def.Name)
 	p.fellAt = time.Now()
 	switch {
-	case isCritical(def):
+	case eviction.Critical(def):
 		w.wrong("the critical pod %s is preempted", def.Name)
 	case !w.needed(p, time.Now().Add(-late)):
 		w.wrong("%s is preempted though there is no critical pod, or room for it", def.Name)
@@ -47,7 +41,7 @@ func (w *World) Preempted(def *corev1.Pod) {
 // needed tells whether a critical pod was wanted after some time for which there
 // was no room beside what others may have had.
 func (w *World) needed(p *pod, since time.Time) bool {
-	if w.narrow == 0 || isCritical(p.now().pod) {
+	if w.narrow == 0 || eviction.Critical(p.now().pod) {
 		return false
 	}
 	all, there := int64(0), false
@@ -61,7 +55,7 @@ func (w *World) needed(p *pod, since time.Time) bool {
 			most = max(most, r.Cpu().MilliValue())
 		}
 		all += most
-		there = there || isCritical(other.now().pod)
+		there = there || eviction.Critical(other.now().pod)
 	}
 	return there && all > w.narrow
 }

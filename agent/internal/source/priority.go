@@ -4,12 +4,14 @@ import (
 	"fmt"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/internal/eviction"
 )
 
 // setPriority gives a pod the priority of its class, which a cluster's API
 // server does. Only the two that every cluster has are known here.
 func setPriority(s *corev1.PodSpec) (warnings []string) {
-	class, known := map[string]int32{"system-cluster-critical": 2000000000, "system-node-critical": 2000001000}[s.PriorityClassName]
+	class, known := map[string]int32{"system-cluster-critical": eviction.SystemCritical, "system-node-critical": eviction.SystemCritical + 1000}[s.PriorityClassName]
 	switch {
 	case s.PriorityClassName == "":
 	case !known && s.Priority == nil:
