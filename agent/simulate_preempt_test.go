@@ -1,7 +1,9 @@
 package agent
 
 import (
+	"fmt"
 	"slices"
+	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -23,6 +25,18 @@ spec:
   containers:
   - {name: a, image: "app:1", resources: {requests: {cpu: 600m}}}
 `
+
+// TestPreemptionOfOld lives through narrow worlds that once showed a bug.
+func TestPreemptionOfOld(t *testing.T) {
+	for seed, what := range map[uint64]string{
+		18960862327717928: "a pod that had ended for a shutdown was told as failed for no reason when it began again",
+	} {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			t.Log(what)
+			live(t, seed, true)
+		})
+	}
+}
 
 // turnCritical has the critical pod come, or go.
 func (s *story) turnCritical() {

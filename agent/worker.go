@@ -240,13 +240,13 @@ func (w *worker) open() {
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
 	w.origin, w.debug, w.set = r.Origin, r.Debug, r.Conditions
 	maps.Copy(w.ips, r.IPs)
+	w.wasOver = r.Over
 	w.resume()
 	w.alloc, w.admitted, w.group = r.Allocated, r.Allocated != nil && r.holds(), r.Group
 	if w.admitted {
 		w.node.ledger.Hold(w.requests(r.Pod))
 	}
 	w.recorded = r.Pod
-	w.wasOver = r.Over
 	for _, c := range r.Containers {
 		c.Remembered = true
 		w.known[c.ID] = c
