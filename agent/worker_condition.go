@@ -41,15 +41,13 @@ func (w *worker) setCondition(c corev1.PodCondition, now time.Time) error {
 	c.ObservedGeneration, c.LastProbeTime, c.LastTransitionTime = 0, metav1.Time{}, metav1.NewTime(now)
 	list := slices.Clone(w.set.List)
 	i := slices.IndexFunc(list, func(old corev1.PodCondition) bool { return old.Type == c.Type })
-	switch {
-	case i < 0:
-		list = append(list, c)
-	case list[i].Status == c.Status:
-		c.LastTransitionTime = list[i].LastTransitionTime
-		fallthrough
-	default:
-		list[i] = c
+	if i < 0 {
+		i, list = len(list), append(list, c)
 	}
+	if list[i].Status == c.Status {
+		c.LastTransitionTime = list[i].LastTransitionTime
+	}
+	list[i] = c
 	w.set = conditions{Sandbox: w.hashes.Sandbox, List: list}
 	w.save()
 	return nil
