@@ -310,10 +310,10 @@ func (n *Network) SetPodCIDR(list string) error {
 func (n *Network) SetPodSubnets(subnets []netip.Prefix) error {
 	// Their addresses are of the former subnets.
 	resume, err := n.slots.stop()
+	defer resume()
 	if err = errors.Join(err, n.builtin.setSubnets(subnets)); err != nil {
 		return err
 	}
-	resume()
 	n.plugins.mu.Lock()
 	n.plugins.subnets = slices.Clone(subnets)
 	n.plugins.mu.Unlock()

@@ -315,19 +315,20 @@ func (p *program) plausible(entries []client.FlightEntry) {
 	end := func(e client.FlightEntry) time.Time { return e.At.Add(e.Took) }
 	prepare, sandbox, start := find(client.FlightStep, "prepare"), find(client.FlightStep, "create sandbox"), find(client.FlightStep, "start")
 	probe, ready := find(client.FlightStep, "readiness probe"), find(client.FlightNews, "ready")
-	for i, e := range []client.FlightEntry{sandbox, start} {
-		if before := []client.FlightEntry{prepare, sandbox}[i]; e.At.Before(end(before)) {
-			p.Errorf("%v began before %v ended", e, before)
-		}
+	if sandbox.At.Before(end(prepare)) {
+		p.Errorf("%v began before %v ended", sandbox, prepare)
+	}
+	// The runtime's events may come before its answers, and what follows with them.
+	if start.At.Before(sandbox.At) || ready.At.Before(start.At) {
+		p.Errorf("%v, %v, %v are out of order", sandbox, start, ready)
 	}
 	for call, step := range map[string]client.FlightEntry{"RunPodSandbox": sandbox, "CreateContainer": start, "StartContainer": start} {
 		if c := find(client.FlightCall, call); c.At.Before(step.At) || end(c).After(end(step)) {
 			p.Errorf("%v is not within %v", c, step)
 		}
 	}
-	total := ready.At.Sub(prepare.At)
-	if sum := prepare.Took + sandbox.Took + start.Took; sum > total || probe.Took > total || end(probe).After(ready.At) {
-		p.Errorf("the steps took %v, the probe %v, all together %v", sum, probe.Took, total)
+	if end(probe).After(ready.At) {
+		p.Errorf("%v ended after %v", probe, ready)
 	}
 }
 
