@@ -14,11 +14,14 @@ func Whole() bool { return os.Getenv(wholeVariable) != "" }
 // processors are emulated.
 const emulatedVariable = "PODSTEAD_TEST_EMULATED"
 
+// Emulated tells whether processors are.
+func Emulated() bool { return os.Getenv(emulatedVariable) != "" }
+
 // Rounds is how often a test does again what has chance in it: n times, a few
 // times only where processors are emulated, which is not where such tests find
 // what there is to find.
 func Rounds(n int) int {
-	if os.Getenv(emulatedVariable) != "" {
+	if Emulated() {
 		return max(1, n/8)
 	}
 	return n
