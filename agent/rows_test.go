@@ -15,6 +15,7 @@ var updateRows = flag.Bool("update", false, "write docs/kubelet-rows.md")
 // is for packages of agent/internal.
 var testDirs = map[string]string{
 	"kubeletconfig": "kubeletconfig", "e2etest": "e2etest", "e2e": "../test/e2e", "hostile": "../test/hostile",
+	"restart": "../test/restart", "service": "../test/service",
 	"engine": "../engine", "spec": "../engine/internal/spec", "selinux": "../engine/internal/selinux",
 	"supervisor": "../supervisor", "ctl": "../ctl",
 }

@@ -9,7 +9,8 @@
 // engine: SIGINT and SIGTERM stop the engine, and run exits with its code,
 // while containers go on; SIGHUP is passed on to the engine, which reads its
 // configuration again. Killed, run leaves the engine running, and the next run
-// takes over.
+// takes over. SIGABRT, with which systemd's watchdog says that the engine does not
+// answer, ends engine and run at once: the supervisor starts the engine again.
 //
 // As a systemd unit, run is the main process. The unit needs KillMode=process,
 // so that a stop or a restart leaves the supervisor and the containers alone,
@@ -122,7 +123,7 @@ func front(ctx context.Context, runDir string, grace time.Duration, argv []strin
 	if err != nil {
 		return 1, err
 	}
-	var engine hangups
+	var engine engineSignals
 	defer engine.forward()()
 	return supervisor.RunEngine(ctx, runDir, supervisor.Engine{
 		Argv:    argv,
@@ -135,43 +136,57 @@ func front(ctx context.Context, runDir string, grace time.Duration, argv []strin
 	})
 }
 
-// hangups passes SIGHUP on to the engine that runs at the time. The zero value
-// is ready.
-type hangups struct {
+// engineSignals passes signals on to the engine that runs at the time. The zero
+// value is ready.
+type engineSignals struct {
 	mu    sync.Mutex
 	pidfd *os.File // nil: none runs
 }
 
 // runs is told of each engine.
-func (h *hangups) runs(pid int) {
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.pidfd.Close() // nil is an error that nobody needs
-	h.pidfd = nil
+func (e *engineSignals) runs(pid int) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.pidfd.Close() // nil is an error that nobody needs
+	e.pidfd = nil
 	if fd, err := unix.PidfdOpen(pid, 0); err == nil {
-		h.pidfd = os.NewFile(uintptr(fd), "engine")
+		e.pidfd = os.NewFile(uintptr(fd), "engine")
 	}
 }
 
 // forward begins; the returned function ends it.
-func (h *hangups) forward() (stop func()) {
+func (e *engineSignals) forward() (stop func()) {
 	signals, quit := make(chan os.Signal, 1), make(chan struct{})
-	signal.Notify(signals, syscall.SIGHUP)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGABRT)
 	go func() {
 		for {
 			select {
 			case <-quit:
 				return
-			case <-signals:
+			case s := <-signals:
+				e.send(s.(syscall.Signal))
 			}
-			h.mu.Lock()
-			if h.pidfd != nil {
-				unix.PidfdSendSignal(int(h.pidfd.Fd()), unix.SIGHUP, nil, 0)
-			}
-			h.mu.Unlock()
 		}
 	}()
 	return func() { signal.Stop(signals); close(quit) }
+}
+
+func (e *engineSignals) send(s syscall.Signal) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.pidfd != nil {
+		unix.PidfdSendSignal(int(e.pidfd.Fd()), s, nil, 0)
+	}
+	if s != syscall.SIGABRT {
+		return
+	}
+	// An engine that can, writes its goroutines and ends.
+	if e.pidfd != nil {
+		unix.Poll([]unix.PollFd{{Fd: int32(e.pidfd.Fd()), Events: unix.POLLIN}}, 2000)
+		unix.PidfdSendSignal(int(e.pidfd.Fd()), unix.SIGKILL, nil, 0)
+	}
+	fmt.Fprintln(os.Stderr, "podstead-supervisor: the engine does not answer and is started again")
+	os.Exit(128 + int(s))
 }
 
 func upgrade(ctx context.Context, runDir, exe string) error {

@@ -119,6 +119,6 @@ func (n *nodeOptions) serveDocker(ctx context.Context, d dockerOptions) (err err
 	}
 	defer func() { err = errors.Join(err, rt.Close(), n.tidyNetwork(ctx, pods)) }()
 	log.Info("serving", "cri", n.criSocket(), "docker", d.endpoint)
-	notifyReady(log)
+	tellManager(ctx, log, answers(rt))
 	return serveUntil(ctx, server.New(server.Config{Runtime: rt, Log: log}), socket)
 }

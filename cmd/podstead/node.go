@@ -254,7 +254,7 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 	serve := func(ctx context.Context) error { return serveUntil(ctx, srv, criSocket) }
 	if !n.withAgent {
 		log.Info("serving", "cri", n.criSocket())
-		notifyReady(log)
+		tellManager(ctx, log, answers(eng))
 		return serve(ctx)
 	}
 	agentSocket, err := sup.Listen(ctx, "agent", "unix", n.agentSocket())
@@ -273,8 +273,10 @@ func (n *nodeOptions) run(ctx context.Context, file *configFile, log *slog.Logge
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	log.Info("serving", "cri", n.criSocket(), "agent", n.agentSocket(), "manifests", n.manifests)
-	notifyReady(log)
 	group, ctx := errgroup.WithContext(ctx)
+	tellManager(ctx, log, func(ctx context.Context) error {
+		return cmp.Or(answers(eng)(ctx), n.agentAnswers(ctx))
+	})
 	group.Go(func() error { return serve(ctx) })
 	group.Go(func() error { return node.Run(ctx) })
 	return group.Wait()
@@ -303,7 +305,7 @@ func (n *nodeOptions) runOnEndpoint(ctx context.Context, cgroups *cgroup.Hierarc
 		return fmt.Errorf("start the agent: %w", err)
 	}
 	log.Info("serving", "agent", n.agentSocket(), "runtime", n.runtimeEndpoint, "manifests", n.manifests)
-	notifyReady(log)
+	tellManager(ctx, log, n.agentAnswers)
 	return errors.Join(node.Run(ctx), n.tidyCgroups(ctx, cgroups))
 }
 

@@ -80,6 +80,9 @@ func (n *Node) Kill() {
 	<-n.ended
 }
 
+// Wait returns when the front has ended.
+func (n *Node) Wait() { <-n.ended }
+
 // Endpoint is the CRI socket.
 func (n *Node) Endpoint() string { return "unix://" + n.Run + "/cri.sock" }
 

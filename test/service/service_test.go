@@ -10,7 +10,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -51,7 +53,7 @@ spec:
 `
 
 // TestServiceSystemd installs the unit, starts, stops, restarts and kills the
-// service below a pod, and reboots: the pod ends in good order and is there again
+// service below a pod, has its watchdog bark, and reboots: the pod ends in good order and is there again
 // by itself.
 func TestServiceSystemd(t *testing.T) {
 	reboot := os.Getenv(rebootVariable)
@@ -99,7 +101,50 @@ func firstBoot(t *testing.T) string {
 			t.Errorf("after %s the container is %s, and was %s", what[0], got, id)
 		}
 	}
+	watchdog(t)
+	if got := ready(t); got != id {
+		t.Errorf("after the watchdog the container is %s, and was %s", got, id)
+	}
 	return id
+}
+
+// watchdog has systemd notice that the engine does not answer any more.
+func watchdog(t *testing.T) {
+	const soon = "/run/systemd/system/" + unit + ".d"
+	if err := os.MkdirAll(soon, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	write(t, soon+"/watchdog.conf", "[Service]\nWatchdogSec=15s\n")
+	run(t, "systemctl", "daemon-reload")
+	run(t, "systemctl", "restart", unit)
+	stuck := engine(t)
+	if err := syscall.Kill(stuck, syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	until(t, "the engine is another one", func() error {
+		if list := pods(t); list == nil || engine(t) == stuck {
+			return fmt.Errorf("it is %d", stuck)
+		}
+		return nil
+	})
+}
+
+// engine finds the service's.
+func engine(t *testing.T) int {
+	t.Helper()
+	found, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range found {
+		exe, _ := os.Readlink(dir + "/exe")
+		line, _ := os.ReadFile(dir + "/cmdline")
+		if exe == bin+"/podstead" && strings.Contains(string(line), "\x00node\x00") {
+			pid, _ := strconv.Atoi(filepath.Base(dir))
+			return pid
+		}
+	}
+	return 0
 }
 
 func secondBoot(t *testing.T, was string) {
@@ -164,7 +209,9 @@ func ready(t *testing.T) (id string) {
 // pods is nil where nobody answers.
 func pods(t *testing.T) []corev1.Pod {
 	t.Helper()
-	out, err := exec.Command("podstead", "get", "pods", "-o", "json").Output()
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, "podstead", "get", "pods", "-o", "json").Output()
 	if err != nil {
 		return nil
 	}
