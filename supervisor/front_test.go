@@ -54,7 +54,7 @@ type front struct {
 }
 
 // engineScript notes each of its lives and ends with code 3 on SIGTERM.
-const engineScript = `echo $$ $PODSTEAD_SUPERVISED >> "$0/lives"; trap 'exit 3' TERM; while :; do sleep 0.05; done`
+const engineScript = `trap 'exit 3' TERM; echo $$ $PODSTEAD_SUPERVISED >> "$0/lives"; while :; do sleep 0.05; done`
 
 func startFront(t *testing.T, dir string, engine ...string) *front {
 	t.Helper()

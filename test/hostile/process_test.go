@@ -1,6 +1,7 @@
 package hostile
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -8,6 +9,8 @@ import (
 	"time"
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
+
+	"podstead/test/host"
 )
 
 // limited is a container with a script and limits.
@@ -211,7 +214,8 @@ func TestExecInTrouble(t *testing.T) {
 	if err != nil || string(out.GetStdout()) != "said\n" {
 		t.Errorf("exec that leaves a process with its output: %v, %v", out, err)
 	}
-	out, err = p.exec(id, "sh", "-c", "head -c 40000000 /dev/zero; head -c 40000000 /dev/zero >&2; exit 5")
+	flood := fmt.Sprintf("head -c %d000000 /dev/zero", host.Rounds(40))
+	out, err = p.exec(id, "sh", "-c", flood+"; "+flood+" >&2; exit 5")
 	if err != nil || out.GetExitCode() != 5 || len(out.GetStdout()) < 1<<20 {
 		t.Errorf("exec that floods its outputs: %v, %d, %d bytes", err, out.GetExitCode(), len(out.GetStdout()))
 	}
