@@ -33,7 +33,7 @@ func (e *Engine) StartContainer(ctx context.Context, req *runtimeapi.StartContai
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() == nil {
+	if cri.Heard(ctx) {
 		c.mu.Lock()
 		c.startTold = true
 		c.mu.Unlock()

@@ -97,7 +97,7 @@ func fingerprintOf(m proto.Message) fingerprint {
 
 // runs makes the creation of a named object happen once. A caller that comes
 // while it is under way joins it; one that comes after a caller got the ID is
-// told AlreadyExists; but if no caller was left to take the ID, the first that
+// told AlreadyExists; but if no caller was there to take the ID, the first that
 // asks for the same again gets it. So no name is ever reserved by a request
 // whose client has given up. The zero value is ready.
 type runs struct {
@@ -128,7 +128,7 @@ func (r *runs) do(ctx context.Context, e *Engine, name string, of fingerprint, t
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if ctx.Err() == nil {
+	if cri.Heard(ctx) {
 		c.delivered = true
 	}
 	return c.id, nil

@@ -65,7 +65,7 @@ func (r *Runtime) StartContainer(ctx context.Context, req *runtimeapi.StartConta
 	if err != nil {
 		return nil, err
 	}
-	if ctx.Err() == nil {
+	if cri.Heard(ctx) {
 		r.starts.set(c.id, true)
 	}
 	return &runtimeapi.StartContainerResponse{}, nil
