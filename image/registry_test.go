@@ -277,8 +277,8 @@ func TestResume(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		ranges bool
-		stall  bool
-	}{{"with ranges", true, false}, {"without ranges", false, false}, {"stalled", true, true}} {
+		stall  time.Duration // 0: it breaks off and does not stall
+	}{{"with ranges", true, 0}, {"without ranges", false, 0}, {"stalled", true, 200 * time.Millisecond}} {
 		t.Run(c.name, func(t *testing.T) {
 			img := randomImage(t, size)
 			data := img.Layers[0].Data
@@ -301,18 +301,19 @@ func TestResume(t *testing.T) {
 				end := min(len(data)*int(n)/3, len(data))
 				w.Write(data[from:max(end, from)])
 				sent.Add(int64(max(end-from, 0)))
-				if c.stall && end < len(data) {
+				if c.stall > 0 && end < len(data) {
 					w.(http.Flusher).Flush()
 					<-r.Context().Done()
 				}
 				return true
 			}
 			dir := filepath.Join(t.TempDir(), "images")
-			s := openStore(t, image.Config{Dir: dir, StallTimeout: 200 * time.Millisecond})
+			s := openStore(t, image.Config{Dir: dir, StallTimeout: c.stall})
 			if _, err := s.Pull(testContext(t), serve(t, h)+"/app:1", image.Auth{}); err != nil {
 				t.Fatal(err)
 			}
-			if c.ranges && sent.Load() != int64(len(data)) {
+			// A slow machine may call what has been sent stalled, too, before it comes.
+			if c.ranges && c.stall == 0 && sent.Load() != int64(len(data)) {
 				t.Errorf("%d bytes were sent for %d", sent.Load(), len(data))
 			}
 			if requests.Load() < 3 {
