@@ -260,7 +260,7 @@ func waitFor(t testing.TB, cond func() bool) {
 	t.Helper()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for end := time.Now().Add(30 * time.Second); !cond(); <-tick.C {
+	for end := time.Now().Add(5 * time.Minute); !cond(); <-tick.C {
 		if time.Now().After(end) {
 			t.Fatal("condition did not come")
 		}

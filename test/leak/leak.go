@@ -73,7 +73,7 @@ func Take(s Scope) Snapshot {
 func Since(before Snapshot, s Scope) []string {
 	limit := s.Settle
 	if limit == 0 {
-		limit = 10 * time.Second
+		limit = time.Minute
 	}
 	deadline := time.Now().Add(limit)
 	tick := time.NewTicker(10 * time.Millisecond)

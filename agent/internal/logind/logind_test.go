@@ -17,8 +17,12 @@ import (
 
 // login1 is as much of logind as is needed: it counts the locks.
 type login1 struct {
-	taken chan *os.File // our end of a lock's pipe: at its end when the lock is given back
+	taken chan lock
 }
+
+// A lock is given back when all copies of theirs are closed: ours is then at its
+// end. One copy of theirs stays here, until it has been sent for sure.
+type lock struct{ ours, theirs *os.File }
 
 func (l login1) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) {
 	if what != "shutdown" || mode != "delay" {
@@ -28,8 +32,7 @@ func (l login1) Inhibit(what, who, why, mode string) (dbus.UnixFD, *dbus.Error) 
 	if err != nil {
 		return 0, dbus.MakeFailedError(err)
 	}
-	l.taken <- r
-	time.AfterFunc(time.Second, func() { w.Close() }) // it has been sent by then
+	l.taken <- lock{r, w}
 	return dbus.UnixFD(w.Fd()), nil
 }
 
@@ -62,7 +65,7 @@ func bus(t *testing.T) (*dbus.Conn, login1) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { conn.Close() })
-	l := login1{taken: make(chan *os.File, 4)}
+	l := login1{taken: make(chan lock, 4)}
 	if err := conn.Export(l, path, manager); err != nil {
 		t.Fatal(err)
 	}
@@ -93,23 +96,24 @@ func TestShutdownIsHeldUp(t *testing.T) {
 			t.Fatalf("%s: nothing in a minute", what)
 		}
 	}
-	lock := func() *os.File {
+	locked := func() lock {
 		t.Helper()
 		select {
-		case f := <-l.taken:
-			return f
+		case l := <-l.taken:
+			return l
 		case err := <-done:
 			t.Fatalf("it ends with %v", err)
 		case <-time.After(time.Minute):
 			t.Fatal("no lock in a minute")
 		}
-		return nil
+		return lock{}
 	}
-	released := func(f *os.File) {
+	released := func(l lock) {
 		t.Helper()
-		defer f.Close()
-		f.SetReadDeadline(time.Now().Add(time.Minute))
-		if n, err := f.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
+		defer l.ours.Close()
+		l.theirs.Close()
+		l.ours.SetReadDeadline(time.Now().Add(time.Minute))
+		if n, err := l.ours.Read(make([]byte, 1)); n != 0 || errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("the lock is not given back: %v", err)
 		}
 	}
@@ -119,13 +123,13 @@ func TestShutdownIsHeldUp(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	first := lock()
+	first := locked()
 	prepare(true)
 	wait("down", down)
 	released(first)
 	prepare(false)
 	wait("up", up)
-	second := lock()
+	second := locked()
 	prepare(true)
 	wait("down again", down)
 	released(second)
