@@ -77,6 +77,9 @@ type Config struct {
 	// Tracing makes the spans of pods' starts and of what is done for them; nil:
 	// none are made.
 	Tracing trace.TracerProvider
+	// FileSystemUsage is a command that calls FileSystemUsage with its last argument:
+	// it, and not the agent, waits for file systems that do not answer. nil: the agent.
+	FileSystemUsage []string
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.
@@ -128,6 +131,9 @@ type Policy struct {
 	Shutdown []ShutdownTier
 	// Node says how much of the node is for pods.
 	Node Reservations
+	// VolumeStatsPeriod is how often volumes are measured for those who ask; 0: every
+	// minute, less: not at all.
+	VolumeStatsPeriod time.Duration
 	// Eviction says when pods go because the node is short of something.
 	Eviction eviction.Policy
 }

@@ -1,12 +1,15 @@
 package agent
 
 import (
+	"context"
+	"io"
 	"net"
 	"path"
 	"path/filepath"
 
 	corev1 "k8s.io/api/core/v1"
 
+	"podstead/agent/internal/fsusage"
 	"podstead/agent/internal/kubeletapi"
 	"podstead/agent/internal/metric"
 	"podstead/agent/internal/observe"
@@ -58,16 +61,39 @@ func (a *Agent) newFigures() *stats.Source {
 		Logs: func(pod *corev1.Pod, container string) string {
 			return path.Join(n.request.LogDirectory(pod), container)
 		},
-		Volumes: func(pod *corev1.Pod) map[string]string {
-			return volume.Pod{Dir: n.podDir(string(pod.UID)), Spec: pod}.Scratch()
-		},
-		Measure: n.measureVolume,
+		Volumes: a.places, Measure: n.measureVolume, Ask: n.askVolume, Every: a.cfg.Policy.VolumeStatsPeriod, Log: a.cfg.Log,
 	}
 	if n.cgroups.hierarchy != nil {
 		figures.PodsCgroup = n.cgroups.hierarchy.Group(n.cgroups.path())
 	}
 	return figures
 }
+
+// places tells where volumes of pods can be measured. Where the storage of claims
+// is, the loop knows.
+func (a *Agent) places(ctx context.Context, pods []*corev1.Pod) map[string]map[string]volume.Place {
+	out := map[string]map[string]volume.Place{}
+	var objs objects
+	if err := a.do(ctx, func(context.Context) { objs = a.wanted }); err != nil {
+		return out
+	}
+	for _, pod := range pods {
+		out[string(pod.UID)] = job{node: a.node, pod: pod, objs: objs}.volumes().Places()
+	}
+	return out
+}
+
+// askVolume tells how full a volume is.
+func (n *node) askVolume(ctx context.Context, at volume.Place) (fsusage.Usage, error) {
+	if at.CSI {
+		return n.csi.Stats(ctx, at.Path)
+	}
+	return n.asker.Ask(ctx, at.Path)
+}
+
+// FileSystemUsage writes how full the file system at a path is, for the agent
+// that has asked for it (Config.FileSystemUsage).
+func FileSystemUsage(w io.Writer, path string) error { return fsusage.Answer(w, path) }
 
 // KubeletAddr is where the kubelet's API of a field of its configuration ("port",
 // "readOnlyPort", "healthzPort") is served, nil if it is not yet.

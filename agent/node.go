@@ -29,6 +29,7 @@ import (
 	"podstead/agent/internal/env"
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/flight"
+	"podstead/agent/internal/fsusage"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/metric"
 	"podstead/agent/internal/probe"
@@ -54,6 +55,7 @@ type node struct {
 	features       map[string]*runtimeapi.RuntimeHandlerFeatures // of the runtime's handlers
 	userns         *userns.Blocks
 	projects       *quota.Pool // of emptyDirs; nil: the file system counts none
+	asker          fsusage.Asker
 	limits         limits
 	maxBackoff     time.Duration
 	cgroups        *cgroups
@@ -107,6 +109,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 			Memory: *resource.NewQuantity(memory, resource.BinarySI),
 		},
 		features: map[string]*runtimeapi.RuntimeHandlerFeatures{},
+		asker:    fsusage.Asker{Program: cfg.FileSystemUsage},
 		log:      cfg.Log,
 	}
 	if cfg.RunDir != "" {

@@ -27,6 +27,7 @@ const (
 	fuseGetattr = 3
 	fuseOpen    = 14
 	fuseRead    = 15
+	fuseStatfs  = 17
 	fuseRelease = 18
 	fuseFlush   = 25
 	fuseInit    = 26
@@ -90,6 +91,8 @@ func (fs *hungFS) serve() {
 			}
 		case fuseOpen, fuseOpendir:
 			body = [4]uint32{}
+		case fuseStatfs: // 1000 blocks of 4096 bytes, 600 of them free
+			body = [2]any{[5]uint64{1000, 600, 600, 100, 50}, [10]uint32{4096, 255, 4096}}
 		case fuseRelease, fuseFlush:
 		default:
 			errno = unix.ENOSYS

@@ -33,6 +33,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
+	p.VolumeStatsPeriod = c.VolumeStatsAggPeriod.Duration
 	return p, errors.Join(runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
 }
 

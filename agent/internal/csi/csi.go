@@ -56,6 +56,7 @@ type driver struct {
 	node     spec.NodeClient
 	stages   bool // STAGE_UNSTAGE_VOLUME
 	groups   bool // VOLUME_MOUNT_GROUP
+	measures bool // GET_VOLUME_STATS
 }
 
 // Take registers a driver (registry.Taker).
@@ -104,6 +105,8 @@ func (v *driver) ask(ctx context.Context) error {
 			v.stages = true
 		case spec.NodeServiceCapability_RPC_VOLUME_MOUNT_GROUP:
 			v.groups = true
+		case spec.NodeServiceCapability_RPC_GET_VOLUME_STATS:
+			v.measures = true
 		}
 	}
 	return nil

@@ -90,6 +90,37 @@ func send(ch chan<- prometheus.Metric, d *prometheus.Desc, t prometheus.ValueTyp
 	ch <- m
 }
 
+// volumeCollector adds to /metrics how full the volumes of claims are.
+type volumeCollector struct {
+	server *Server
+	ctx    context.Context
+}
+
+var (
+	ofClaim = []string{"namespace", "persistentvolumeclaim"}
+
+	volumeCapacity   = prometheus.NewDesc("kubelet_volume_stats_capacity_bytes", "Size of the volume.", ofClaim, nil)
+	volumeAvailable  = prometheus.NewDesc("kubelet_volume_stats_available_bytes", "Bytes that are left in the volume.", ofClaim, nil)
+	volumeUsed       = prometheus.NewDesc("kubelet_volume_stats_used_bytes", "Bytes of the volume that are used.", ofClaim, nil)
+	volumeInodes     = prometheus.NewDesc("kubelet_volume_stats_inodes", "Inodes of the volume.", ofClaim, nil)
+	volumeInodesFree = prometheus.NewDesc("kubelet_volume_stats_inodes_free", "Inodes that are left in the volume.", ofClaim, nil)
+	volumeInodesUsed = prometheus.NewDesc("kubelet_volume_stats_inodes_used", "Inodes of the volume that are used.", ofClaim, nil)
+)
+
+func (c volumeCollector) Describe(chan<- *prometheus.Desc) {}
+
+func (c volumeCollector) Collect(ch chan<- prometheus.Metric) {
+	for _, v := range c.server.Stats.Claims(c.ctx) {
+		gauge := func(d *prometheus.Desc, n float64) {
+			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, n, v.PVCRef.Namespace, v.PVCRef.Name)
+		}
+		for d, n := range map[*prometheus.Desc]*uint64{volumeCapacity: v.CapacityBytes, volumeAvailable: v.AvailableBytes, volumeUsed: v.UsedBytes,
+			volumeInodes: v.Inodes, volumeInodesFree: v.InodesFree, volumeInodesUsed: v.InodesUsed} {
+			gauge(d, float64(*n))
+		}
+	}
+}
+
 // runtimeCollector gives /metrics/cadvisor: what the runtime has for a monitoring
 // system (CRI's ListPodSandboxMetrics), under cAdvisor's names.
 type runtimeCollector struct {

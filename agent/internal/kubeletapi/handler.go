@@ -82,7 +82,7 @@ func (s *Server) figures(mux *http.ServeMux) {
 	scrape := func(path string, g prometheus.Gatherer) {
 		mux.Handle("GET "+path, promhttp.HandlerFor(g, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}))
 	}
-	scrape("/metrics", s.Metrics.Registry)
+	mux.HandleFunc("GET /metrics", s.collect(func(r *http.Request) prometheus.Collector { return volumeCollector{s, r.Context()} }, s.Metrics.Registry))
 	scrape("/metrics/probes", s.Metrics.Probes)
 	scrape("/metrics/slis", s.Metrics.SLIs)
 	mux.HandleFunc("DELETE /metrics/slis", func(w http.ResponseWriter, _ *http.Request) {
@@ -93,12 +93,12 @@ func (s *Server) figures(mux *http.ServeMux) {
 	mux.HandleFunc("GET /metrics/cadvisor", s.collect(func(r *http.Request) prometheus.Collector { return runtimeCollector{s, r.Context()} }))
 }
 
-// collect gathers anew for each request.
-func (s *Server) collect(c func(*http.Request) prometheus.Collector) http.HandlerFunc {
+// collect gathers anew for each request, beside what others have gathered.
+func (s *Server) collect(c func(*http.Request) prometheus.Collector, others ...prometheus.Gatherer) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		registry := prometheus.NewRegistry()
 		registry.MustRegister(c(r))
-		promhttp.HandlerFor(registry, promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}).ServeHTTP(w, r)
+		promhttp.HandlerFor(append(prometheus.Gatherers{registry}, others...), promhttp.HandlerOpts{ErrorHandling: promhttp.ContinueOnError}).ServeHTTP(w, r)
 	}
 }
 

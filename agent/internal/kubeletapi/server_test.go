@@ -26,9 +26,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/agent/internal/fsusage"
 	"podstead/agent/internal/metric"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/stats"
+	"podstead/agent/internal/volume"
 	"podstead/cri"
 )
 
@@ -83,6 +85,7 @@ func (fake) ExecSync(_ context.Context, r *runtimeapi.ExecSyncRequest) (*runtime
 func server(t *testing.T, s Settings) *Server {
 	pods := func() []*corev1.Pod {
 		return []*corev1.Pod{{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u1", Annotations: map[string]string{"kubernetes.io/config.source": "file"}},
+			Spec: corev1.PodSpec{Volumes: []corev1.Volume{{Name: "data"}}},
 			Status: corev1.PodStatus{Phase: corev1.PodRunning, ContainerStatuses: []corev1.ContainerStatus{
 				{Name: "app", ContainerID: "x://c1", State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}}}}}}
 	}
@@ -93,7 +96,13 @@ func server(t *testing.T, s Settings) *Server {
 		}),
 		Healthy: func(context.Context) error { return nil },
 		Stats: &stats.Source{Runtime: fake{}, Node: "n1", Pods: pods, NodeFs: t.TempDir(),
-			Logs: func(*corev1.Pod, string) string { return t.TempDir() }, Volumes: func(*corev1.Pod) map[string]string { return nil }},
+			Logs: func(*corev1.Pod, string) string { return t.TempDir() },
+			Volumes: func(context.Context, []*corev1.Pod) map[string]map[string]volume.Place {
+				return map[string]map[string]volume.Place{"u1": {"data": {Path: "/data", Claim: "disk"}}}
+			},
+			Ask: func(context.Context, volume.Place) (fsusage.Usage, error) {
+				return fsusage.Usage{Capacity: 100, Available: 60, Used: 30, Inodes: 10, InodesFree: 7, InodesUsed: 3}, nil
+			}},
 		Metrics: metric.New("n1", "v1", 2, pods), Log: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
@@ -123,6 +132,13 @@ func TestPaths(t *testing.T) {
 		{full, "GET /stats/summary?only_cpu_and_memory=true", 200, `"usageCoreNanoSeconds":2500000000`},
 		{full, "GET /metrics", 200, "kubelet_running_pods 1\n"},
 		{full, "GET /metrics", 200, `kubelet_desired_pods{static="true"} 1` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_capacity_bytes{namespace="ns",persistentvolumeclaim="disk"} 100` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_available_bytes{namespace="ns",persistentvolumeclaim="disk"} 60` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_used_bytes{namespace="ns",persistentvolumeclaim="disk"} 30` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_inodes{namespace="ns",persistentvolumeclaim="disk"} 10` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_inodes_free{namespace="ns",persistentvolumeclaim="disk"} 7` + "\n"},
+		{full, "GET /metrics", 200, `kubelet_volume_stats_inodes_used{namespace="ns",persistentvolumeclaim="disk"} 3` + "\n"},
+		{full, "GET /stats/summary", 200, `"name":"data","pvcRef":{"name":"disk","namespace":"ns"}`},
 		{full, "GET /metrics/resource", 200, `container_cpu_usage_seconds_total{container="app",namespace="ns",pod="p"} 2.5 1000` + "\n"},
 		{full, "GET /metrics/resource", 200, `container_start_time_seconds{container="app",namespace="ns",pod="p"} 7` + "\n"},
 		{full, "GET /metrics/resource", 200, `container_swap_limit_bytes{container="app",namespace="ns",pod="p"} 10` + "\n"},

@@ -4,18 +4,25 @@ import (
 	"context"
 	"time"
 
-	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/fsusage"
 	"podstead/agent/internal/pressure"
+	"podstead/agent/internal/volume"
 )
 
-// measureEvery is how old what is said of a pod's directories may be (the
-// kubelet's volumeStatsAggPeriod).
+// measureEvery is how old figures may be, if nobody says it.
 const measureEvery = time.Minute
+
+func (s *Source) every() time.Duration {
+	if s.Every == 0 {
+		return measureEvery
+	}
+	return s.Every
+}
 
 // measured is what a pod's directories took of the disk.
 type measured struct {
@@ -24,36 +31,48 @@ type measured struct {
 	logs    map[string]eviction.Disk // by container
 }
 
-// fileSystem tells of the file system at a path; nil if there is none.
+// fileSystem tells of the file system at a path of the node's own; nil if there
+// is none.
 func fileSystem(path string) *stats.FsStats {
-	var st unix.Statfs_t
-	if path == "" || unix.Statfs(path, &st) != nil {
+	if path == "" {
 		return nil
 	}
-	block := uint64(st.Bsize)
-	size, free, used := st.Blocks*block, st.Bavail*block, (st.Blocks-st.Bfree)*block
-	inodes, inodesUsed := st.Files, st.Files-st.Ffree
-	return &stats.FsStats{Time: metav1.Now(), CapacityBytes: &size, AvailableBytes: &free, UsedBytes: &used,
-		Inodes: &inodes, InodesFree: &st.Ffree, InodesUsed: &inodesUsed}
+	u, err := fsusage.Of(path)
+	if err != nil {
+		return nil
+	}
+	return fsStats(u, metav1.Now())
 }
 
-// addDisk adds what a pod has on the disk.
-func (s *Source) addDisk(ctx context.Context, pod *corev1.Pod, out *stats.PodStats) {
-	m := s.measure(ctx, pod)
+func fsStats(u fsusage.Usage, at metav1.Time) *stats.FsStats {
+	return &stats.FsStats{Time: at, CapacityBytes: &u.Capacity, AvailableBytes: &u.Available, UsedBytes: &u.Used,
+		Inodes: &u.Inodes, InodesFree: &u.InodesFree, InodesUsed: &u.InodesUsed}
+}
+
+// addDisk adds what a pod has on the disk, and its other volumes.
+func (s *Source) addDisk(ctx context.Context, pod *corev1.Pod, known volumes, out *stats.PodStats) {
+	places := known.places[string(pod.UID)]
+	m := s.measure(ctx, pod, places)
 	sum := eviction.Disk{}
 	for _, v := range pod.Spec.Volumes {
 		if d, ok := m.volumes[v.Name]; ok {
-			sum.Bytes, sum.Inodes = sum.Bytes+d.Bytes, sum.Inodes+d.Inodes
-			if fs := s.used(m, d); fs != nil {
+			if v.EmptyDir != nil || v.ConfigMap != nil { // as the kubelet
+				sum.Bytes, sum.Inodes = sum.Bytes+d.Bytes, sum.Inodes+d.Inodes
+			}
+			if fs := used(places[v.Name].Path, m.at, d); fs != nil {
 				out.VolumeStats = append(out.VolumeStats, stats.VolumeStats{FsStats: *fs, Name: v.Name})
 			}
+			continue
+		}
+		if one, ok := known.of(pod, v.Name); ok {
+			out.VolumeStats = append(out.VolumeStats, one)
 		}
 	}
 	for i := range out.Containers {
 		c := &out.Containers[i]
 		if d, ok := m.logs[c.Name]; ok {
 			sum.Bytes, sum.Inodes = sum.Bytes+d.Bytes, sum.Inodes+d.Inodes
-			c.Logs = s.used(m, d)
+			c.Logs = used(s.NodeFs, m.at, d)
 		}
 		if c.Rootfs != nil && c.Rootfs.UsedBytes != nil {
 			sum.Bytes += int64(*c.Rootfs.UsedBytes)
@@ -62,32 +81,38 @@ func (s *Source) addDisk(ctx context.Context, pod *corev1.Pod, out *stats.PodSta
 			sum.Inodes += int64(*c.Rootfs.InodesUsed)
 		}
 	}
-	out.EphemeralStorage = s.used(m, sum)
+	out.EphemeralStorage = used(s.NodeFs, m.at, sum)
 }
 
-// used is the file system of volumes with what something takes of it.
-func (s *Source) used(m measured, d eviction.Disk) *stats.FsStats {
-	fs := fileSystem(s.NodeFs)
+// used is the file system of a directory with what something takes of it.
+func used(path string, at metav1.Time, d eviction.Disk) *stats.FsStats {
+	fs := fileSystem(path)
 	if fs == nil {
 		return nil
 	}
 	bytes, inodes := uint64(d.Bytes), uint64(d.Inodes)
-	fs.Time, fs.UsedBytes, fs.InodesUsed = m.at, &bytes, &inodes
+	fs.Time, fs.UsedBytes, fs.InodesUsed = at, &bytes, &inodes
 	return fs
 }
 
 // measure looks at a pod's directories, or at what was seen a moment ago.
 // Directories that cannot be read count as far as they could.
-func (s *Source) measure(ctx context.Context, pod *corev1.Pod) measured {
+func (s *Source) measure(ctx context.Context, pod *corev1.Pod, places map[string]volume.Place) measured {
 	s.mu.Lock()
 	m, ok := s.disks[string(pod.UID)]
 	s.mu.Unlock()
-	if ok && time.Since(m.at.Time) < measureEvery {
+	fresh := s.every()
+	if fresh < 0 {
+		fresh = measureEvery // of logs
+	}
+	if ok && time.Since(m.at.Time) < fresh {
 		return m
 	}
 	m = measured{at: metav1.Now(), volumes: map[string]eviction.Disk{}, logs: map[string]eviction.Disk{}}
-	for name, dir := range s.Volumes(pod) {
-		m.volumes[name], _ = s.Measure(ctx, pod, dir)
+	for name, at := range places {
+		if at.Walked {
+			m.volumes[name], _ = s.Measure(ctx, pod, at.Path)
+		}
 	}
 	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
 		for i := range list {

@@ -1,7 +1,8 @@
 // Package stats tells what the node and its pods use, in the kubelet's words
 // (stats/v1alpha1, the body of /stats/summary): what the runtime says of pods and
 // containers, what the kernel says of the node, and what volumes and logs take of
-// the disk, which is measured at most once a minute.
+// the disk, which is measured once in a period. A volume that does not answer is
+// left out, and nobody waits for it (claim.go).
 package stats
 
 import (
@@ -9,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"slices"
 	"sync"
 	"time"
@@ -20,7 +22,9 @@ import (
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/fsusage"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/volume"
 	"podstead/cgroup"
 	"podstead/cri"
 )
@@ -31,19 +35,26 @@ type Source struct {
 	Node    string // name
 	Labels  map[string]string
 	Pods    func() []*corev1.Pod
-	// NodeFs is a path on the file system of volumes; Logs and Volumes tell where
-	// a container's logs and a pod's volumes on that file system are.
-	NodeFs  string
-	Logs    func(pod *corev1.Pod, container string) string
-	Volumes func(pod *corev1.Pod) map[string]string
-	// Measure tells what one of these volumes takes.
+	// NodeFs is a path on the file system of pods' directories; Logs tells where a
+	// container's logs on it are.
+	NodeFs string
+	Logs   func(pod *corev1.Pod, container string) string
+	// Volumes tells where volumes can be measured, by pod UID and name; Measure what
+	// one of these takes that are to be walked, and Ask how full the others are.
+	Volumes func(ctx context.Context, pods []*corev1.Pod) map[string]map[string]volume.Place
 	Measure func(ctx context.Context, pod *corev1.Pod, dir string) (eviction.Disk, error)
+	Ask     func(ctx context.Context, at volume.Place) (fsusage.Usage, error)
+	// Every is how old what is said of a pod's directories and volumes may be; 0: a
+	// minute, less: volumes are not measured (the kubelet's volumeStatsAggPeriod).
+	Every time.Duration
+	Log   *slog.Logger
 	// PodsCgroup is the parent of all pods; nil if the runtime keeps it.
 	PodsCgroup *cgroup.Group
 
 	mu    sync.Mutex
 	last  sample // of the node's processors
 	disks map[string]measured
+	asked asked
 }
 
 // Summary tells of everything; with cpuAndMemory of these only, which costs less.
@@ -85,13 +96,22 @@ func (s *Source) pods(ctx context.Context, cpuAndMemory bool) ([]stats.PodStats,
 	started := s.started(ctx)
 	out := []stats.PodStats{}
 	known := map[string]bool{}
-	for _, pod := range s.Pods() {
+	pods := s.Pods()
+	var volumes volumes
+	if !cpuAndMemory {
+		volumes = s.volumes(ctx, pods)
+	}
+	for _, pod := range pods {
 		known[string(pod.UID)] = true
 		sandbox := sandboxes[string(pod.UID)]
 		if sandbox == nil {
 			continue
 		}
-		out = append(out, s.pod(ctx, pod, sandbox, started, cpuAndMemory))
+		one := s.pod(pod, sandbox, started, cpuAndMemory)
+		if !cpuAndMemory {
+			s.addDisk(ctx, pod, volumes, &one)
+		}
+		out = append(out, one)
 	}
 	s.forget(known)
 	return out, nil
@@ -157,7 +177,7 @@ func (s *Source) started(ctx context.Context) map[string]time.Time {
 	return out
 }
 
-func (s *Source) pod(ctx context.Context, pod *corev1.Pod, from *runtimeapi.PodSandboxStats, started map[string]time.Time, cpuAndMemory bool) stats.PodStats {
+func (s *Source) pod(pod *corev1.Pod, from *runtimeapi.PodSandboxStats, started map[string]time.Time, cpuAndMemory bool) stats.PodStats {
 	l := from.GetLinux()
 	out := stats.PodStats{
 		PodRef: stats.PodReference{Name: pod.Name, Namespace: pod.Namespace, UID: string(pod.UID)},
@@ -192,7 +212,6 @@ func (s *Source) pod(ctx context.Context, pod *corev1.Pod, from *runtimeapi.PodS
 	if n := l.GetProcess().GetProcessCount(); n != nil {
 		out.ProcessStats = &stats.ProcessStats{ProcessCount: &n.Value}
 	}
-	s.addDisk(ctx, pod, &out)
 	return out
 }
 

@@ -15,6 +15,7 @@ import (
 	"podstead/agent/internal/eviction"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/pressure"
+	"podstead/agent/internal/volume"
 	"podstead/cri"
 )
 
@@ -61,14 +62,16 @@ func TestOnAnOldRuntime(t *testing.T) {
 		}
 	}
 	pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "p", UID: "u1"},
-		Spec:   corev1.PodSpec{Volumes: []corev1.Volume{{Name: "v"}, {Name: "other"}}},
+		Spec:   corev1.PodSpec{Volumes: []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}, {Name: "other"}}},
 		Status: corev1.PodStatus{ContainerStatuses: []corev1.ContainerStatus{{Name: "a"}}}}
 	waits := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "waits", UID: "u2"}}
 	s := &Source{
 		Runtime: old{containers: []*runtimeapi.ContainerStats{one("u1", "b", 5, 50), one("u1", "a", 7, 70), one("stranger", "x", 1, 1)}},
 		Node:    "n1", NodeFs: dir, Pods: func() []*corev1.Pod { return []*corev1.Pod{pod, waits} },
-		Logs:    func(*corev1.Pod, string) string { return filepath.Join(dir, "logs") },
-		Volumes: func(*corev1.Pod) map[string]string { return map[string]string{"v": filepath.Join(dir, "scratch")} },
+		Logs: func(*corev1.Pod, string) string { return filepath.Join(dir, "logs") },
+		Volumes: func(context.Context, []*corev1.Pod) map[string]map[string]volume.Place {
+			return map[string]map[string]volume.Place{"u1": {"v": {Path: filepath.Join(dir, "scratch"), Walked: true}}}
+		},
 		Measure: func(ctx context.Context, _ *corev1.Pod, dir string) (eviction.Disk, error) {
 			return pressure.Measure(ctx, dir)
 		},
@@ -99,17 +102,18 @@ func TestOnAnOldRuntime(t *testing.T) {
 	if err := os.RemoveAll(filepath.Join(dir, "scratch")); err != nil {
 		t.Fatal(err)
 	}
-	if sum, err = s.Summary(t.Context(), false); err != nil || len(sum.Pods[0].VolumeStats) != 1 {
+	if sum, err = s.Summary(t.Context(), false); err != nil || *sum.Pods[0].EphemeralStorage.UsedBytes < 2<<20+110000 {
 		t.Errorf("directories are measured at each request: %v", err)
 	}
 	s.Pods = func() []*corev1.Pod { return nil }
+	s.Every = -1
 	if _, err := s.Summary(t.Context(), false); err != nil || len(s.disks) != 0 {
 		t.Errorf("what was measured of pods that are gone is kept: %v, %v", s.disks, err)
 	}
 }
 
 func TestNode(t *testing.T) {
-	s := &Source{Runtime: old{}, Node: "n1", NodeFs: "/", Pods: func() []*corev1.Pod { return nil }}
+	s := &Source{Runtime: old{}, Node: "n1", NodeFs: "/", Pods: func() []*corev1.Pod { return nil }, Every: -1}
 	sum, err := s.Summary(t.Context(), false)
 	if err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ type Driver struct {
 	Name   string
 	Data   string // directory of the volumes
 	Stages bool
+	Size   int64 // that it tells of each volume; 0: it tells of none
 
 	mu       sync.Mutex
 	calls    []string
@@ -102,11 +103,25 @@ func (d *Driver) NodeGetInfo(context.Context, *spec.NodeGetInfoRequest) (*spec.N
 
 func (d *Driver) NodeGetCapabilities(context.Context, *spec.NodeGetCapabilitiesRequest) (*spec.NodeGetCapabilitiesResponse, error) {
 	resp := &spec.NodeGetCapabilitiesResponse{}
-	if d.Stages {
-		resp.Capabilities = []*spec.NodeServiceCapability{{Type: &spec.NodeServiceCapability_Rpc{
-			Rpc: &spec.NodeServiceCapability_RPC{Type: spec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME}}}}
+	for can, has := range map[spec.NodeServiceCapability_RPC_Type]bool{
+		spec.NodeServiceCapability_RPC_STAGE_UNSTAGE_VOLUME: d.Stages, spec.NodeServiceCapability_RPC_GET_VOLUME_STATS: d.Size > 0} {
+		if has {
+			resp.Capabilities = append(resp.Capabilities, &spec.NodeServiceCapability{Type: &spec.NodeServiceCapability_Rpc{
+				Rpc: &spec.NodeServiceCapability_RPC{Type: can}}})
+		}
 	}
 	return resp, nil
+}
+
+// NodeGetVolumeStats tells that a volume is half full.
+func (d *Driver) NodeGetVolumeStats(_ context.Context, r *spec.NodeGetVolumeStatsRequest) (*spec.NodeGetVolumeStatsResponse, error) {
+	d.note("NodeGetVolumeStats")
+	if !sys.IsMount(r.VolumePath) {
+		return nil, status.Errorf(codes.NotFound, "volume %s is not at %s", r.VolumeId, r.VolumePath)
+	}
+	return &spec.NodeGetVolumeStatsResponse{Usage: []*spec.VolumeUsage{
+		{Unit: spec.VolumeUsage_BYTES, Total: d.Size, Used: d.Size / 2, Available: d.Size - d.Size/2},
+		{Unit: spec.VolumeUsage_INODES, Total: 10, Used: 4, Available: 6}}}, nil
 }
 
 func bind(from, to string, readOnly bool) error {
