@@ -33,7 +33,7 @@ func TestPreemptionOfOld(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Log(what)
-			live(t, seed, true)
+			live(t, seed, kind{narrow: true})
 		})
 	}
 }

@@ -36,22 +36,32 @@ var (
 	// is not to be surprised. "make simulate" begins anywhere.
 	simFirst  = flag.Uint64("sim.first", 1, "the first seed to simulate, 0 for any")
 	simNarrow = flag.Bool("sim.narrow", false, "whether the world of -sim.seed is a narrow one")
+	simGates  = flag.Bool("sim.gates", true, "whether its pods have readiness gates")
 )
 
 // TestSimulation lets the agent live through worlds of package simtest, which
 // judge what it does, and checks that all comes right once the faults stop: no
 // pod is lost, none is left. It goes through as many seeds as there is time for
 // (-sim.time); a failure names its seed, and -sim.seed tells its story.
-func TestSimulation(t *testing.T) { manyLives(t, *simTime, false) }
+func TestSimulation(t *testing.T) { manyLives(t, *simTime, kind{gates: true}) }
 
 // TestSimulationOfPreemption is the same in worlds that are too narrow for all
 // pods, to which a critical one comes and goes.
-func TestSimulationOfPreemption(t *testing.T) { manyLives(t, *simTime/2, true) }
+func TestSimulationOfPreemption(t *testing.T) {
+	manyLives(t, *simTime/2, kind{narrow: true, gates: true})
+}
 
-func manyLives(t *testing.T, simTime time.Duration, narrow bool) {
+// kind of a world.
+type kind struct {
+	narrow bool // not all pods fit, and there is a critical one
+	gates  bool // pods have readiness gates
+}
+
+func manyLives(t *testing.T, simTime time.Duration, k kind) {
 	if *simSeed != 0 {
-		if narrow == *simNarrow {
-			live(t, *simSeed, narrow)
+		if k.narrow == *simNarrow {
+			k.gates = *simGates
+			live(t, *simSeed, k)
 		}
 		return
 	}
@@ -68,7 +78,7 @@ func manyLives(t *testing.T, simTime time.Duration, narrow bool) {
 			t.Parallel()
 			seeds := 0
 			for ; time.Now().Before(end) && !t.Failed(); seeds++ {
-				live(t, next.Add(1), narrow)
+				live(t, next.Add(1), k)
 			}
 			t.Logf("%d seeds", seeds)
 		})
@@ -100,13 +110,13 @@ func TestSimulationOfOld(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(old.seed), func(t *testing.T) {
 			t.Log(old.what)
-			live(t, old.seed, false)
+			live(t, old.seed, kind{})
 		})
 	}
 }
 
 // live lives through the world of a seed.
-func live(t *testing.T, seed uint64, narrow bool) {
+func live(t *testing.T, seed uint64, k kind) {
 	t.Helper()
 	dir, err := os.MkdirTemp(memoryDir(t), "podstead-sim")
 	if err != nil {
@@ -114,9 +124,9 @@ func live(t *testing.T, seed uint64, narrow bool) {
 	}
 	defer os.RemoveAll(dir)
 	synctest.Test(t, func(t *testing.T) {
-		s := &story{T: t, dir: dir, narrow: narrow, wanted: map[string]string{}, uids: map[string]string{}}
+		s := &story{T: t, dir: dir, kind: k, wanted: map[string]string{}, uids: map[string]string{}}
 		s.world = simtest.New(s, seed)
-		if narrow {
+		if k.narrow {
 			s.world.Narrow(narrowCPU)
 		}
 		s.boot()
@@ -124,7 +134,7 @@ func live(t *testing.T, seed uint64, narrow bool) {
 		s.halt(false)
 		if t.Failed() || *simSeed != 0 {
 			t.Logf("the story of seed %d:\n%s", seed, strings.Join(s.world.Trace(), "\n"))
-			t.Logf("again: go test ./agent -run TestSimulation -sim.seed %d -sim.narrow=%t", seed, narrow)
+			t.Logf("again: go test ./agent -run TestSimulation -sim.seed %d -sim.narrow=%t -sim.gates=%t", seed, k.narrow, k.gates)
 		}
 	})
 }
@@ -140,9 +150,9 @@ func memoryDir(t *testing.T) string {
 // story is one world with the agents that live in it one after another.
 type story struct {
 	*testing.T
+	kind
 	world  *simtest.World
 	dir    string
-	narrow bool // not all pods fit, and there is a critical one
 	agent  *Agent
 	host   fakeHost
 	stop   func()
@@ -279,10 +289,16 @@ func (s *story) run() {
 		if s.narrow && w.Roll(2, "critical") == 0 {
 			s.turnCritical()
 		}
+		if s.gates {
+			s.turnGates()
+		}
 		s.after(time.Duration(w.Roll(60_000, "pause")) * time.Millisecond / time.Duration(1+w.Roll(30, "hurry")))
 	}
 	w.Calm()
 	s.memory(900)
+	if s.gates {
+		s.openGates()
+	}
 	s.after(16 * time.Minute)
 	s.settled()
 	s.restartChangesNothing()
@@ -300,7 +316,7 @@ func (s *story) act(name string) {
 	}
 	switch n := w.Roll(100, "act"); {
 	case s.wanted[name] == "" && n < 80:
-		s.apply(name, manifest(w, name))
+		s.apply(name, s.manifest(name))
 	case n < 15 && s.wanted[name] != "":
 		s.apply(name, edit(w, s.wanted[name]))
 	case n < 30 && s.wanted[name] != "":
@@ -311,7 +327,7 @@ func (s *story) act(name string) {
 		}
 		s.delete(name, grace)
 		if w.Roll(3, "back") == 0 {
-			s.apply(name, manifest(w, name))
+			s.apply(name, s.manifest(name))
 		}
 	case n < 45:
 		s.restart(w.Roll(2, "crash") == 0, time.Duration(w.Roll(30, "away"))*time.Second*time.Duration(w.Roll(2, "away at all")))
@@ -379,7 +395,7 @@ func (s *story) settled() {
 		if s.wanted[p.Name] != "" && s.narrow && s.waitsForRoom(p, pods) {
 			continue
 		}
-		if s.wanted[p.Name] == "" || !over && !allReady(p) {
+		if s.wanted[p.Name] == "" || !over && !allReady(p) || s.gates && !over && s.stillClosed(p) {
 			posted, _ := s.agent.board.get("default", p.Name)
 			s.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
 		}

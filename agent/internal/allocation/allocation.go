@@ -5,6 +5,7 @@
 package allocation
 
 import (
+	"cmp"
 	"fmt"
 	"maps"
 	"slices"
@@ -136,9 +137,12 @@ func (l *Ledger) Settle(uid string) {
 	l.tell()
 }
 
-// tell wakes those that wait and would fit now.
+// tell wakes those that wait and would fit now, always in the same order.
 func (l *Ledger) tell() {
-	for _, w := range l.waiting {
+	first := func(a, b Request) int {
+		return cmp.Or(cmp.Compare(b.Priority, a.Priority), cmp.Compare(a.UID, b.UID))
+	}
+	for _, w := range slices.SortedFunc(maps.Values(l.waiting), first) {
 		if l.fits(w) == nil {
 			w.Free()
 		}

@@ -44,6 +44,9 @@ type pod struct {
 	fellAt   time.Time     // it began to end for a critical pod
 	made     map[string][]*container
 	seen     seen
+
+	conditions map[corev1.PodConditionType]*opened // that were set
+	leaves     bool                                // it was deleted, and nobody was told that it is gone
 }
 
 type version struct {
@@ -71,6 +74,9 @@ func (w *World) Wanted(def *corev1.Pod, h plan.Hashes) {
 		w.pods[uid] = p
 	}
 	w.settle(uid, p)
+	if n := len(p.versions); n > 0 && p.versions[n-1].hashes.Sandbox != h.Sandbox {
+		p.fade()
+	}
 	p.versions = append(p.versions, version{time.Now(), def.DeepCopy(), h})
 	w.note("wanted: %s, sandbox %s, %v", def.Name, h.Sandbox, h.Containers)
 }
@@ -84,6 +90,8 @@ func (w *World) Unwanted(uid string, grace *time.Duration) {
 		return
 	}
 	w.settle(uid, p)
+	p.fade()
+	p.leaves = true
 	own := time.Duration(*p.now().pod.Spec.TerminationGracePeriodSeconds) * time.Second
 	switch {
 	case p.endAt.IsZero():
@@ -251,7 +259,7 @@ func (w *World) checkAgain(p *pod, c *container) {
 		w.wrong("%s of %s started although %s ended with %d and the policy is %s", c.id, c.key(), prev.id, prev.exit, v.pod.Spec.RestartPolicy)
 	}
 	delay := prev.delay
-	if prev.finished.Sub(prev.created) > plan.BackoffReset || p.resized(prev) {
+	if prev.finished.Sub(prev.created) > plan.BackoffReset || w.resized(p, prev) {
 		delay = 0
 	}
 	if c.created.Before(prev.finished.Add(delay)) {
@@ -297,12 +305,13 @@ func (w *World) initialized(p *pod, spec *corev1.Container, s *sandbox) bool {
 }
 
 // resized tells whether an instance was to have another amount of cpu since it was
-// asked for. Other resources are another container as far as back-offs go.
-func (p *pod) resized(c *container) bool {
+// asked for. Other resources are another container as far as back-offs go. Where there
+// is no room for all, it may have got some time later what it was to have.
+func (w *World) resized(p *pod, c *container) bool {
 	for i := 1; i < len(p.versions); i++ {
 		is, _ := p.versions[i].spec(c.name())
 		was, _ := p.versions[i-1].spec(c.name())
-		if p.versions[i].from.After(c.asked) && is != nil && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
+		if (p.versions[i].from.After(c.asked) || w.narrow > 0) && is != nil && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
 			return true
 		}
 	}
@@ -315,7 +324,7 @@ func (w *World) remember(c *container) {
 	if p == nil {
 		return
 	}
-	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost && !prev.late && !p.resized(prev) {
+	if prev := p.last(c.name()); prev != nil && prev.hash() == c.hash() && !prev.lost && !prev.late && !w.resized(p, prev) {
 		c.delay = prev.delay
 		if prev.finished.Sub(prev.created) > plan.BackoffReset {
 			c.delay = 0

@@ -41,7 +41,7 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 		return
 	}
 	if gone {
-		p.seen = newSeen()
+		p.seen, p.leaves = newSeen(), false
 		return
 	}
 	st, old := &def.Status, &p.seen
@@ -67,6 +67,9 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 		w.note("%s is %s %s", def.Name, st.Phase, st.Reason)
 	}
 	old.phase, old.reason, old.spec = st.Phase, st.Reason, def.Spec // Terminated: by a shutdown, Preempting: for a critical pod
+	if w.toldGates(p, def); st.Phase == corev1.PodFailed {
+		p.fade()
+	}
 	all := slices.Concat(st.InitContainerStatuses, st.ContainerStatuses)
 	for i := range all {
 		w.told(p, def.Name, &all[i])
