@@ -170,4 +170,5 @@ func (w *worker) resume() {
 		return
 	}
 	w.failed, w.ending, w.start, w.wasOver, w.set = nil, nil, time.Now(), false, conditions{}
+	w.dirty = true // what somebody went on making for an earlier agent may have come since
 }

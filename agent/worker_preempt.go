@@ -57,5 +57,6 @@ func (w *worker) comeBack() {
 		return
 	}
 	w.failed, w.ending, w.start, w.wasOver, w.admitted, w.prepared, w.set = nil, nil, time.Now(), false, true, false, conditions{}
+	w.dirty = true
 	w.last.Finished = false // or it would not heed that it has to go at once
 }

@@ -34,7 +34,7 @@ func (w *World) Setting(uid string, kind corev1.PodConditionType, status corev1.
 		p.conditions[kind] = o
 	}
 	w.note("condition %s of %s is to be %s", kind, p.now().pod.Name, status)
-	o.may, o.late = append(o.may, status), p.leaves || p.seen.phase == corev1.PodFailed
+	o.may, o.late = append(o.may, status), p.leaves || p.seen.deleted || p.seen.phase == corev1.PodFailed
 }
 
 // Set tells that a condition was set.
