@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"go.opentelemetry.io/otel/trace"
+	"google.golang.org/grpc/codes"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
@@ -284,6 +285,8 @@ func (n *node) greet(ctx context.Context, cidr string) error {
 	n.runtimeName, n.runtimeVersion = v.RuntimeName, v.RuntimeVersion
 	if c, err := n.runtime.RuntimeConfig(ctx, &runtimeapi.RuntimeConfigRequest{}); err == nil {
 		n.request.SystemdSlice = c.GetLinux().GetCgroupDriver() == runtimeapi.CgroupDriver_SYSTEMD
+	} else if cri.Code(err) == codes.Unimplemented {
+		n.metrics.Losing("1.38.0") // which demands it
 	}
 	n.cgroups.follow(n.request.SystemdSlice)
 	n.tellRange(ctx, cidr)

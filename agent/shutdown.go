@@ -89,6 +89,8 @@ func (a *Agent) shutdown(ctx context.Context) error {
 		a.cfg.Log.Warn("an agent that starts now would start pods", "error", err)
 	}
 	a.cfg.Log.Info("the machine goes down, pods end")
+	a.node.metrics.Shutdown(false)
+	defer a.node.metrics.Shutdown(true)
 	tiers := a.tiers()
 	groups := make([][]*corev1.Pod, len(tiers))
 	for _, pod := range a.board.list() {

@@ -54,6 +54,7 @@ func (j job) startContainer(ctx context.Context) *stepError {
 	id, failed := j.createAndStart(ctx, config)
 	if ctx.Err() == nil {
 		j.metrics.Started(kindOf(j.pod, j.spec.Name), failed.reasonOf())
+		j.metrics.ImageVolumes(len(volumes), failed == nil)
 	}
 	if failed != nil {
 		if ctx.Err() == nil {
@@ -124,9 +125,11 @@ func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*
 	}
 	name := j.spec.Name
 	pulled := func(error) {}
+	var began time.Time
 	img, err := j.puller.Ensure(ctx, image.Request{
 		Image: ref, Policy: policy, Secrets: secrets, Handler: request.RuntimeHandler(j.pod),
 		Pulling: func() {
+			began = time.Now()
 			pulled = flight.Watch(ctx, client.FlightStep, "pull "+ref)
 			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", ref)
 		},
@@ -141,6 +144,9 @@ func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*
 		},
 	})
 	pulled(err)
+	if j.pulls != nil && !began.IsZero() {
+		j.pulls.add(began, time.Now())
+	}
 	if err == nil {
 		return img, nil
 	}

@@ -93,6 +93,7 @@ type worker struct {
 	posted    posted
 	flight    *flight.Recorder
 	starting  trace.Span // of the pod's start; nil when that is over
+	pulls     *pulls     // of the pod's first start, nil when that is over
 	steps     sync.WaitGroup
 }
 
@@ -235,6 +236,7 @@ func (w *worker) open() {
 	w.start = time.Now()
 	r, err := readRecord(w.node.podDir(w.uid))
 	if err != nil {
+		w.pulls = &pulls{}
 		return // the pod is new, or its record is lost: the runtime's word counts
 	}
 	w.start, w.status, w.failed, w.carried = r.StartTime, r.Status, r.Failed, r.Probes
@@ -429,6 +431,7 @@ func (w *worker) news(before corev1.PodStatus, now time.Time) {
 	if before.Phase == corev1.PodPending && w.status.Phase == corev1.PodRunning {
 		w.node.metrics.Running(now.Sub(w.start))
 	}
+	w.measureStart()
 	w.probed()
 	ready := map[string]bool{}
 	for _, c := range before.ContainerStatuses {

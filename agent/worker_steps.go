@@ -100,8 +100,10 @@ func (w *worker) launch(ctx context.Context, s plan.Step) {
 		defer cancel()
 		ctx, end := flight.Begin(flight.With(ctx, w.flight, s.Container), client.FlightStep, string(s.Kind))
 		j.life = tracing.With(j.life, ctx)
+		began := time.Now()
 		r := result{run: run, failed: j.run(ctx)}
 		end(r.failed.err())
+		j.count(time.Since(began), r.failed == nil)
 		select {
 		case w.results <- r:
 		case <-w.quit:
@@ -269,10 +271,13 @@ type job struct {
 	leaving   *atomic.Bool // the worker's
 	live      bool         // there is a sandbox in force
 	resizing  *resizing
+	first     bool   // the pod has not run yet
+	pulls     *pulls // of its first start; may be nil
 }
 
 func (w *worker) job(s plan.Step) job {
-	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs, leaving: &w.leaving}
+	j := job{node: w.node, step: s, pod: w.pod, spec: w.spec(s.Container), objs: w.objs, leaving: &w.leaving, pulls: w.pulls,
+		first: w.status.Phase == corev1.PodPending || w.status.Phase == ""}
 	switch s.Kind {
 	case plan.Free:
 		j.dead = w.dead()
@@ -301,6 +306,23 @@ func (w *worker) job(s plan.Step) job {
 		j.target = func(id string) hookTarget { return newHookTarget(w.node, spec, id, ip) }
 	}
 	return j
+}
+
+// count notes a step in the kubelet's words.
+func (j job) count(took time.Duration, ok bool) {
+	what := "sync"
+	switch j.step.Kind {
+	case plan.Resize:
+		what = "update"
+		j.metrics.Resized(took, ok)
+	case plan.Kill, plan.StopSandbox, plan.RemoveSandbox, plan.RemoveContainer, plan.Teardown, plan.Free:
+		what = "kill"
+	default:
+		if j.first {
+			what = "create"
+		}
+	}
+	j.metrics.Worked(what, took)
 }
 
 func (j job) run(ctx context.Context) *stepError {

@@ -53,13 +53,16 @@ spec:
 		n.fetched(kubeletURL+"/containerLogs/default/web/c?tailLines=1", "hello\n")
 		n.fetched(kubeletURL+"/metrics", "kubelet_running_pods 1\n", `kubelet_running_containers{container_state="running"} 1`+"\n",
 			`kubelet_runtime_operations_total{operation_type="run_podsandbox"} 1`+"\n", `kubelet_started_containers_total{container_type="container"} 1`+"\n",
-			"kubelet_pod_start_duration_seconds_count 1\n", `kubelet_node_name{node="node1"} 1`+"\n", "process_resident_memory_bytes ")
+			"kubelet_pod_start_duration_seconds_count 1\n", "kubelet_pod_start_total_duration_seconds_count 1\n", "kubelet_pod_start_sli_duration_seconds_count 1\n",
+			`kubelet_pod_worker_duration_seconds_count{operation_type="create"} `, `kubelet_http_requests_total{long_running="false",method="GET",path="pods",server_type="readonly"} 1`+"\n", `kubelet_node_name{node="node1"} 1`+"\n", "process_resident_memory_bytes ")
 		n.fetched(kubeletURL+"/metrics/probes", `prober_probe_total{container="c",namespace="default",pod="web",pod_uid="`+string(pod.UID)+`",probe_type="Readiness",result="successful"} `)
 		n.fetched(kubeletURL+"/metrics/resource", `container_cpu_usage_seconds_total{container="c",namespace="default",pod="web"} `,
 			`container_memory_working_set_bytes{container="c",namespace="default",pod="web"} `, `container_start_time_seconds{container="c",namespace="default",pod="web"} `,
 			`pod_memory_working_set_bytes{namespace="default",pod="web"} `, "node_cpu_usage_seconds_total ", "resource_scrape_error 0\n")
 		if strings.HasSuffix(n.Name(), "podstead") { // containerd 1.6 has none
 			n.fetched(kubeletURL+"/metrics/cadvisor", `container_memory_working_set_bytes{`, `pod="web"`)
+		} else { // nor does it tell of its cgroup driver
+			n.fetched(kubeletURL+"/metrics", `kubelet_cri_losing_support{version="1.38.0"} 1`+"\n")
 		}
 		n.summary(pod)
 		if got := n.kubeletExec("/exec/default/web/"+string(pod.UID)+"/c", "cat", "/proc/1/comm"); got != "sleep\n" {

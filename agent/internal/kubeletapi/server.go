@@ -123,8 +123,8 @@ func (s *Server) Run(ctx context.Context) {
 			wg.Go(func() { s.serve(ctx, name, net.JoinHostPort(address, strconv.Itoa(max(port, 0))), h, secure) })
 		}
 	}
-	serve("port", s.Address, s.Port, s.authenticated(s.handler()), true)
-	serve("readOnlyPort", s.Address, s.ReadOnlyPort, s.readOnly(), false)
+	serve("port", s.Address, s.Port, s.counted("readwrite", s.authenticated(s.handler())), true)
+	serve("readOnlyPort", s.Address, s.ReadOnlyPort, s.counted("readonly", s.readOnly()), false)
 	serve("healthzPort", s.HealthzAddress, s.HealthzPort, s.healthMux(), false)
 	wg.Wait()
 }

@@ -18,6 +18,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -341,5 +342,39 @@ func TestCertificateOfOurOwn(t *testing.T) {
 	}
 	if st, _ := os.Stat(filepath.Join(dir, "kubelet.key")); st.Mode().Perm() != 0o600 {
 		t.Errorf("key: %v", st.Mode())
+	}
+}
+
+// TestRequestsAreCounted by what they ask for, and strangers' paths make no labels.
+func TestRequestsAreCounted(t *testing.T) {
+	s := server(t, Settings{Debugging: true})
+	h := s.counted("readwrite", s.handler())
+	for range 2 {
+		for _, request := range []string{"GET /metrics/resource", "GET /containerLogs/ns/p/app", "POST /exec/ns/p/app?command=a", "GET /x/y", "GET /z", "BREW /pods"} {
+			method, url, _ := strings.Cut(request, " ")
+			h.ServeHTTP(httptest.NewRecorder(), httptest.NewRequestWithContext(t.Context(), method, url, nil))
+		}
+	}
+	w := httptest.NewRecorder()
+	h.ServeHTTP(w, httptest.NewRequestWithContext(t.Context(), "GET", "/metrics", nil))
+	var got []string
+	for line := range strings.Lines(w.Body.String()) {
+		if rest, ok := strings.CutPrefix(line, "kubelet_http_requests_total"); ok {
+			got = append(got, strings.TrimSpace(rest))
+		}
+	}
+	want := []string{
+		`{long_running="false",method="GET",path="containerLogs",server_type="readwrite"} 2`,
+		`{long_running="false",method="GET",path="metrics",server_type="readwrite"} 1`,
+		`{long_running="false",method="GET",path="metrics/resource",server_type="readwrite"} 2`,
+		`{long_running="false",method="GET",path="other",server_type="readwrite"} 4`,
+		`{long_running="false",method="other",path="pods",server_type="readwrite"} 2`,
+		`{long_running="true",method="POST",path="exec",server_type="readwrite"} 2`,
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("counted:\n%s\nwant:\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
+	}
+	if body := w.Body.String(); !strings.Contains(body, `kubelet_http_inflight_requests{long_running="true",method="POST",path="exec",server_type="readwrite"} 0`) {
+		t.Error("a request that is over is still answered")
 	}
 }

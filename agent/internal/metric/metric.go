@@ -46,6 +46,7 @@ type Metrics struct {
 	probeDuration     *prometheus.HistogramVec
 	healthy           *prometheus.GaugeVec
 	healthchecks      *prometheus.CounterVec
+	more
 }
 
 // Buckets in seconds, the kubelet's.
@@ -96,6 +97,7 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	gauge("kubelet_cgroup_version", "The version of the host's cgroups.", float64(cgroupVersion), nil)
 	gauge("kubernetes_build_info", "What is running here.", 1, prometheus.Labels{"git_version": version, "go_version": runtime.Version(),
 		"compiler": runtime.Compiler, "platform": runtime.GOOS + "/" + runtime.GOARCH})
+	m.addMore()
 	m.Registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}), podCollector{pods})
 
 	m.probes = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "prober_probe_total", Help: "Probes, by result."},
@@ -251,7 +253,6 @@ func (m *Metrics) Preempted(resource string) {
 func (m *Metrics) Running(took time.Duration) {
 	if m != nil {
 		m.podStart.Observe(took.Seconds())
-		m.podStartTotal.Observe(took.Seconds())
 	}
 }
 
