@@ -90,15 +90,24 @@ func TestPluginTimeouts(t *testing.T) {
 	if told := strings.Join(p.told(), ","); !strings.Contains(told, "RemoveContainer") && !strings.Contains(told, "StartContainer") {
 		t.Errorf("the slow plugin was told %s", told)
 	}
-	n.cfg.Settings.NRI.RequestTimeout.Duration, n.cfg.Settings.NRI.RegistrationTimeout.Duration = 50*time.Millisecond, 50*time.Millisecond
-	n.restart()
-	<-p.lost
 	hang := make(chan struct{})
 	defer close(hang)
-	n.connect("10-hangs", &plugin{create: func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
-		<-hang
-		return nil, nil, nil
-	}})
+	for wait := 50 * time.Millisecond; ; wait *= 4 { // until there is time enough to be let in
+		n.cfg.Settings.NRI.RequestTimeout.Duration, n.cfg.Settings.NRI.RegistrationTimeout.Duration = wait, wait
+		n.restart()
+		hangs := &plugin{create: func(*api.PodSandbox, *api.Container) (*api.ContainerAdjustment, []*api.ContainerUpdate, error) {
+			<-hang
+			return nil, nil, nil
+		}}
+		err := n.tryConnect("10-hangs", hangs)
+		if err == nil {
+			break
+		}
+		if t.Logf("with %v: %v", wait, err); wait > patience {
+			t.FailNow()
+		}
+	}
+	<-p.lost
 	began := time.Now()
 	n.exited(n.begin(pod, n.script("true")))
 	n.gone("10-hangs")

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/containerd/nri/pkg/api"
 	"github.com/containerd/nri/pkg/stub"
@@ -48,6 +49,15 @@ func (n *node) withPlugins() *node {
 // connect connects a plugin and waits until it has been synchronised.
 func (n *node) connect(name string, p *plugin, options ...stub.Option) *plugin {
 	n.t.Helper()
+	if err := n.tryConnect(name, p, options...); err != nil {
+		n.t.Fatalf("plugin %s: %v", name, err)
+	}
+	return p
+}
+
+// tryConnect is connect for a plugin that may be dropped, being too slow.
+func (n *node) tryConnect(name string, p *plugin, options ...stub.Option) error {
+	n.t.Helper()
 	p.name, p.lost = name, make(chan struct{})
 	synchronized := make(chan struct{})
 	then := p.synchronize
@@ -66,12 +76,29 @@ func (n *node) connect(name string, p *plugin, options ...stub.Option) *plugin {
 		n.t.Fatal(err)
 	}
 	if err := p.stub.Start(context.Background()); err != nil {
-		n.t.Fatalf("plugin %s: %v", name, err)
+		return err
 	}
 	n.t.Cleanup(p.stub.Stop)
-	<-synchronized
-	eventually(n.t, "plugin is let in", func() bool { return !n.plugins.Idle() })
-	return p
+	select {
+	case <-synchronized:
+	case <-p.lost:
+		return errors.New("dropped before it was synchronized")
+	case <-time.After(patience):
+		return errors.New("never synchronized")
+	}
+	dropped := false
+	eventually(n.t, "plugin is let in", func() bool {
+		select {
+		case <-p.lost:
+			dropped = true
+		default:
+		}
+		return dropped || !n.plugins.Idle()
+	})
+	if dropped {
+		return errors.New("dropped when it was synchronized")
+	}
+	return nil
 }
 
 func (p *plugin) note(event string, name string) error {
