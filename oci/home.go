@@ -10,6 +10,8 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // withHome gives a process HOME, if its environment does not say where that is:
@@ -34,7 +36,7 @@ func homeOf(uid uint32, root string) string {
 		return "/"
 	}
 	defer unix.Close(dir)
-	fd, err := unix.Openat2(dir, "etc/passwd", &unix.OpenHow{
+	fd, err := sys.Openat2(dir, "etc/passwd", &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_NONBLOCK | unix.O_NOCTTY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/oci/launch"
+	"podstead/sys"
 )
 
 // Keys of the namespaces that a container has from outside; runc's, so that
@@ -194,7 +195,7 @@ func bindPoints(spec *specs.Spec, pid int, mounts []mount) ([]string, error) {
 
 // mountAt returns the number of the mount that a path in a root is on.
 func mountAt(root *os.File, dest string) (int, error) {
-	fd, err := unix.Openat2(int(root.Fd()), dest, &unix.OpenHow{
+	fd, err := sys.Openat2(int(root.Fd()), dest, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
@@ -315,7 +316,7 @@ func submounts(host []mount, m launch.RestorerMount) []string {
 // resolveIn follows the links of an image to a mount point. What is not there
 // yet stays as it is.
 func resolveIn(root *os.File, dest string) string {
-	fd, err := unix.Openat2(int(root.Fd()), dest, &unix.OpenHow{
+	fd, err := sys.Openat2(int(root.Fd()), dest, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {
@@ -356,7 +357,7 @@ func readDescriptors(images *os.File) ([]string, error) {
 
 // readSmall reads a regular file of a directory that may hold anything.
 func readSmall(dir *os.File, name string, most int64) ([]byte, error) {
-	fd, err := unix.Openat2(int(dir.Fd()), name, &unix.OpenHow{
+	fd, err := sys.Openat2(int(dir.Fd()), name, &unix.OpenHow{
 		Flags: unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOFOLLOW, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {

@@ -91,6 +91,10 @@ const (
 
 const messageSize = unsafe.Sizeof(message{})
 
+// openTries bounds how often a lookup that the kernel broke off is begun anew,
+// see sys.Openat2.
+const openTries = 1000
+
 // exitFailed is the exit status of a child whose launch failed.
 const exitFailed = 128
 
@@ -125,7 +129,7 @@ func (m *machine) run() {
 		}
 		var ret uintptr
 		errno := syscall.EINTR
-		for errno == syscall.EINTR {
+		for n := 0; errno == syscall.EINTR || errno == syscall.EAGAIN && o.nr == unix.SYS_OPENAT2 && n < openTries; n++ {
 			switch {
 			case o.nr == nrCopyUp: // from here, because it needs the most stack
 				errno = m.copyUp.run(a[0], a[1], a[2])

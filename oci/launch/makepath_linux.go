@@ -177,6 +177,10 @@ func (m *machine) openMade(dir bool) (uintptr, syscall.Errno) {
 	if dir {
 		m.path.how.Flags |= unix.O_DIRECTORY
 	}
-	fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT2, m.path.root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
-	return fd, e
+	for n := 0; ; n++ {
+		fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT2, m.path.root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
+		if n == openTries || e != syscall.EAGAIN {
+			return fd, e
+		}
+	}
 }

@@ -232,6 +232,39 @@ func TestPathModel(t *testing.T) {
 	}
 }
 
+// TestPathsBesideRenames: the kernel breaks off lookups with ".." while anything
+// is renamed anywhere, see sys.Openat2. No container may fail for that.
+func TestPathsBesideRenames(t *testing.T) {
+	needRoot(t)
+	root, dir := rootfs(t), t.TempDir()
+	mustMkdir(t, root+"/a")
+	mustMkdir(t, dir+"/0")
+	if err := os.Symlink(strings.Repeat("a/../", 400)+"a", root+"/link"); err != nil {
+		t.Fatal(err)
+	}
+	stop, stopped := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(stopped)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if err := os.Rename(fmt.Sprint(dir, "/", i), fmt.Sprint(dir, "/", i+1)); err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	defer func() { close(stop); <-stopped }()
+	for range 20 {
+		if got := pathOutput(t, root, []specs.Mount{tmpfs("/link/b", "size=64k")}, "/link"); got.err != nil || got.cwd != "/a" {
+			t.Fatalf("in %q, error %v", got.cwd, got.err)
+		}
+	}
+}
+
 // expectation is what the model says of a launch.
 type expectation struct {
 	points            []string // of mounts

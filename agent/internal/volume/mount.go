@@ -198,17 +198,11 @@ func openDir(dir int, name string) (int, error) {
 }
 
 func openat2(dir int, name string, how *unix.OpenHow) (int, error) {
-	for {
-		fd, err := unix.Openat2(dir, name, how)
-		// EAGAIN: a rename raced with the resolution of "..".
-		if err == unix.EAGAIN || err == unix.EINTR {
-			continue
-		}
-		if err != nil {
-			return -1, &os.PathError{Op: "openat2", Path: name, Err: err}
-		}
-		return fd, nil
+	fd, err := sys.Openat2(dir, name, how)
+	if err != nil {
+		return -1, &os.PathError{Op: "openat2", Path: name, Err: err}
 	}
+	return fd, nil
 }
 
 // makeTarget makes the file or directory that fd is bound to.

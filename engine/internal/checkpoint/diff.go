@@ -14,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // SaveDiff writes what an overlay's upper directory changes, as rootfs-diff.tar
@@ -193,7 +195,7 @@ func readDirBeneath(dir, rel string) ([]string, error) {
 		return nil, err
 	}
 	defer d.Close()
-	fd, err := unix.Openat2(int(d.Fd()), rel, &unix.OpenHow{
+	fd, err := sys.Openat2(int(d.Fd()), rel, &unix.OpenHow{
 		Flags: unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC, Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
 	if err != nil {

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"podstead/cri"
+	"podstead/sys"
 )
 
 // OpenImage mounts layers (top first) read-only at no place in the file
@@ -73,7 +74,7 @@ func cloneTree(dir string) (*os.File, error) {
 // is not there. Links lead nowhere but inside the image, and what is no regular
 // file (a FIFO would block the reader) is refused.
 func Read(tree *os.File, path string, limit int64) ([]byte, error) {
-	fd, err := unix.Openat2(int(tree.Fd()), path, &unix.OpenHow{
+	fd, err := sys.Openat2(int(tree.Fd()), path, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_CLOEXEC | unix.O_NONBLOCK | unix.O_NOCTTY,
 		Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
 	})
@@ -135,7 +136,7 @@ func Within(root, sub string) (string, error) {
 	if !filepath.IsLocal(sub) {
 		return "", cri.Errorf(codes.InvalidArgument, "leads out of the image")
 	}
-	fd, err := unix.Openat2(int(dir.Fd()), sub, &unix.OpenHow{
+	fd, err := sys.Openat2(int(dir.Fd()), sub, &unix.OpenHow{
 		Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS,
 	})
 	if err != nil {

@@ -9,6 +9,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // openDirs is how many directories of one layer are held open at a time.
@@ -204,16 +206,7 @@ func (c *dirs) flush() error {
 }
 
 func openat2(root int, name string, flags uint64) (int, error) {
-	for {
-		fd, err := unix.Openat2(root, name, &unix.OpenHow{
-			Flags:   flags | unix.O_CLOEXEC,
-			Resolve: resolveBeneath,
-		})
-		// EAGAIN: something was renamed while ".." was resolved.
-		if err != unix.EINTR && err != unix.EAGAIN {
-			return fd, err
-		}
-	}
+	return sys.Openat2(root, name, &unix.OpenHow{Flags: flags | unix.O_CLOEXEC, Resolve: resolveBeneath})
 }
 
 func readlinkat(fd int, base string) (string, error) {

@@ -10,6 +10,8 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"podstead/sys"
 )
 
 // FixImplicit corrects the directories that Unpack had to make up. An archive
@@ -46,7 +48,7 @@ type fixer struct {
 }
 
 func (f *fixer) fix(name string) error {
-	fd, err := unix.Openat2(f.root, name, &unix.OpenHow{
+	fd, err := sys.Openat2(f.root, name, &unix.OpenHow{
 		Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,
 		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS,
 	})
