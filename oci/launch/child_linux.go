@@ -309,7 +309,8 @@ func (m *machine) tellWithFd(kind uint32, pc int, value uint32, fd int32) syscal
 func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
 	m.clone.flags = uint64(namespaces) | unix.CLONE_PARENT | unix.CLONE_PIDFD
 	m.clone.exitSignal = 0 // that of this process, as CLONE_PARENT wants it
-	m.clone.cgroup = 0
+	// It goes on where this one is.
+	m.clone.stack, m.clone.stackSize, m.clone.cgroup = 0, 0, 0
 	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
 	if e != 0 {
 		return e

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -104,13 +103,9 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 		return nil, fmt.Errorf("launch %s: %w", p.id, err)
 	}
 	defer closeStd()
-	var pin runtime.Pinner
-	defer pin.Unpin()
-	m := newMachine(p, files, std, peer, opt.Listener, &pin)
 	// Limits set from outside need a child that stands still.
-	m.started = opt.Start && len(p.parent) == 0
-	pid, pidfd, err := cloneChild(p, m, files)
-	runtime.KeepAlive(files)
+	started := opt.Start && len(p.parent) == 0
+	pid, pidfd, err := p.fork(files, std, peer, opt.Listener, started)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("launch %s: clone: %w", p.id, err)
@@ -126,7 +121,7 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 		return nil, err
 	}
 	if opt.Start {
-		if err := c.finish(m.started); err != nil {
+		if err := c.finish(started); err != nil {
 			c.discard()
 			return nil, err
 		}

@@ -24,52 +24,59 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
-//go:linkname afterForkInChild syscall.runtime_AfterForkInChild
-func afterForkInChild()
-
-// newMachine lays out everything that the child will touch.
-func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File, pin *runtime.Pinner) *machine {
-	data := slices.Clone(p.data)
-	if len(data) == 0 {
-		data = make([]byte, 8)
-	}
-	m := &machine{
-		regs:   make([]uintptr, p.regs+1),
-		sync:   uintptr(sync),
-		listen: noListener,
-		extra:  uintptr(len(std) - 3),
-		nofile: rlimit.NoFile(),
-	}
-	m.reg0 = &m.regs[0]
-	pin.Pin(m)
-	pin.Pin(&data[0])
-	base := uintptr(unsafe.Pointer(&data[0]))
-	for _, r := range p.relocs {
-		binary.NativeEndian.PutUint64(data[r.at:], uint64(base)+uint64(r.to))
-	}
+// newMachine lays out everything that the child will touch, on a stage that
+// the caller has to close.
+func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File) (*machine, *stage, error) {
 	keep := []int{sync}
 	for fd := range std {
 		keep = append(keep, fd)
 	}
 	if listener != nil {
+		keep = append(keep, int(listener.Fd()))
+	}
+	for _, f := range files {
+		keep = append(keep, int(f.Fd()))
+	}
+	first := prologue(std, keep)
+	copies := slices.ContainsFunc(p.ops, func(o op) bool { return o.call == cCopyUp })
+	size := sizeOf[machine](1) + sizeOf[byte](len(p.data)+8) + sizeOf[uintptr](p.regs+1) + sizeOf[rawOp](len(first)+len(p.ops))
+	if copies {
+		size += sizeOf[copyUp](1)
+	}
+	s, err := newStage(size)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := &place[machine](s, 1)[0]
+	m.regs = place[uintptr](s, p.regs+1)
+	m.reg0 = &m.regs[0]
+	m.sync, m.listen, m.extra = uintptr(sync), noListener, uintptr(len(std)-3)
+	m.nofile = rlimit.NoFile()
+	if listener != nil {
 		m.listen = listener.Fd()
-		keep = append(keep, int(m.listen))
 	}
 	for i, f := range files {
 		m.regs[i] = f.Fd()
-		keep = append(keep, int(m.regs[i]))
 	}
-	m.ops = append(prologue(std, keep), m.ops...)
-	m.prologue = len(m.ops)
+	if copies {
+		m.copyUp = &place[copyUp](s, 1)[0]
+	}
+	data := place[byte](s, len(p.data)+8)
+	copy(data, p.data)
+	base := uintptr(unsafe.Pointer(&data[0]))
+	for _, r := range p.relocs {
+		binary.NativeEndian.PutUint64(data[r.at:], uint64(base)+uint64(r.to))
+	}
+	m.ops = place[rawOp](s, len(first)+len(p.ops))
+	m.prologue = copy(m.ops, first)
 	for i := range p.ops {
-		if p.ops[i].call == cCopyUp && m.copyUp == nil {
-			m.copyUp = &copyUp{}
-			pin.Pin(m.copyUp)
-		}
-		m.ops = append(m.ops, p.ops[i].raw(base))
+		m.ops[len(first)+i] = p.ops[i].raw(base)
 	}
 	m.first, m.count = &m.ops[0], len(m.ops)
-	m.clone.pidfd = uint64(uintptr(unsafe.Pointer(&m.pidfd)))
+	m.clone = cloneArgs{
+		pidfd: uint64(uintptr(unsafe.Pointer(&m.pidfd))), exitSignal: uint64(unix.SIGCHLD),
+		stack: uint64(s.base()), stackSize: stackSize, tls: uint64(s.thread()),
+	}
 	m.iov = [2]uintptr{uintptr(unsafe.Pointer(&m.msg)), messageSize}
 	h := (*unix.Cmsghdr)(unsafe.Pointer(&m.control))
 	h.Level, h.Type = unix.SOL_SOCKET, unix.SCM_RIGHTS
@@ -78,7 +85,7 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 		iov: uintptr(unsafe.Pointer(&m.iov)), iovlen: 1,
 		control: uintptr(unsafe.Pointer(&m.control)), controllen: uint64(len(m.control)),
 	}
-	return m
+	return m, s, nil
 }
 
 // raw resolves an op against the address of its data.
@@ -129,10 +136,27 @@ func prologue(std []int, keep []int) []rawOp {
 	return ops
 }
 
+// fork makes the child; sync is its end of the control socket.
+func (p *Program) fork(files []*os.File, std []int, sync int, listener *os.File, started bool) (pid, pidfd int, err error) {
+	// Between here and the clone nobody else may keep memory from children, or
+	// they would keep this stage.
+	syscall.ForkLock.Lock()
+	defer syscall.ForkLock.Unlock()
+	keepMemory()
+	m, stage, err := newMachine(p, files, std, sync, listener)
+	if err != nil {
+		return 0, -1, err
+	}
+	defer stage.close()
+	m.started = started
+	pid, pidfd, err = cloneChild(p, m, files)
+	runtime.KeepAlive(files)
+	return pid, pidfd, err
+}
+
 // cloneChild makes the child, in a pid namespace of files if the program says so.
 func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err error) {
-	m.clone.flags = p.clone | unix.CLONE_PIDFD
-	m.clone.exitSignal = uint64(unix.SIGCHLD)
+	m.clone.flags = p.clone | unix.CLONE_PIDFD | unix.CLONE_SETTLS | unix.CLONE_CLEAR_SIGHAND
 	if p.cgroup >= 0 {
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
 		m.clone.cgroup = uint64(files[p.cgroup].Fd())
@@ -187,22 +211,27 @@ func inPidNamespace(ns int, f func() error) error {
 
 // rawClone forks. In the child it executes the machine and does not return.
 //
-// The child gets a copy of memory. To share it (CLONE_VM) would save a fifth
-// of a millisecond, but is not to be had: with CLONE_VFORK a child that hangs in
-// a dead network file system would hang the forker's scheduler, and without it
-// the kernel kills everyone who shares the memory of a child that its cgroup's
-// memory limit picks, the forker too.
-//
-//go:noinline
-//go:norace
-//go:nocheckptr
+// The child gets a copy of what memory it needs. To share all of it (CLONE_VM)
+// is not to be had: with CLONE_VFORK a child that hangs in a dead network file
+// system would hang the forker's scheduler, and without it the kernel kills
+// everyone who shares the memory of a child that its cgroup's memory limit
+// picks, the forker too.
 func rawClone(m *machine) (int, syscall.Errno) {
 	beforeFork()
-	pid, _, errno := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
-	if errno == 0 && pid == 0 {
-		afterForkInChild()
-		m.run()
-	}
+	pid, errno := cloneStage(&m.clone, unsafe.Sizeof(m.clone), m)
 	afterFork()
-	return int(pid), errno
+	return int(pid), syscall.Errno(errno)
 }
+
+// cloneStage makes a child that executes m with a stack and thread-local
+// storage of its own, and default actions for all signals that are not ignored.
+//
+//go:noescape
+func cloneStage(args *cloneArgs, size uintptr, m *machine) (pid, errno uintptr)
+
+// runMachine is the child's first function.
+//
+//go:nosplit
+//go:norace
+//go:nocheckptr
+func runMachine(m *machine) { m.run() }

@@ -1,0 +1,114 @@
+package launch
+
+import (
+	"debug/elf"
+	"fmt"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// A stage is the memory that a child has: what newMachine lays out, the stack
+// and the thread-local storage. It is outside the Go heap, which children do
+// not get; see keepMemory.
+type stage struct {
+	mem  []byte
+	used uintptr
+}
+
+const (
+	// stackSize is that of a child. The linker sees to it that functions that
+	// may not grow their stack take less than 1 KiB together.
+	stackSize = 8 << 10
+	// tlsSize is room on either side of what the thread pointer points to, where
+	// a prologue may look for its goroutine, and finds none.
+	tlsSize = 128
+)
+
+// newStage makes a stage with room for size bytes of data.
+func newStage(size uintptr) (*stage, error) {
+	size += stackSize + 2*tlsSize
+	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+	if err != nil {
+		return nil, fmt.Errorf("memory for a child: %w", os.NewSyscallError("mmap", err))
+	}
+	return &stage{mem: mem, used: stackSize + 2*tlsSize}, nil
+}
+
+// close ends the forker's use of the stage; children have their copies.
+func (s *stage) close() { unix.Munmap(s.mem) }
+
+// base is the address of the stack, the lowest.
+func (s *stage) base() uintptr { return uintptr(unsafe.Pointer(&s.mem[0])) }
+
+// thread is the thread pointer.
+func (s *stage) thread() uintptr { return s.base() + stackSize + tlsSize }
+
+// sizeOf is what n values take in a stage.
+func sizeOf[T any](n int) uintptr {
+	var v T
+	return (uintptr(n)*unsafe.Sizeof(v) + 7) &^ 7
+}
+
+// place puts n values into a stage that was made large enough. They are zero,
+// and may point into the stage only: nobody looks there for pointers to the heap.
+func place[T any](s *stage, n int) []T {
+	if n == 0 {
+		return nil
+	}
+	at := s.used
+	s.used += sizeOf[T](n)
+	_ = s.mem[s.used-1]
+	return unsafe.Slice((*T)(unsafe.Pointer(&s.mem[at])), n)
+}
+
+// keepMemory keeps the forker's memory from the children that it will have,
+// all but the program's own image. They need nothing of it; and where no pages
+// are shared, none have to be copied when either writes to them, which is most
+// of what a fork of a Go process costs. Nor can a child that waits for its start
+// be made to tell what the forker knows. It has to be said again at each fork,
+// because the memory grows.
+//
+// A process that does so cannot fork by package os with a new user namespace:
+// that child would need its heap. (Others share memory until execve.)
+func keepMemory() {
+	start, end, above, ok := image()
+	if !ok {
+		return // forks cost more
+	}
+	unix.RawSyscallNoError(unix.SYS_MADVISE, 0, start, unix.MADV_DONTFORK)
+	unix.RawSyscallNoError(unix.SYS_MADVISE, end, above-end, unix.MADV_DONTFORK)
+}
+
+// image returns where the program's image is, in whole pages, and an address
+// above which there is only what the kernel has put there: see getauxval(3)
+// and elf(5).
+func image() (start, end, above uintptr, ok bool) {
+	vector, err := unix.Auxv()
+	if err != nil {
+		return 0, 0, 0, false
+	}
+	aux := map[uintptr]uintptr{}
+	for _, v := range vector {
+		aux[v[0]] = v[1]
+	}
+	const phdr, phent, phnum, pagesz, vdso = 3, 4, 5, 6, 33
+	if aux[phdr] == 0 || aux[vdso] == 0 || aux[phent] != unsafe.Sizeof(elf.Prog64{}) {
+		return 0, 0, 0, false
+	}
+	headers := unsafe.Slice((*elf.Prog64)(ptr(aux[phdr])), aux[phnum])
+	var offset uintptr // between addresses in the file and in memory
+	start = ^uintptr(0)
+	for i := range headers {
+		switch h := &headers[i]; elf.ProgType(h.Type) {
+		case elf.PT_PHDR:
+			offset = aux[phdr] - uintptr(h.Vaddr)
+		case elf.PT_LOAD:
+			start, end = min(start, uintptr(h.Vaddr)), max(end, uintptr(h.Vaddr+h.Memsz))
+		}
+	}
+	page := aux[pagesz] - 1
+	start, end = (start+offset)&^page, (end+offset+page)&^page
+	return start, end, aux[vdso], end < aux[vdso]
+}
