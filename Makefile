@@ -75,7 +75,7 @@ test-vm-suites: # without containerd
 test-vm-critest: # once; serially, and again and again, it runs elsewhere
 	TESTFLAGS=-test.run=Parallel test/vm/run ./test/critest
 test-vm-systemd:
-	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./oci ./test/service
+	VM_INIT=systemd TESTFLAGS='-test.run=Systemd|Rootless|Delegated' test/vm/run ./cgroup/systemd ./agent/internal/kubeletapi ./oci ./test/service
 
 # SELinux on such a kernel, with a small policy of ours, enforcing.
 test-selinux:

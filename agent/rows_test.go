@@ -89,7 +89,7 @@ func fieldRows(t *testing.T) string {
 // rowTests are the names of tests, by package, as far as they were read.
 type rowTests map[string]map[string]bool
 
-var testFunction = regexp.MustCompile(`(?m)^func (Test\w+)\(`)
+var testFunction = regexp.MustCompile(`(?m)^func ((?:Test|Fuzz)\w+)\(`)
 
 func (r rowTests) have(t *testing.T, name string) bool {
 	pkg, test, qualified := strings.Cut(name, ".")

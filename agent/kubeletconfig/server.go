@@ -20,6 +20,7 @@ func Server(c *kubelet.KubeletConfiguration) (s *agent.KubeletAPI, notes []strin
 		ClientCAFile: c.Authentication.X509.ClientCAFile, Anonymous: is(c.Authentication.Anonymous.Enabled, false),
 		CertFile: c.TLSCertFile, KeyFile: c.TLSPrivateKeyFile,
 		Debugging: is(c.EnableDebuggingHandlers, true), Profiling: is(c.EnableProfilingHandler, true), SystemLogs: is(c.EnableSystemLogHandler, true),
+		SystemLogQuery: is(c.EnableSystemLogQuery, false), DebugFlags: is(c.EnableDebugFlagsHandler, true),
 		Contention: c.EnableContentionProfiling, Configuration: c,
 	}
 	if c.HealthzPort != nil {

@@ -85,6 +85,7 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	}
 	if n.kubeletAPI != nil {
 		n.kubeletAPI.Lenient = again
+		n.kubeletAPI.SetVerbosity = n.setVerbosity
 		n.kubeletAPI.Flags = map[string]string{}
 		n.flags.VisitAll(func(f *pflag.Flag) { n.kubeletAPI.Flags[f.Name] = f.Value.String() })
 	}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
@@ -22,6 +23,7 @@ const (
 // nothing: names of bridges, nft tables and cgroups come from instance.
 type options struct {
 	stateDir, runDir, logLevel string
+	level                      slog.LevelVar // of the logger, once there is one
 }
 
 // isDefault tells whether this is the host's main instance.
@@ -82,7 +84,20 @@ func (o *options) logger() (*slog.Logger, error) {
 	if err := level.UnmarshalText([]byte(o.logLevel)); err != nil {
 		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", o.logLevel)
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: level}))
+	o.level.Set(level)
+	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level}))
 	klog.SetSlogLogger(log)
 	return log, nil
+}
+
+// setVerbosity changes what is logged to what klog's flag -v means: debugging from
+// 4 on, and what Kubernetes' libraries have to say at that level.
+func (o *options) setVerbosity(v int) {
+	level := slog.LevelInfo
+	if v >= 4 {
+		level = slog.Level(-v)
+	}
+	o.level.Set(level)
+	var libraries klog.Level
+	_ = libraries.Set(strconv.Itoa(v)) // a number is no error
 }

@@ -1,7 +1,10 @@
 package e2e
 
 import (
+	"crypto/tls"
+	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"strings"
@@ -34,6 +37,11 @@ allowedUnsafeSysctls: [net.core.*]
 clusterDNS: [10.9.8.7]
 clusterDomain: cluster.local
 kubeAPIQPS: 3
+authentication: {anonymous: {enabled: true}}
+authorization: {mode: AlwaysAllow}
+address: 127.0.0.1
+port: 10257
+healthzPort: 0
 evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 `)
 	n.start("--config", config)
@@ -57,8 +65,40 @@ evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 	if log, err := os.ReadFile(n.log.Name()); err != nil || strings.Count(string(log), "kubeAPIQPS has no effect") != 1 {
 		t.Errorf("no warning, or several, of kubeAPIQPS in the log: %v", err)
 	}
+	debugging := func() bool {
+		log, err := os.ReadFile(n.log.Name())
+		return err == nil && strings.Contains(string(log), "level=DEBUG")
+	}
+	if debugging() {
+		t.Error("it is verbose from the start")
+	}
+	verbose(t, 5)
+	n.eventually("it logs more", func() error {
+		if n.do("ctl", "pods"); !debugging() { // calls of the runtime, then
+			return errors.New("it does not")
+		}
+		return nil
+	})
 	bad := exec.Command(os.Getenv(podsteadVariable), "node", "--state", n.state, "--run", n.run+"2", "--config", writeFile(t, "bad.yaml", "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\nmaxpods: 1\n"))
 	if out, err := bad.CombinedOutput(); err == nil || !strings.Contains(string(out), `bad.yaml: unknown field "maxpods"`) {
 		t.Errorf("a bad file: %v, %s", err, out)
+	}
+}
+
+// verbose changes how much a node logs.
+func verbose(t *testing.T, level int) {
+	t.Helper()
+	c := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
+	req, err := http.NewRequestWithContext(t.Context(), "PUT", "https://127.0.0.1:10257/debug/flags/v", strings.NewReader(fmt.Sprint(level)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		t.Errorf("verbosity: %s", resp.Status)
 	}
 }

@@ -53,8 +53,13 @@ func (s *Server) handler() http.Handler {
 	mux.HandleFunc("GET /configz", func(w http.ResponseWriter, _ *http.Request) {
 		reply(w, map[string]any{"kubeletconfig": s.Configuration})
 	})
+	mux.HandleFunc("GET /allocatedPods", s.pods) // they are shown with what they were given
 	if s.SystemLogs {
-		mux.Handle("GET /logs/", http.StripPrefix("/logs/", http.FileServer(http.Dir(s.LogDir))))
+		mux.Handle("GET /logs/", s.nodeLogs())
+	}
+	if s.DebugFlags && s.SetVerbosity != nil {
+		mux.HandleFunc("GET /debug/flags/", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "/debug/flags/v (PUT)\n") })
+		mux.HandleFunc("PUT /debug/flags/v", s.verbosity)
 	}
 	if s.Profiling {
 		mux.HandleFunc("GET /debug/pprof/", pprof.Index)
@@ -144,6 +149,20 @@ func (s *Server) pods(w http.ResponseWriter, _ *http.Request) {
 		list.Items = append(list.Items, *p)
 	}
 	reply(w, list)
+}
+
+// verbosity changes how much is logged, as klog's flag -v does.
+func (s *Server) verbosity(w http.ResponseWriter, r *http.Request) {
+	const most = 100
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, most))
+	n, numberErr := strconv.Atoi(strings.TrimSpace(string(body)))
+	if err != nil || numberErr != nil || n < 0 || n > most {
+		http.Error(w, fmt.Sprintf("failed to set klog.logging.verbosity: %q is not a number between 0 and %d", body, most), http.StatusBadRequest)
+		return
+	}
+	s.SetVerbosity(n)
+	s.Log.Info("the log's verbosity was changed", "v", n, "from", r.RemoteAddr)
+	fmt.Fprintf(w, "successfully set klog.logging.verbosity to %d\n", n)
 }
 
 // runningPods are those that the runtime has, with no more than it knows.

@@ -46,6 +46,12 @@ type Settings struct {
 	MinVersion            uint16
 	Debugging             bool // logs, exec, attach, port-forward and the like
 	Profiling, SystemLogs bool // if Debugging, too
+	// SystemLogQuery: the logs of services can be asked for, too, if SystemLogs.
+	SystemLogQuery bool
+	// DebugFlags: SetVerbosity, if there is one, can be called; it takes a level of
+	// klog's.
+	DebugFlags   bool
+	SetVerbosity func(int)
 	// Contention: the profile of blocking is made, too, of the whole program.
 	Contention    bool
 	Configuration any               // what /configz shows

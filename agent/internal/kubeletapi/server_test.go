@@ -174,7 +174,10 @@ func TestPaths(t *testing.T) {
 		{readOnly, "GET /statusz", 404, ""},
 		{readOnly, "GET /flagz", 404, ""},
 		{off, "GET /statusz", 404, ""},
-		{full, "GET /allocatedPods", 404, ""},
+		{full, "GET /allocatedPods", 200, `"uid":"u1"`},
+		{full, "POST /allocatedPods", 405, ""},
+		{readOnly, "GET /allocatedPods", 404, ""},
+		{full, "GET /logs/?query=syslog", 200, "syslog"}, // a directory: queries are off
 		{off, "GET /containerLogs/ns/p/app", 405, "disabled"},
 		{off, "POST /exec/ns/p/app?command=a", 405, "disabled"},
 		{off, "GET /pods", 200, ""},

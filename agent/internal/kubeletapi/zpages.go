@@ -55,12 +55,12 @@ func (s *Server) flagz(w http.ResponseWriter, r *http.Request) {
 
 // paths are those of the API that /statusz lists.
 func (s *Server) paths() []string {
-	list := []string{"/attach", "/checkpoint", "/configz", "/containerLogs", "/exec", "/flagz", "/healthz", "/metrics", "/pods",
+	list := []string{"/allocatedPods", "/attach", "/checkpoint", "/configz", "/containerLogs", "/exec", "/flagz", "/healthz", "/metrics", "/pods",
 		"/portForward", "/run", "/runningpods", "/stats"}
 	if s.SystemLogs {
 		list = append(list, "/logs")
 	}
-	if s.Profiling {
+	if s.Profiling || s.DebugFlags {
 		list = append(list, "/debug")
 	}
 	slices.Sort(list)

@@ -17,10 +17,10 @@ func TestZPages(t *testing.T) {
 		code         int
 		body         []string // parts of it
 	}{
-		{"/statusz", "", 200, []string{"\nkubelet statusz\n", "\nUp: 1 hr 00 min 0", "\nBinary version: v1.2\n", "\nPaths: /attach ", " /debug ", " /stats\n"}},
+		{"/statusz", "", 200, []string{"\nkubelet statusz\n", "\nUp: 1 hr 00 min 0", "\nBinary version: v1.2\n", "\nPaths: /allocatedPods /attach ", " /debug ", " /stats\n"}},
 		{"/statusz", "*/*", 200, []string{"kubelet statusz"}},
 		{"/statusz", "text/html, text/plain;q=0.9", 200, []string{"kubelet statusz"}},
-		{"/statusz", object + "Statusz;v=v1beta1", 200, []string{`"kind":"Statusz","apiVersion":"config.k8s.io/v1beta1"`, `"binaryVersion":"v1.2","paths":["/attach"`}},
+		{"/statusz", object + "Statusz;v=v1beta1", 200, []string{`"kind":"Statusz","apiVersion":"config.k8s.io/v1beta1"`, `"binaryVersion":"v1.2","paths":["/allocatedPods","/attach"`}},
 		{"/statusz", "application/yaml, " + object + "Statusz;v=v1alpha1", 200, []string{`config.k8s.io/v1alpha1`}},
 		{"/statusz", object + "Statusz;v=v1", 406, []string{"as=Statusz"}},
 		{"/statusz", object + "Flagz;v=v1beta1", 406, nil},
