@@ -166,9 +166,10 @@ func (a *Agent) shutdownCancel(ctx context.Context) error {
 	})
 }
 
-// resume begins anew what ended for a shutdown that did not come.
+// resume begins anew what ended for a shutdown that did not come, and was not deleted
+// meanwhile.
 func (w *worker) resume() {
-	if w.failed == nil || !w.failed.Shutdown || w.node.down.Load() {
+	if w.failed == nil || !w.failed.Shutdown || w.node.down.Load() || w.ending != nil && !w.ending.Keep {
 		return
 	}
 	w.failed, w.ending, w.start, w.wasOver, w.set = nil, nil, time.Now(), false, conditions{}

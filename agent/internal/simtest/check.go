@@ -308,12 +308,16 @@ func (w *World) initialized(p *pod, spec *corev1.Container, s *sandbox) bool {
 // asked for. Other resources are another container as far as back-offs go. Where there
 // is no room for all, it may have got some time later what it was to have.
 func (w *World) resized(p *pod, c *container) bool {
-	for i := 1; i < len(p.versions); i++ {
+	var was *corev1.Container // as of the last version that has it
+	for i := range p.versions {
 		is, _ := p.versions[i].spec(c.name())
-		was, _ := p.versions[i-1].spec(c.name())
-		if (p.versions[i].from.After(c.asked) || w.narrow > 0) && is != nil && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
+		if is == nil {
+			continue
+		}
+		if (p.versions[i].from.After(c.asked) || w.narrow > 0) && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
 			return true
 		}
+		was = is
 	}
 	return false
 }
