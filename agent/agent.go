@@ -40,7 +40,9 @@ import (
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/imagegc"
 	"podstead/agent/internal/kubeletapi"
+	"podstead/agent/internal/numa"
 	"podstead/agent/internal/oom"
+	"podstead/agent/internal/pinning"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
@@ -86,6 +88,8 @@ type Config struct {
 	// Run closes it.
 	Listener net.Listener
 	Log      *slog.Logger
+
+	machine *numa.Machine // that a test makes up; nil: this one
 }
 
 // ManifestURL is where a manifest is asked for every Period.
@@ -123,6 +127,8 @@ type Policy struct {
 	PullsPerSecond, PullBurst int
 	CPU                       request.CPU
 	Memory                    request.Memory // V2 and SwapBytes are the host's
+	// Pinning says what containers get of the machine for themselves.
+	Pinning Pinning
 	// VerifyImages says who may use images that are there.
 	VerifyImages image.Verify
 	Images       ImagePolicy
@@ -145,7 +151,7 @@ type ImagePolicy = imagegc.Policy
 func DefaultPolicy() Policy {
 	return Policy{MaxRestartPeriod: plan.BackoffMax, VerifyImages: image.DefaultVerify(),
 		Images: imagegc.DefaultPolicy(), Eviction: eviction.Default(),
-		Node: Reservations{MaxPods: maxPods, EnforcePods: true}}
+		Node: Reservations{MaxPods: maxPods, EnforcePods: true}, Pinning: Pinning{Period: pinning.DefaultPeriod}}
 }
 
 // CredentialProvider is a kubelet's exec plugin for registry credentials.

@@ -88,6 +88,13 @@ func hugePages(dir string) map[int64]int64 {
 	return out
 }
 
+// reservedCPU is what the reservations leave no pod.
+func reservedCPU(r Reservations) resource.Quantity {
+	q := r.System.Cpu().DeepCopy()
+	q.Add(*r.Kube.Cpu())
+	return q
+}
+
 // reserved is what the reservations leave, and with what eviction keeps free it
 // is what pods may request.
 func reserved(all corev1.ResourceList, r Reservations) corev1.ResourceList {

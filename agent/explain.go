@@ -9,6 +9,7 @@ import (
 
 	"podstead/agent/client"
 	"podstead/agent/internal/image"
+	"podstead/agent/internal/pinning"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/probe"
 	"podstead/agent/internal/stuck"
@@ -191,7 +192,7 @@ func sooner(waits []client.Wait, t time.Time) string {
 // afterwards is what follows a wait that has no time.
 func afterwards(w client.Wait) string {
 	switch {
-	case strings.HasPrefix(w.Reason, "OutOf"):
+	case strings.HasPrefix(w.Reason, "OutOf"), pinning.Refuses(w.Reason):
 		return "start when there is room, the highest priority first"
 	case w.Reason == nodePressure, w.Reason == insufficientDevices, w.Reason == priorityOrder:
 		return "start as soon as that is over"

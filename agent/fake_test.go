@@ -300,6 +300,12 @@ func (f *fakeRuntime) UpdateContainerResources(ctx context.Context, r *runtimeap
 	if c.state != runtimeapi.ContainerState_CONTAINER_RUNNING {
 		return nil, cri.Errorf(codes.FailedPrecondition, "it does not run")
 	}
+	if set := r.Linux.CpusetCpus; set != "" && r.Linux.CpuShares == 0 {
+		c.config.Linux.Resources.CpusetCpus = set // and what is 0 stays
+		return &runtimeapi.UpdateContainerResourcesResponse{}, nil
+	} else if set == "" {
+		r.Linux.CpusetCpus = c.config.Linux.Resources.CpusetCpus
+	}
 	c.config.Linux.Resources = r.Linux
 	return &runtimeapi.UpdateContainerResourcesResponse{}, nil
 }

@@ -43,6 +43,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 		a.wg.Go(func() { a.kubelet.Run(ctx) })
 	}
 	a.wg.Go(func() { a.images.Run(ctx) })
+	a.keepPins(ctx)
 	a.wg.Go(func() { a.evictor.run(ctx) })
 	a.wg.Go(func() { a.watchShutdown(ctx) })
 	a.wg.Go(func() { a.watchOOM(ctx) })

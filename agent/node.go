@@ -63,6 +63,7 @@ type node struct {
 	puller         *image.Puller
 	devices        *device.Manager // may be nil
 	csi            *csi.Drivers    // may be nil
+	pins           *pins           // may be nil
 	events         *event.Log
 	metrics        *metric.Metrics
 	tracer         trace.Tracer
@@ -137,6 +138,9 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
 	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
 	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
+	if n.pins, err = n.newPins(cfg); err != nil {
+		return nil, err
+	}
 	n.maxBackoff, n.limits = cfg.Policy.MaxRestartPeriod, limitsOf(cfg.Policy.RuntimeTimeout)
 	return n, nil
 }

@@ -53,7 +53,9 @@ func (a *Agent) servePlugins(ctx context.Context) {
 		api.CSIPlugin: a.node.csi, api.DevicePlugin: device.Registered{Manager: m, Context: ctx}}}
 	serve(func() error { return found.Run(ctx) })
 	serve(func() error { return m.Run(ctx, filepath.Join(a.cfg.RootDir, "device-plugins")) })
-	serve(func() error { return m.Serve(ctx, filepath.Join(a.cfg.RootDir, "pod-resources"), a.board.list) })
+	serve(func() error {
+		return m.Serve(ctx, filepath.Join(a.cfg.RootDir, "pod-resources"), a.board.list, a.node.pins)
+	})
 	a.wg.Go(func() {
 		for {
 			select {
@@ -77,5 +79,6 @@ func (w *worker) yield() {
 	running := slices.ContainsFunc(w.seen.Containers, func(c observe.Container) bool { return !c.Dead() })
 	if w.last.Gone || (w.last.Finished && !running) {
 		w.node.devices.Release(w.uid)
+		w.node.unpin(w.uid)
 	}
 }

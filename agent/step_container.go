@@ -192,7 +192,7 @@ func (j job) config(ctx context.Context, img *runtimeapi.Image, images map[strin
 		return nil, failedStep(createConfigError, err)
 	}
 	mounts = append(mounts, &runtimeapi.Mount{ContainerPath: j.spec.TerminationMessagePath, HostPath: messageFile, SelinuxRelabel: true})
-	config, err := j.request.Container(request.Container{
+	config, err := j.requestOf(j.spec.Name).Container(request.Container{
 		Pod: j.pod, Spec: j.spec, Restarts: j.step.Restarts, Backoff: j.step.Backoff, ImageRef: img.Id,
 		User: request.UserOf(img), Env: vars, Mounts: mounts, MessageFile: messageFile, Target: j.processes,
 	})
@@ -207,6 +207,7 @@ func (j job) config(ctx context.Context, img *runtimeapi.Image, images map[strin
 	if err != nil {
 		return nil, failedStep(createConfigError, err)
 	}
+	j.pin(ctx, config)
 	return config, nil
 }
 
@@ -280,6 +281,7 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 	if _, err := j.runtime.StartContainer(start, &runtimeapi.StartContainerRequest{ContainerId: id}); err != nil {
 		return id, failedStep(runError, err)
 	}
+	j.pins.started(id, string(j.pod.UID), j.spec.Name, config.Linux.Resources.CpusetCpus)
 	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Started", "Started container %s", j.spec.Name)
 	return id, nil
 }

@@ -69,7 +69,7 @@ func (j job) prepare(ctx context.Context) *stepError {
 	if err := os.MkdirAll(j.podDir(string(j.pod.UID)), 0o750); err != nil {
 		return failedStep(failedMount, err)
 	}
-	if err := j.cgroups.pod(j.request, j.pod, j.live); err != nil {
+	if err := j.cgroups.pod(j.requestOf(""), j.pod, j.live); err != nil {
 		j.event(j.pod, "", corev1.EventTypeWarning, failedCreatePodContainer, "unable to ensure pod container exists: %v", err)
 		return failedStep(failedCreatePodContainer, err)
 	}
@@ -120,7 +120,7 @@ func (j job) feature() *runtimeapi.RuntimeHandlerFeatures {
 }
 
 func (j job) sandboxConfig(attempt uint32) (*runtimeapi.PodSandboxConfig, error) {
-	config, err := j.request.Sandbox(j.pod, attempt)
+	config, err := j.requestOf("").Sandbox(j.pod, attempt)
 	if err != nil {
 		return nil, err
 	}

@@ -51,13 +51,13 @@ func (j job) resize(ctx context.Context) *stepError {
 	defer cancel()
 	err := j.mayShrink(ctx)
 	if err == nil {
-		err = j.cgroups.grow(j.request, j.pod, j.resizing.group)
+		err = j.cgroups.grow(j.requestOf(""), j.pod, j.resizing.group)
 	}
 	for _, c := range j.resizing.containers {
 		if err != nil {
 			break
 		}
-		r := j.request.Resources(j.pod, c.spec)
+		r := j.requestOf(c.spec.Name).Resources(j.pod, c.spec)
 		r.OomScoreAdj = 0 // stays: the kernel has no group for it
 		_, err = j.runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{ContainerId: c.id, Linux: r})
 		if err != nil {
@@ -67,7 +67,7 @@ func (j job) resize(ctx context.Context) *stepError {
 		}
 	}
 	if err == nil {
-		err = j.cgroups.resize(j.request, j.pod, j.resizing.group)
+		err = j.cgroups.resize(j.requestOf(""), j.pod, j.resizing.group)
 	}
 	if err == nil {
 		err = j.tellSandbox(ctx)
@@ -88,7 +88,7 @@ func (j job) resize(ctx context.Context) *stepError {
 // takes that.
 func (j job) tellSandbox(ctx context.Context) error {
 	_, err := j.runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
-		PodSandboxId: j.sandbox.ID, Resources: j.request.PodResources(j.pod)})
+		PodSandboxId: j.sandbox.ID, Resources: j.requestOf("").PodResources(j.pod)})
 	if cri.Code(err) == codes.Unimplemented {
 		return nil
 	}

@@ -54,29 +54,31 @@ type worker struct {
 	alloc    *allocated
 	admitted bool // the node's ledger has it
 	pending  *pendingResize
-	short    *plan.Wait        // why it is not admitted
-	group    observe.Resources // that the pod's own cgroup has
-	objs     *source.Set
-	origin   string
-	hashes   plan.Hashes
-	ending   *plan.End
-	failed   *failedRecord
-	start    time.Time
-	seen     observe.Pod
-	known    map[string]observe.Container // by ID, as last completed
-	ips      map[string][]string          // of sandboxes, by ID
-	dirty    bool                         // the runtime has to be looked at
-	blind    time.Duration                // how long to wait after a failed look
-	blinded  time.Time                    // when looks began to fail
-	prepared bool
-	stale    bool // volumes are to be brought up to date
-	failures map[string]plan.Failure
-	troubled map[string]time.Time // since when steps fail, by plan.Step.FailureKey
-	tries    map[string]int       // failures in a row, by plan.Step.FailureKey
-	busy     map[string]*running
-	finished map[string]time.Time // the last step that succeeded
-	results  chan result
-	quit     chan struct{} // closed when results are not read any more
+	short    *plan.Wait // why it is not admitted
+	// misplaced is why what it is to have for itself is not there.
+	misplaced *plan.Wait
+	group     observe.Resources // that the pod's own cgroup has
+	objs      *source.Set
+	origin    string
+	hashes    plan.Hashes
+	ending    *plan.End
+	failed    *failedRecord
+	start     time.Time
+	seen      observe.Pod
+	known     map[string]observe.Container // by ID, as last completed
+	ips       map[string][]string          // of sandboxes, by ID
+	dirty     bool                         // the runtime has to be looked at
+	blind     time.Duration                // how long to wait after a failed look
+	blinded   time.Time                    // when looks began to fail
+	prepared  bool
+	stale     bool // volumes are to be brought up to date
+	failures  map[string]plan.Failure
+	troubled  map[string]time.Time // since when steps fail, by plan.Step.FailureKey
+	tries     map[string]int       // failures in a row, by plan.Step.FailureKey
+	busy      map[string]*running
+	finished  map[string]time.Time // the last step that succeeded
+	results   chan result
+	quit      chan struct{} // closed when results are not read any more
 	// described is closed when the pod is on the board for the first time.
 	described chan struct{}
 	probes    map[string]*probe.Container

@@ -100,6 +100,10 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 		w.node.ledger.Hold(w.requests(pod)) // containers may have been taken out
 		return pod
 	}
+	if why := w.pinned(has, pod); why != "" {
+		w.pend(pod, &pendingResize{reason: corev1.PodReasonInfeasible, message: why, since: time.Now()})
+		return has
+	}
 	short := w.node.ledger.Take(w.requests(pod))
 	if short == nil {
 		w.pending, w.alloc = nil, allocationOf(pod)
@@ -112,8 +116,14 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 	if short.Never() {
 		p.reason = corev1.PodReasonInfeasible
 	}
+	w.pend(pod, p)
+	return has
+}
+
+// pend notes why the pod has not got what its definition asks for.
+func (w *worker) pend(pod *corev1.Pod, p *pendingResize) {
 	if old := w.pending; old != nil && old.message == p.message && old.added == p.added {
-		return has
+		return
 	}
 	w.pending = p
 	if p.added {
@@ -121,7 +131,6 @@ func (w *worker) allocate(pod *corev1.Pod) *corev1.Pod {
 	} else {
 		w.node.event(pod, "", corev1.EventTypeWarning, "Resize"+p.reason, "Pod resize %s: %s", p.reason, p.message)
 	}
-	return has
 }
 
 // added are the containers of the pod that nothing was given to yet.

@@ -89,7 +89,10 @@ func (w *worker) hold() *plan.Wait {
 		if !w.node.order.Turn(w.uid, w.poke) {
 			return &plan.Wait{Reason: priorityOrder, Message: "Pods of a higher priority begin first."}
 		}
-		return w.admit()
+		if wait := w.admit(); wait != nil {
+			return wait
+		}
+		return w.place()
 	}
 	return &plan.Wait{Reason: nodePressure, Since: since,
 		Message: fmt.Sprintf("The node had condition: %v. The pod starts when that is over.", conditions)}

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/client"
+	"podstead/agent/internal/numa"
 	"podstead/agent/internal/source"
 )
 
@@ -27,6 +28,8 @@ type bench struct {
 	host  fakeHost
 	// allocatable, if there is any, is what pods may have.
 	allocatable corev1.ResourceList
+	policy      *Policy
+	machine     *numa.Machine
 	stop        func()
 }
 
@@ -49,7 +52,7 @@ func (b *bench) boot() {
 		level = slog.LevelInfo
 	}
 	a, err := New(Config{Runtime: b.rt, StateDir: filepath.Join(b.dir, "state"), RunDir: filepath.Join(b.dir, "run"), PodLogsDir: filepath.Join(b.dir, "logs"),
-		NodeName: "n1", Log: slog.New(slog.NewTextHandler(b.Output(), &slog.HandlerOptions{Level: level}))})
+		NodeName: "n1", Policy: b.policy, machine: b.machine, Log: slog.New(slog.NewTextHandler(b.Output(), &slog.HandlerOptions{Level: level}))})
 	if err != nil {
 		b.Fatal(err)
 	}

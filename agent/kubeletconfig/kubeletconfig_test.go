@@ -151,7 +151,8 @@ userNamespaces: {idsPerPod: 131072}
 		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
 		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap},
-		Node: agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
+		Pinning: agent.DefaultPolicy().Pinning,
+		Node:    agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
 		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
 		Eviction: eviction.Policy{Transition: 30 * time.Second, MaxPodGrace: 7 * time.Second, Thresholds: []eviction.Threshold{
 			{Signal: eviction.MemoryAvailable, Amount: eviction.Amount{Quantity: 1 << 30}},
@@ -210,7 +211,6 @@ func TestManifestURL(t *testing.T) {
 // TestNicheFieldsAreNamed sets what has no effect here, and is told so.
 func TestNicheFieldsAreNamed(t *testing.T) {
 	for content, field := range map[string]string{
-		"cpuManagerPolicy: static": "cpuManagerPolicy", "cpuManagerPolicyOptions: {full-pcpus-only: \"true\"}": "cpuManagerPolicyOptions",
 		"memoryManagerPolicy: Static": "memoryManagerPolicy", "reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]": "reservedMemory",
 		"topologyManagerPolicy: restricted": "topologyManagerPolicy", "topologyManagerScope: pod": "topologyManagerScope",
 		"qosReserved: {memory: 50%}": "qosReserved", "memoryThrottlingFactor: 0.5": "memoryThrottlingFactor", "hairpinMode: none": "hairpinMode",

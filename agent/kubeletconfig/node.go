@@ -6,8 +6,6 @@ import (
 	"maps"
 	"path"
 	"slices"
-	"strconv"
-	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -36,7 +34,7 @@ func node(r *agent.Reservations, c *kubelet.KubeletConfiguration) error {
 	r.Kube, err = reservation("kubeReserved", c.KubeReserved)
 	add(err)
 	if c.ReservedSystemCPUs != "" {
-		n, err := countCPUs(c.ReservedSystemCPUs)
+		cpus, err := reservedCPUs(c)
 		add(err)
 		// They stand for what the other fields reserve of cpu.
 		delete(r.System, corev1.ResourceCPU)
@@ -44,7 +42,7 @@ func node(r *agent.Reservations, c *kubelet.KubeletConfiguration) error {
 		if r.Kube == nil {
 			r.Kube = corev1.ResourceList{}
 		}
-		r.Kube[corev1.ResourceCPU] = *resource.NewQuantity(int64(n), resource.DecimalSI)
+		r.Kube[corev1.ResourceCPU] = *resource.NewQuantity(int64(len(cpus)), resource.DecimalSI)
 	}
 	r.SystemCgroup, r.KubeCgroup = c.SystemReservedCgroup, c.KubeReservedCgroup
 	if c.CgroupRoot != "" && path.Clean("/"+c.CgroupRoot) != path.Join("/", c.CgroupRoot) {
@@ -113,25 +111,4 @@ func reservation(field string, from map[string]string) (corev1.ResourceList, err
 		out[corev1.ResourceName(name)] = q
 	}
 	return out, nil
-}
-
-// countCPUs reads a list as the kernel writes them: "0,4-7".
-func countCPUs(list string) (int, error) {
-	cpus := map[int]bool{}
-	for part := range strings.SplitSeq(list, ",") {
-		from, to, isRange := strings.Cut(strings.TrimSpace(part), "-")
-		a, err := strconv.Atoi(from)
-		b := a
-		if err == nil && isRange {
-			b, err = strconv.Atoi(to)
-		}
-		const most = 8192 // what Linux can be built for
-		if err != nil || a < 0 || b < a || b >= most {
-			return 0, fmt.Errorf("reservedSystemCPUs: %q is no list of processors", list)
-		}
-		for ; a <= b; a++ {
-			cpus[a] = true
-		}
-	}
-	return len(cpus), nil
 }

@@ -34,7 +34,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 	}
 	p.UnsafeSysctls = c.AllowedUnsafeSysctls
 	p.VolumeStatsPeriod = c.VolumeStatsAggPeriod.Duration
-	return p, errors.Join(runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), shutdown(&p, c))
+	return p, errors.Join(runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), pinning(&p.Pinning, c), shutdown(&p, c))
 }
 
 // runtime is how the runtime is called, and what it is asked for.

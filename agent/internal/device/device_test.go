@@ -247,6 +247,12 @@ func TestApply(t *testing.T) {
 	}
 }
 
+// pinned has one processor for each container, of two.
+type pinned struct{}
+
+func (pinned) CPUIDs(uid, container string) []int64 { return []int64{int64(len(container))} }
+func (pinned) AllocatableCPUIDs() []int64           { return []int64{1, 2} }
+
 func TestPodResources(t *testing.T) {
 	r := start(t, t.TempDir())
 	defer r.stop()
@@ -259,7 +265,7 @@ func TestPodResources(t *testing.T) {
 	dir := filepath.Join(r.dir, "pod-resources")
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
-	go func() { done <- r.Serve(ctx, dir, func() []*corev1.Pod { return []*corev1.Pod{p, over} }) }()
+	go func() { done <- r.Serve(ctx, dir, func() []*corev1.Pod { return []*corev1.Pod{p, over} }, pinned{}) }()
 	conn, err := grpc.NewClient("unix://"+filepath.Join(dir, "kubelet.sock"), grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		t.Fatal(err)
@@ -268,7 +274,8 @@ func TestPodResources(t *testing.T) {
 	client := api.NewPodResourcesListerClient(conn)
 	list, err := client.List(ctx, &api.ListPodResourcesRequest{}, grpc.WaitForReady(true))
 	if err != nil || len(list.PodResources) != 1 || len(list.PodResources[0].Containers) != 2 ||
-		!slices.Equal(list.PodResources[0].Containers[0].Devices[0].DeviceIds, []string{"d1"}) {
+		!slices.Equal(list.PodResources[0].Containers[0].Devices[0].DeviceIds, []string{"d1"}) ||
+		!slices.Equal(list.PodResources[0].Containers[0].CpuIds, []int64{1}) {
 		t.Errorf("list: %v, %v", list, err)
 	}
 	if one, err := client.Get(ctx, &api.GetPodResourcesRequest{PodName: "p", PodNamespace: "ns"}); err != nil || one.PodResources.Name != "p" {
@@ -278,7 +285,7 @@ func TestPodResources(t *testing.T) {
 		t.Errorf("get of none: %v", err)
 	}
 	all, err := client.GetAllocatableResources(ctx, &api.AllocatableResourcesRequest{})
-	if err != nil || len(all.Devices) != 1 || !slices.Equal(all.Devices[0].DeviceIds, []string{"d1", "d2"}) {
+	if err != nil || len(all.Devices) != 1 || !slices.Equal(all.Devices[0].DeviceIds, []string{"d1", "d2"}) || !slices.Equal(all.CpuIds, []int64{1, 2}) {
 		t.Errorf("allocatable: %v, %v", all, err)
 	}
 	cancel()

@@ -15,15 +15,22 @@ import (
 	api "k8s.io/kubelet/pkg/apis/podresources/v1"
 )
 
+// Pinned tells what containers have of processors and memory, in a form of
+// PodResources.
+type Pinned interface {
+	CPUIDs(uid, container string) []int64
+	AllocatableCPUIDs() []int64
+}
+
 // Serve serves the PodResources API (podresources/v1, KEP-2043) on kubelet.sock
 // in a directory until ctx ends.
-func (m *Manager) Serve(ctx context.Context, dir string, pods func() []*corev1.Pod) error {
+func (m *Manager) Serve(ctx context.Context, dir string, pods func() []*corev1.Pod, pinned Pinned) error {
 	l, err := listen(filepath.Join(dir, "kubelet.sock"))
 	if err != nil {
 		return fmt.Errorf("PodResources API: %w", err)
 	}
 	srv := grpc.NewServer()
-	api.RegisterPodResourcesListerServer(srv, lister{manager: m, pods: pods})
+	api.RegisterPodResourcesListerServer(srv, lister{manager: m, pods: pods, pinned: pinned})
 	stop := context.AfterFunc(ctx, srv.Stop)
 	defer stop()
 	err = srv.Serve(l)
@@ -38,13 +45,14 @@ type lister struct {
 	api.UnimplementedPodResourcesListerServer
 	manager *Manager
 	pods    func() []*corev1.Pod
+	pinned  Pinned
 }
 
 func (l lister) List(context.Context, *api.ListPodResourcesRequest) (*api.ListPodResourcesResponse, error) {
 	resp := &api.ListPodResourcesResponse{}
 	for _, p := range l.pods() {
 		if p.Status.Phase != corev1.PodSucceeded && p.Status.Phase != corev1.PodFailed {
-			resp.PodResources = append(resp.PodResources, l.manager.of(p))
+			resp.PodResources = append(resp.PodResources, l.of(p))
 		}
 	}
 	return resp, nil
@@ -53,7 +61,7 @@ func (l lister) List(context.Context, *api.ListPodResourcesRequest) (*api.ListPo
 func (l lister) Get(_ context.Context, r *api.GetPodResourcesRequest) (*api.GetPodResourcesResponse, error) {
 	for _, p := range l.pods() {
 		if p.Namespace == r.PodNamespace && p.Name == r.PodName {
-			return &api.GetPodResourcesResponse{PodResources: l.manager.of(p)}, nil
+			return &api.GetPodResourcesResponse{PodResources: l.of(p)}, nil
 		}
 	}
 	return nil, status.Errorf(codes.NotFound, "pod %s in namespace %s not found", r.PodName, r.PodNamespace)
@@ -63,7 +71,7 @@ func (l lister) GetAllocatableResources(context.Context, *api.AllocatableResourc
 	m := l.manager
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	resp := &api.AllocatableResourcesResponse{}
+	resp := &api.AllocatableResourcesResponse{CpuIds: l.pinned.AllocatableCPUIDs()}
 	for _, resource := range slices.Sorted(maps.Keys(m.plugins)) {
 		var ids []string
 		for _, id := range slices.Sorted(maps.Keys(m.plugins[resource].devices)) {
@@ -77,7 +85,8 @@ func (l lister) GetAllocatableResources(context.Context, *api.AllocatableResourc
 }
 
 // of is what a pod has, with all its containers.
-func (m *Manager) of(pod *corev1.Pod) *api.PodResources {
+func (l lister) of(pod *corev1.Pod) *api.PodResources {
+	m := l.manager
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := &api.PodResources{Name: pod.Name, Namespace: pod.Namespace}
@@ -86,7 +95,7 @@ func (m *Manager) of(pod *corev1.Pod) *api.PodResources {
 		if passing[c.Name] {
 			continue // it is over, or will be
 		}
-		one := &api.ContainerResources{Name: c.Name}
+		one := &api.ContainerResources{Name: c.Name, CpuIds: l.pinned.CPUIDs(string(pod.UID), c.Name)}
 		grants := m.pods[string(pod.UID)][c.Name]
 		for _, resource := range slices.Sorted(maps.Keys(grants)) {
 			one.Devices = append(one.Devices, m.describe(resource, grants[resource].IDs)...)

@@ -1,7 +1,6 @@
 // Package metric counts what the agent does, under the names that a kubelet's
 // dashboards and alerts know, for Prometheus. The metrics of the kubelet that
-// tell of machinery which is not here (relists, the API server's client, the CPU
-// manager) have no equivalent and are left out.
+// tell of machinery which is not here (relists, the API server's client) have no equivalent and are left out.
 package metric
 
 import (
@@ -44,6 +43,10 @@ type Metrics struct {
 	podStart          prometheus.Histogram
 	probes            *prometheus.CounterVec
 	probeDuration     *prometheus.HistogramVec
+	cpuRequests       prometheus.Counter
+	cpuErrors         prometheus.Counter
+	sharedCPUs        prometheus.Gauge
+	exclusiveCPUs     prometheus.Gauge
 	healthy           *prometheus.GaugeVec
 	healthchecks      *prometheus.CounterVec
 	more
@@ -93,6 +96,11 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.preemptions = counters("kubelet_preemptions", "Pods that went for a critical one, by what that lacked.", "preemption_signal")
 	m.evictions = counters("kubelet_evictions", "Pods that were evicted, by signal.", "eviction_signal")
 	m.podStart = histograms("kubelet_pod_start_duration_seconds", "From the first sight of a pod to its running, images that had to be pulled included.", podTime).WithLabelValues().(prometheus.Histogram)
+	m.cpuRequests = counters("kubelet_cpu_manager_pinning_requests_total", "Pods that asked for processors of their own.").WithLabelValues()
+	m.cpuErrors = counters("kubelet_cpu_manager_pinning_errors_total", "Pods that had to wait for processors of their own.").WithLabelValues()
+	m.sharedCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_shared_pool_size_millicores", Help: "Processors that containers share, in thousandths."})
+	m.exclusiveCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_exclusive_cpu_allocation_count", Help: "Processors that containers have for themselves."})
+	m.Registry.MustRegister(m.sharedCPUs, m.exclusiveCPUs)
 	gauge("kubelet_node_name", "The node's name.", 1, prometheus.Labels{"node": node})
 	gauge("kubelet_cgroup_version", "The version of the host's cgroups.", float64(cgroupVersion), nil)
 	gauge("kubernetes_build_info", "What is running here.", 1, prometheus.Labels{"git_version": version, "go_version": runtime.Version(),
@@ -111,6 +119,24 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.healthchecks = prometheus.NewCounterVec(prometheus.CounterOpts{Name: "kubernetes_healthchecks_total", Help: "Health checks, by result."}, []string{"name", "type", "status"})
 	m.SLIs.MustRegister(m.healthy, m.healthchecks, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	return m
+}
+
+// Pinned notes that a pod asked for processors of its own.
+func (m *Metrics) Pinned(refused bool) {
+	if m == nil {
+		return
+	}
+	if m.cpuRequests.Inc(); refused {
+		m.cpuErrors.Inc()
+	}
+}
+
+// CPUs are how many processors containers share, and have for themselves.
+func (m *Metrics) CPUs(shared, exclusive int) {
+	if m != nil {
+		m.sharedCPUs.Set(float64(shared) * 1000)
+		m.exclusiveCPUs.Set(float64(exclusive))
+	}
 }
 
 // Health notes what a check of /healthz found.

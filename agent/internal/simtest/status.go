@@ -10,6 +10,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
+	"podstead/agent/internal/plan"
 	"podstead/cri"
 )
 
@@ -72,15 +73,15 @@ func (w *World) Told(def *corev1.Pod, gone bool) {
 	}
 	all := slices.Concat(st.InitContainerStatuses, st.ContainerStatuses)
 	for i := range all {
-		w.told(p, def.Name, &all[i])
+		w.told(p, def, &all[i])
 	}
 	maps.DeleteFunc(old.restarts, func(name string, _ int32) bool { // taken out; another of that name begins anew
 		return !slices.ContainsFunc(all, func(c corev1.ContainerStatus) bool { return c.Name == name })
 	})
 }
 
-func (w *World) told(p *pod, name string, c *corev1.ContainerStatus) {
-	old := &p.seen
+func (w *World) told(p *pod, def *corev1.Pod, c *corev1.ContainerStatus) {
+	old, name := &p.seen, def.Name
 	if c.RestartCount < old.restarts[c.Name] {
 		w.wrong("restartCount of %s/%s falls from %d to %d", name, c.Name, old.restarts[c.Name], c.RestartCount)
 	}
@@ -100,18 +101,19 @@ func (w *World) told(p *pod, name string, c *corev1.ContainerStatus) {
 		if _, ended := old.ended[c.ContainerID]; ended {
 			w.wrong("%s (%s/%s) had ended and runs again", c.ContainerID, name, c.Name)
 		}
-		w.toldReady(p, name, c)
+		w.toldReady(p, def, c)
 	}
 }
 
 // toldReady judges whether readiness changed for a reason.
-func (w *World) toldReady(p *pod, name string, c *corev1.ContainerStatus) {
+func (w *World) toldReady(p *pod, def *corev1.Pod, c *corev1.ContainerStatus) {
+	name := def.Name
 	was, known := p.seen.ready[c.ContainerID]
 	p.seen.ready[c.ContainerID] = c.Ready
 	if known && was == c.Ready {
 		return
 	}
-	spec, _ := p.now().spec(c.Name)
+	spec := plan.Find(def, c.Name) // the next definition may be there already
 	x := p.last(c.Name)
 	if spec == nil || x == nil || "sim://"+x.id != c.ContainerID {
 		return

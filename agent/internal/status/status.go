@@ -14,6 +14,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/pinning"
 	"podstead/agent/internal/plan"
 	"podstead/agent/internal/request"
 )
@@ -101,7 +102,7 @@ func Make(in Input) corev1.PodStatus {
 	if in.Failed != nil && in.Over {
 		s.Phase, s.Reason, s.Message = corev1.PodFailed, in.Failed.Reason, in.Failed.Message
 	}
-	if w := in.Waits[""]; s.Phase == corev1.PodPending && strings.HasPrefix(w.Reason, "OutOf") {
+	if w := in.Waits[""]; s.Phase == corev1.PodPending && (strings.HasPrefix(w.Reason, "OutOf") || pinning.Refuses(w.Reason)) {
 		s.Reason, s.Message = w.Reason, w.Message
 	}
 	s.Conditions = m.conditions(&s)
