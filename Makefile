@@ -70,8 +70,8 @@ test-vm-agent:
 	test/vm/run ./agent/e2etest ./agent/internal/pressure ./agent/internal/logind ./agent/internal/volume
 test-vm-node:
 	test/vm/run ./test/restart ./test/e2e ./test/crictl ./test/hostile
-test-vm-suites: # without containerd
-	TESTFLAGS='-test.run=EngineServed|Runc|Crun|Shim' test/vm/run ./test/conformance
+test-vm-suites: # of containerd the part in which it runs ours
+	TESTFLAGS='-test.run=EngineServed|Runc|Crun|Shim|ContainerdOnOurs' test/vm/run ./test/conformance
 test-vm-critest: # once; serially, and again and again, it runs elsewhere
 	TESTFLAGS=-test.run=Parallel test/vm/run ./test/critest
 test-vm-systemd:

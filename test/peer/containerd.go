@@ -100,7 +100,8 @@ func findDir(dirs []string, file string) string {
 
 // configure writes containerd's and CNI's configuration: the defaults, as a
 // node has them, but for the directories, what a machine without
-// CAP_SYS_RESOURCE and AppArmor needs, and plugins that want to probe devices.
+// CAP_SYS_RESOURCE and AppArmor needs, limits of huge pages, which containerd
+// passes over unless told not to, and plugins that want to probe devices.
 func (c *Containerd) configure(plugins, runtime, sandboxImage string) error {
 	config := fmt.Sprintf(`version = 2
 root = %[1]q
@@ -114,6 +115,7 @@ disabled_plugins = ["io.containerd.snapshotter.v1.aufs", "io.containerd.snapshot
   sandbox_image = %[5]q
   restrict_oom_score_adj = true
   disable_apparmor = true
+  disable_hugetlb_controller = false
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %[6]q
     conf_dir = %[7]q
