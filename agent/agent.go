@@ -120,6 +120,8 @@ type Policy struct {
 	// UnsafeSysctls are those that pods may set beside the safe ones: names, or
 	// beginnings that end with a *.
 	UnsafeSysctls []string
+	// PodSysctls are those of pods that do not set them themselves.
+	PodSysctls map[string]string
 	// MaxRestartPeriod is the longest back-off of a container that crashes.
 	MaxRestartPeriod time.Duration
 	ParallelPulls    int // 0: no bound

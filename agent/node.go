@@ -102,6 +102,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 			Cgroups:        cfg.Cgroups != nil,
 			CPU:            cfg.Policy.CPU,
 			Memory:         cfg.Policy.Memory,
+			Sysctls:        cfg.Policy.PodSysctls,
 		},
 		podsDir: filepath.Join(cfg.StateDir, "pods"),
 		hostIPs: ips,

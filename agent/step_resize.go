@@ -88,7 +88,7 @@ func (j job) resize(ctx context.Context) *stepError {
 // takes that.
 func (j job) tellSandbox(ctx context.Context) error {
 	_, err := j.runtime.UpdatePodSandboxResources(ctx, &runtimeapi.UpdatePodSandboxResourcesRequest{
-		PodSandboxId: j.sandbox.ID, Resources: j.requestOf("").PodResources(j.pod)})
+		PodSandboxId: j.sandbox.ID, Resources: j.requestOf("").PodResources(j.pod), Overhead: request.Overhead(j.pod)})
 	if cri.Code(err) == codes.Unimplemented {
 		return nil
 	}

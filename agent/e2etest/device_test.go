@@ -52,6 +52,16 @@ spec:
 		if got := n.exec("first", "c", "stat", "-c", "%F", "/dev/gizmo"); got != "character special file\n" {
 			n.Errorf("device: %q", got)
 		}
+		is := func(health corev1.ResourceHealthStatus) func(*corev1.Pod) bool {
+			return func(p *corev1.Pod) bool {
+				s := p.Status.ContainerStatuses[0].AllocatedResourcesStatus
+				return len(s) == 1 && len(s[0].Resources) == 1 && s[0].Resources[0].ResourceID == "g1" && s[0].Resources[0].Health == health
+			}
+		}
+		n.until("first", "with a device that is well", is(corev1.ResourceHealthStatusHealthy))
+		p.Set("-g1")
+		n.until("first", "with a device that is not well", is(corev1.ResourceHealthStatusUnhealthy))
+		p.Set("g1")
 		n.apply(pod("second"))
 		n.until("second", "waiting", func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodPending })
 		if err := n.client.DeletePod(n.Context(), "default", "first", nil); err != nil {

@@ -264,7 +264,11 @@ func TestImageVolume(t *testing.T) {
   {name: app, image: "test.local/busybox:1", command: [sh, -c, "ls /img/busybox; touch /img/x && echo writable; sleep 1000"],
    volumeMounts: [{name: v, mountPath: /img, subPath: bin}]}],
   volumes: [{name: v, image: {reference: "test.local/busybox:1"}}]}}`)
-	n.until("img", "ready", ready)
+	p := n.until("img", "ready", ready)
+	if m := p.Status.ContainerStatuses[0].VolumeMounts; len(m) != 1 || m[0].VolumeStatus == nil || m[0].VolumeStatus.Image.ImageRef == "" ||
+		m[0].VolumeStatus.Image.ImageRef != p.Status.ContainerStatuses[0].ImageID {
+		t.Errorf("the status has %+v of the mounts of an image %s", m, p.Status.ContainerStatuses[0].ImageID)
+	}
 	if got := n.line("img", "app"); got != "/img/busybox\n" {
 		t.Errorf("log %q", got)
 	}

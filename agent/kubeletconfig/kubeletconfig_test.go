@@ -129,6 +129,8 @@ serializeImagePulls: false
 crashLoopBackOff: {maxContainerRestartPeriod: 30s}
 seccompDefault: true
 allowedUnsafeSysctls: [net.core.*]
+defaultPodSysctls: {net/core/somaxconn: "7"}
+volumeStatsAggPeriod: 5m
 evictionHard: {memory.available: 1Gi}
 evictionSoft: {nodefs.available: 20%}
 evictionSoftGracePeriod: {nodefs.available: 2m}
@@ -149,6 +151,7 @@ userNamespaces: {idsPerPod: 131072}
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
+		PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
 		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap},
 		Pinning: agent.DefaultPolicy().Pinning,
@@ -172,6 +175,7 @@ userNamespaces: {idsPerPod: 131072}
 		"podCIDR: '10.1.0.0/24,'":                             "podCIDR: \"\"",
 		"podCIDR: 10.1.0.0":                                   "podCIDR: \"10.1.0.0\"",
 		"userNamespaces: {idsPerPod: 0}":                      "userNamespaces.idsPerPod: 0",
+		"defaultPodSysctls: {vm.swappiness: '1'}":             "defaultPodSysctls[vm.swappiness]: ",
 		"registryPullQPS: -1":                                 "registryPullQPS, ",
 		"cpuCFSQuotaPeriod: 2s":                               "cpuCFSQuotaPeriod: 2s",
 		"memorySwap: {swapBehavior: Much}":                    `memorySwap.swapBehavior: "Much"`,
@@ -280,6 +284,14 @@ func TestLogLimits(t *testing.T) {
 func TestCheckHost(t *testing.T) {
 	none := write(t, t.TempDir(), "swaps", "Filename Type\n")
 	some := write(t, t.TempDir(), "swaps", "Filename Type\n/dev/sda2 partition\n")
+	sysctls := t.TempDir()
+	for name, value := range map[string]string{"vm/overcommit_memory": "1", "vm/panic_on_oom": "2", "kernel/panic": "0", "kernel/panic_on_oops": "1",
+		"kernel/keys/root_maxkeys": "1000000", "kernel/keys/root_maxbytes": "25000000"} {
+		if err := os.MkdirAll(filepath.Dir(filepath.Join(sysctls, name)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, sysctls, name, value+"\n")
+	}
 	for _, c := range []struct {
 		content string
 		v2      bool
@@ -292,9 +304,10 @@ func TestCheckHost(t *testing.T) {
 		{"failSwapOn: false", true, some, ""},
 		{"failSwapOn: true", true, none, ""},
 		{"failSwapOn: true", true, some, "failSwapOn: swap is on: /dev/sda2 partition"},
+		{"protectKernelDefaults: true", true, some, "protectKernelDefaults: vm.panic_on_oom is \"2\", want 0\nprotectKernelDefaults: kernel.panic is \"0\", want 10"},
 	} {
 		got := ""
-		if err := CheckHost(read(t, c.content), c.v2, c.swaps); err != nil {
+		if err := CheckHost(read(t, c.content), c.v2, c.swaps, sysctls); err != nil {
 			got = err.Error()
 		}
 		if got != c.want {

@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"net/url"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -16,6 +19,7 @@ import (
 
 	"podstead/agent"
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/request"
 	"podstead/agent/internal/userns"
 )
 
@@ -32,9 +36,24 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 	if c.SeccompDefault != nil {
 		p.SeccompDefault = *c.SeccompDefault
 	}
-	p.UnsafeSysctls = c.AllowedUnsafeSysctls
 	p.VolumeStatsPeriod = c.VolumeStatsAggPeriod.Duration
-	return p, errors.Join(runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), pinning(&p.Pinning, c), shutdown(&p, c))
+	return p, errors.Join(sysctls(&p, c), runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), pinning(&p.Pinning, c), shutdown(&p, c))
+}
+
+// sysctls are those that pods may set, and those that they get anyway.
+func sysctls(p *agent.Policy, c *kubelet.KubeletConfiguration) (err error) {
+	p.UnsafeSysctls = c.AllowedUnsafeSysctls
+	for _, name := range slices.Sorted(maps.Keys(c.DefaultPodSysctls)) {
+		dotted := strings.ReplaceAll(name, "/", ".")
+		if !request.NamespacedSysctl(dotted) {
+			err = errors.Join(err, fmt.Errorf("defaultPodSysctls[%s]: it is not one of the pod, but of the host", name))
+		}
+		if p.PodSysctls == nil {
+			p.PodSysctls = map[string]string{}
+		}
+		p.PodSysctls[dotted] = c.DefaultPodSysctls[name]
+	}
+	return err
 }
 
 // runtime is how the runtime is called, and what it is asked for.
@@ -204,7 +223,12 @@ func LogLimits(c *kubelet.KubeletConfiguration) (maxBytes int64, maxFiles int, e
 
 // CheckHost tells what of the host a configuration forbids. What it does not
 // mention is allowed: cgroup v1 and swap are supported here.
-func CheckHost(c *kubelet.KubeletConfiguration, cgroupV2 bool, swaps string) error {
+func CheckHost(c *kubelet.KubeletConfiguration, cgroupV2 bool, swaps, sysctls string) error {
+	if c.ProtectKernelDefaults {
+		if err := kernelDefaults(sysctls); err != nil {
+			return err
+		}
+	}
 	if c.FailCgroupV1 != nil && *c.FailCgroupV1 && !cgroupV2 {
 		return errors.New("failCgroupV1: the host has cgroup v1")
 	}
@@ -222,4 +246,19 @@ func CheckHost(c *kubelet.KubeletConfiguration, cgroupV2 bool, swaps string) err
 		return fmt.Errorf("failSwapOn: swap is on: %s", lines.Text())
 	}
 	return lines.Err()
+}
+
+// kernelDefaults tells which sysctls of the host are other than the kubelet wants
+// them. Here nobody changes them.
+func kernelDefaults(dir string) (err error) {
+	for _, want := range []struct{ name, value string }{
+		{"vm.overcommit_memory", "1"}, {"vm.panic_on_oom", "0"}, {"kernel.panic", "10"}, {"kernel.panic_on_oops", "1"},
+		{"kernel.keys.root_maxkeys", "1000000"}, {"kernel.keys.root_maxbytes", "25000000"},
+	} {
+		data, readErr := os.ReadFile(filepath.Join(dir, strings.ReplaceAll(want.name, ".", "/")))
+		if got := strings.TrimSpace(string(data)); readErr != nil || got != want.value {
+			err = errors.Join(err, readErr, fmt.Errorf("protectKernelDefaults: %s is %q, want %s", want.name, got, want.value))
+		}
+	}
+	return err
 }

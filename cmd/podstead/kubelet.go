@@ -108,7 +108,7 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return kubeletconfig.CheckHost(c, hierarchy.Unified(), "/proc/swaps")
+	return kubeletconfig.CheckHost(c, hierarchy.Unified(), "/proc/swaps", "/proc/sys")
 }
 
 // readProviders reads the credential providers. A node that its supervisor

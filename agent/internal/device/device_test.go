@@ -2,6 +2,7 @@ package device_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"path/filepath"
 	"reflect"
@@ -291,5 +292,49 @@ func TestPodResources(t *testing.T) {
 	cancel()
 	if err := <-done; err != nil {
 		t.Error(err)
+	}
+}
+
+// TestHealth: what a plugin says of the devices that a container has is told, and
+// what it says no more.
+func TestHealth(t *testing.T) {
+	dir := t.TempDir()
+	r := start(t, dir)
+	plug := &devicetest.Plugin{Resource: gpu}
+	plug.Start(t, r.plugins(), "d1", "d2")
+	r.has(2)
+	p := pod("first", asks("a", 2), asks("none", 0))
+	if got := r.ids(p, "a"); len(got) != 2 {
+		t.Fatal(got)
+	}
+	is := func(m *device.Manager) string {
+		text := ""
+		for _, s := range m.Health("first")["a"] {
+			text += string(s.Name)
+			for _, d := range s.Resources {
+				text += fmt.Sprintf(" %s:%s", d.ResourceID, d.Health)
+			}
+		}
+		return text
+	}
+	if got := is(r.Manager); got != gpu+" d1:Healthy d2:Healthy" {
+		t.Error(got)
+	}
+	plug.Set("d1", "-d2")
+	r.until("told of a device that is not well", func() bool { return is(r.Manager) == gpu+" d1:Healthy d2:Unhealthy" })
+	plug.Set("d2")
+	r.until("told of one that is lost", func() bool { return is(r.Manager) == gpu+" d1:Unhealthy d2:Healthy" })
+	plug.Stop()
+	r.until("told of a plugin that has gone", func() bool { return is(r.Manager) == gpu+" d1:Unhealthy d2:Unhealthy" })
+	r.stop()
+	later, err := device.New(filepath.Join(dir, "devices.json"), func() {}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := is(later); got != gpu+" d1:Unknown d2:Unknown" {
+		t.Errorf("before the plugin is there again: %s", got)
+	}
+	if (*device.Manager)(nil).Health("first") != nil {
+		t.Error("without a manager")
 	}
 }

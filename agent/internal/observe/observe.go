@@ -65,8 +65,16 @@ type Container struct {
 	Backoff             time.Duration
 	LogPath             string // absolute
 	Resources           Resources
+	Mounts              []Mount `json:",omitempty"`
 	// Remembered is true if the runtime knows it no longer.
 	Remembered bool `json:",omitempty"`
+}
+
+// Mount is one of a container's, as far as its status has something to tell of it.
+type Mount struct {
+	Path      string // in the container
+	Recursive bool   `json:",omitempty"` // it is read-only with all that is mounted in it
+	Image     string `json:",omitempty"` // digest of the image that is mounted
 }
 
 // Dead tells whether the container will never run again.
@@ -196,6 +204,12 @@ func (c *Container) Complete(s *runtimeapi.ContainerStatus) {
 	c.Created = at(s.CreatedAt)
 	c.Started, c.Finished = at(s.StartedAt), at(s.FinishedAt)
 	c.ExitCode, c.Reason, c.Message, c.LogPath = s.ExitCode, s.Reason, s.Message, s.LogPath
+	c.Mounts = nil
+	for _, m := range s.Mounts {
+		if image := m.GetImage().GetImageRef(); m.RecursiveReadOnly || image != "" {
+			c.Mounts = append(c.Mounts, Mount{Path: m.ContainerPath, Recursive: m.RecursiveReadOnly, Image: image})
+		}
+	}
 }
 
 // at translates nanoseconds; zero and less mean never.

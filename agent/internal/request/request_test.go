@@ -338,3 +338,59 @@ func TestHugePages(t *testing.T) {
 		}
 	}
 }
+
+// TestOverhead: what a RuntimeClass takes comes on top of what the node gives, and
+// the runtime is told of both.
+func TestOverhead(t *testing.T) {
+	p := pod(corev1.Container{Resources: res("1/1Gi", "1/1Gi")})
+	if config, err := node().Sandbox(p, 0); err != nil || config.Linux.Overhead != nil {
+		t.Errorf("%v, %v", config.Linux.Overhead, err)
+	}
+	p.Spec.Overhead = corev1.ResourceList{corev1.ResourceCPU: resource.MustParse("250m"), corev1.ResourceMemory: resource.MustParse("128Mi")}
+	config, err := node().Sandbox(p, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o := config.Linux.Overhead; o.CpuShares != 256 || o.CpuQuota != 25000 || o.CpuPeriod != 100000 || o.MemoryLimitInBytes != 128<<20 {
+		t.Errorf("overhead: %+v", o)
+	}
+	if r := config.Linux.Resources; r.CpuQuota != 100000 || r.MemoryLimitInBytes != 1<<30 {
+		t.Errorf("resources: %+v", r)
+	}
+	if r := PodResources(p); r.CpuShares != 1280 || r.CpuQuota != 125000 || r.MemoryLimitInBytes != 1<<30+128<<20 {
+		t.Errorf("the pod's group: %+v", r)
+	}
+	if r := Requests(p); r.Memory().Value() != 1<<30+128<<20 {
+		t.Errorf("requests: %+v", r)
+	}
+}
+
+// TestDefaultSysctls: pods get those of the node, as far as they are not the
+// host's and they do not set them themselves.
+func TestDefaultSysctls(t *testing.T) {
+	n := node()
+	n.Sysctls = map[string]string{"net.core.somaxconn": "7", "kernel.shmall": "8", "kernel.domainname": "d", "user.max_user_namespaces": "9"}
+	no := false
+	for what, c := range map[string]struct {
+		change func(*corev1.Pod)
+		want   string
+	}{
+		"plain":   {func(*corev1.Pod) {}, "map[kernel.domainname:d kernel.shmall:8 net.core.somaxconn:7]"},
+		"network": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, "map[kernel.shmall:8]"},
+		"ipc":     {func(p *corev1.Pod) { p.Spec.HostIPC = true }, "map[kernel.domainname:d net.core.somaxconn:7]"},
+		"users":   {func(p *corev1.Pod) { p.Spec.HostUsers = &no }, "map[kernel.domainname:d kernel.shmall:8 net.core.somaxconn:7 user.max_user_namespaces:9]"},
+		"own": {func(p *corev1.Pod) {
+			p.Spec.SecurityContext.Sysctls = []corev1.Sysctl{{Name: "net/core/somaxconn", Value: "70"}}
+		}, "map[kernel.domainname:d kernel.shmall:8 net.core.somaxconn:70]"},
+	} {
+		p := pod(corev1.Container{})
+		c.change(p)
+		config, err := n.Sandbox(p, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := fmt.Sprint(config.Linux.Sysctls); got != c.want {
+			t.Errorf("%s: %s, want %s", what, got, c.want)
+		}
+	}
+}

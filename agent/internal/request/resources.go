@@ -156,9 +156,15 @@ func (n Node) Resources(pod *corev1.Pod, c *corev1.Container) *runtimeapi.LinuxC
 // PodResources are for the pod's own group: its own if it has some, else the
 // sum: requests add up, limits only if every container has one. Init containers
 // run one after the other, but sidecars stay.
+//
+// The overhead of its RuntimeClass comes on top.
 func PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
-	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
+	return podResources(pod, resourcehelper.PodResourcesOptions{})
+}
+
+func podResources(pod *corev1.Pod, o resourcehelper.PodResourcesOptions) *runtimeapi.LinuxContainerResources {
+	requests := resourcehelper.PodRequests(pod, o)
+	limits := resourcehelper.PodLimits(pod, o)
 	cpu, memory := true, true
 	for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range list {
@@ -181,9 +187,9 @@ func PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
 	return r
 }
 
-// PodResources are what the runtime is told of.
+// PodResources are what the runtime is told of, beside the overhead.
 func (n Node) PodResources(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
-	r := PodResources(pod)
+	r := podResources(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
 	r.CpuQuota, r.CpuPeriod = n.CPU.Quota(r.CpuQuota)
 	return r
 }

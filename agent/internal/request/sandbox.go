@@ -31,9 +31,11 @@ type Node struct {
 	// CgroupRoot is the parent of the kubepods tree; Cgroups false: no parents.
 	CgroupRoot string
 	Cgroups    bool
-	HugePages  []int64 // sizes whose use the host's cgroups can bound, in bytes
-	CPU        CPU
-	Memory     Memory
+	// Sysctls are of pods that do not set them themselves.
+	Sysctls   map[string]string
+	HugePages []int64 // sizes whose use the host's cgroups can bound, in bytes
+	CPU       CPU
+	Memory    Memory
 }
 
 // maxHostname is what the kernel takes less one, as the kubelet has it of names;
@@ -104,6 +106,7 @@ func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxCo
 			SecurityContext: n.sandboxSecurity(pod),
 			Sysctls:         map[string]string{},
 			Resources:       n.PodResources(pod),
+			Overhead:        Overhead(pod),
 		},
 	}
 	for k, v := range pod.Annotations {
@@ -123,10 +126,54 @@ func (n Node) Sandbox(pod *corev1.Pod, attempt uint32) (*runtimeapi.PodSandboxCo
 		config.Hostname = name
 		config.PortMappings = portMappings(pod)
 	}
+	for name, value := range n.Sysctls {
+		if !ofHost(pod, name) {
+			config.Linux.Sysctls[name] = value
+		}
+	}
 	for _, s := range pod.Spec.SecurityContext.Sysctls {
 		config.Linux.Sysctls[strings.ReplaceAll(s.Name, "/", ".")] = s.Value
 	}
 	return config, nil
+}
+
+// Overhead is what a pod takes beside its containers; nil for nothing.
+func Overhead(pod *corev1.Pod) *runtimeapi.LinuxContainerResources {
+	if len(pod.Spec.Overhead) == 0 {
+		return nil
+	}
+	cpu, memory := pod.Spec.Overhead[corev1.ResourceCPU], pod.Spec.Overhead[corev1.ResourceMemory]
+	r := &runtimeapi.LinuxContainerResources{MemoryLimitInBytes: memory.Value()}
+	if !cpu.IsZero() {
+		r.CpuShares, r.CpuPeriod, r.CpuQuota = shares(cpu), quotaPeriod, quota(cpu)
+	}
+	return r
+}
+
+// NamespacedSysctl tells whether the kernel keeps a sysctl for each namespace of a
+// kind that pods have of their own.
+func NamespacedSysctl(name string) bool {
+	return strings.HasPrefix(name, "net.") || ipcSysctl(name) || name == "kernel.domainname" || strings.HasPrefix(name, "user.")
+}
+
+func ipcSysctl(name string) bool {
+	for _, prefix := range []string{"kernel.shm", "kernel.msg", "kernel.sem", "fs.mqueue."} {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// ofHost tells whether a namespaced sysctl of the pod's would be the host's.
+func ofHost(pod *corev1.Pod, name string) bool {
+	switch {
+	case strings.HasPrefix(name, "net."), name == "kernel.domainname":
+		return pod.Spec.HostNetwork
+	case strings.HasPrefix(name, "user."):
+		return HostUsers(pod)
+	}
+	return pod.Spec.HostIPC
 }
 
 func (n Node) labels(pod *corev1.Pod, container string) map[string]string {

@@ -31,6 +31,7 @@ func validatePod(pod *corev1.Pod, sysctls []string) field.ErrorList {
 	c.volumeList(spec.Child("volumes"))
 	c.podFields(spec)
 	c.podSecurity(spec.Child("securityContext"))
+	c.overhead(spec.Child("overhead"))
 	c.containers(spec)
 	c.podResources(spec.Child("resources"))
 	return c.errs
@@ -164,6 +165,25 @@ func (c *podCheck) dns(p *field.Path) {
 		}
 		if o.Name == "" || strings.ContainsAny(v, " \t\n") {
 			c.add(field.Invalid(at.Child("options").Index(i), v, "must be one word"))
+		}
+	}
+}
+
+// overhead: an API server takes it over from the pod's RuntimeClass; here the pod
+// says it itself.
+func (c *podCheck) overhead(p *field.Path) {
+	if len(c.pod.Spec.Overhead) == 0 {
+		return
+	}
+	if c.pod.Spec.RuntimeClassName == nil {
+		c.add(field.Forbidden(p, "it is a RuntimeClass's, and there is no runtimeClassName"))
+	}
+	for name, q := range c.pod.Spec.Overhead {
+		switch {
+		case name != corev1.ResourceCPU && name != corev1.ResourceMemory && name != corev1.ResourceEphemeralStorage:
+			c.add(field.Forbidden(p.Key(string(name)), "only cpu, memory and ephemeral-storage are supported"))
+		case q.Sign() < 0:
+			c.add(field.Invalid(p.Key(string(name)), q.String(), "must not be negative"))
 		}
 	}
 }

@@ -39,6 +39,8 @@ type Input struct {
 	// pod has failed or succeeded, whatever became of its containers.
 	Over   bool
 	Resize Resize
+	// Devices tells how they are, by container.
+	Devices map[string][]corev1.ResourceStatus
 	// Conditions are what others than the node have set: by the agent's API here; in a
 	// cluster, they would be those of the API server's pod.
 	Conditions []corev1.PodCondition
@@ -133,6 +135,8 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 		return cs
 	}
 	m.resources(&cs, spec, c)
+	cs.VolumeMounts = m.volumeMounts(spec, c)
+	cs.AllocatedResourcesStatus = m.in.Devices[spec.Name]
 	cs.RestartCount = c.Restarts
 	cs.ContainerID = m.id(c)
 	if c.Image != "" && !strings.HasPrefix(c.Image, "sha256:") {

@@ -2,6 +2,7 @@ package status
 
 import (
 	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -157,5 +158,30 @@ func TestConditionsSayWhyAndSinceWhen(t *testing.T) {
 	}
 	if first.PodIP != "10.0.0.2" || first.HostIP != "1.2.3.4" || first.ContainerStatuses[0].ContainerID != "fake://a1" {
 		t.Errorf("%s %s %s", first.PodIP, first.HostIP, first.ContainerStatuses[0].ContainerID)
+	}
+}
+
+// TestVolumeMounts tells of a container's mounts what its definition does not.
+func TestVolumeMounts(t *testing.T) {
+	c := run("a")
+	c.Mounts = []observe.Mount{{Path: "/img", Image: "sha256:1"}, {Path: "/deep", Recursive: true}}
+	in := input(corev1.RestartPolicyAlways, c)
+	in.Pod.Spec.Volumes = []corev1.Volume{{Name: "v", VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "x"}}}, {Name: "d"}}
+	in.Pod.Spec.Containers[0].VolumeMounts = []corev1.VolumeMount{{Name: "v", MountPath: "/img"}, {Name: "d", MountPath: "/deep/", ReadOnly: true},
+		{Name: "d", MountPath: "flat", ReadOnly: true}, {Name: "d", MountPath: "/w"}}
+	in.Devices = map[string][]corev1.ResourceStatus{"a": {{Name: "example.com/gpu"}}}
+	s := Make(in).ContainerStatuses[0]
+	on, off := corev1.RecursiveReadOnlyEnabled, corev1.RecursiveReadOnlyDisabled
+	want := []corev1.VolumeMountStatus{
+		{Name: "v", MountPath: "/img", VolumeStatus: &corev1.VolumeStatus{Image: &corev1.ImageVolumeStatus{ImageRef: "sha256:1"}}},
+		{Name: "d", MountPath: "/deep/", ReadOnly: true, RecursiveReadOnly: &on},
+		{Name: "d", MountPath: "flat", ReadOnly: true, RecursiveReadOnly: &off},
+		{Name: "d", MountPath: "/w"},
+	}
+	if !reflect.DeepEqual(s.VolumeMounts, want) {
+		t.Errorf("%+v", s.VolumeMounts)
+	}
+	if len(s.AllocatedResourcesStatus) != 1 {
+		t.Errorf("devices: %+v", s.AllocatedResourcesStatus)
 	}
 }
