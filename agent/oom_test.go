@@ -26,15 +26,20 @@ func TestSystemOOM(t *testing.T) {
 	}
 	defer kernel.Close()
 	say := func(record string) {
+		if record == "" {
+			return
+		}
 		if _, err := kernel.WriteString(record); err != nil {
 			t.Fatal(err)
 		}
 	}
 	const kill = "6,7,1,-;oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/,task=hungry,pid=42,uid=0\n"
 	const later = "6,9,1,-;oom-kill:constraint=CONSTRAINT_NONE,nodemask=(null),cpuset=/,mems_allowed=0,global_oom,task_memcg=/,task=greedy,pid=43,uid=0\n"
-	one := func(t *testing.T, what string) {
+	// one agent tells of one process; later is said while it listens.
+	one := func(t *testing.T, what, later string) {
 		t.Helper()
 		c, _ := serveFakeIn(t, dir, log)
+		say(later)
 		deadline := time.Now().Add(20 * time.Second)
 		for {
 			list, err := c.NodeEvents(t.Context(), "n1")
@@ -54,10 +59,9 @@ func TestSystemOOM(t *testing.T) {
 		}
 	}
 	say(kill)
-	t.Run("first", func(t *testing.T) { one(t, "System OOM encountered, victim process: hungry, pid: 42") })
+	t.Run("first", func(t *testing.T) { one(t, "System OOM encountered, victim process: hungry, pid: 42", "") })
 	say(kill) // the next agent reads the log from its beginning
-	say(later)
-	t.Run("second", func(t *testing.T) { one(t, "System OOM encountered, victim process: greedy, pid: 43") })
+	t.Run("second", func(t *testing.T) { one(t, "System OOM encountered, victim process: greedy, pid: 43", later) })
 	c, _ := serveFakeIn(t, dir, "")
 	if _, err := c.NodeEvents(t.Context(), "other"); err == nil {
 		t.Errorf("events of a node that is not there: %v", err)

@@ -61,52 +61,9 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// TestWatch reads a log as it grows.
-func TestWatch(t *testing.T) {
-	fifo := t.TempDir() + "/kmsg"
-	if err := unix.Mkfifo(fifo, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	w, err := os.OpenFile(fifo, os.O_RDWR, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer w.Close()
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	if _, err := w.WriteString(system + " SUBSYSTEM=x\n"); err != nil {
-		t.Fatal(err)
-	}
-	kills := make(chan Kill)
-	done := make(chan error, 1)
-	go func() { done <- Watch(ctx, fifo, 1215666, func(k Kill) { kills <- k }) }()
-	read := func() (k Kill) {
-		t.Helper()
-		select {
-		case k = <-kills:
-		case err := <-done:
-			t.Fatal(err)
-		case <-time.After(time.Minute):
-			t.Fatal("no kill is told")
-		}
-		return k
-	}
-	if k := read(); k.PID != 27842 {
-		t.Errorf("%+v", k)
-	}
-	if _, err := w.WriteString(strings.NewReplacer("1215667", "1215668", "27842", "27843").Replace(system)); err != nil {
-		t.Fatal(err)
-	}
-	if k := read(); k.PID != 27843 {
-		t.Errorf("%+v", k)
-	}
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("it ended with %v", err)
-	}
-}
-
-// TestWatchTheKernel reads the log of this machine for real, and stops.
+// TestWatchTheKernel reads the log of this machine for real, and stops. (What is
+// made of a log as it grows, and which of its records are told, agent.TestSystemOOM
+// shows.)
 func TestWatchTheKernel(t *testing.T) {
 	f, err := os.OpenFile(Log, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
