@@ -10,6 +10,7 @@ import (
 	"podstead/agent/internal/csi"
 	"podstead/agent/internal/device"
 	"podstead/agent/internal/observe"
+	"podstead/agent/internal/podsapi"
 	"podstead/agent/internal/registry"
 )
 
@@ -53,6 +54,9 @@ func (a *Agent) servePlugins(ctx context.Context) {
 		api.CSIPlugin: a.node.csi, api.DevicePlugin: device.Registered{Manager: m, Context: ctx}}}
 	serve(func() error { return found.Run(ctx) })
 	serve(func() error { return m.Run(ctx, filepath.Join(a.cfg.RootDir, "device-plugins")) })
+	serve(func() error {
+		return podsapi.Serve(ctx, filepath.Join(a.cfg.RootDir, "pods-api", "pods-api.sock"), backend{a})
+	})
 	serve(func() error {
 		return m.Serve(ctx, filepath.Join(a.cfg.RootDir, "pod-resources"), a.board.list, a.node.pins)
 	})

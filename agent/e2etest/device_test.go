@@ -6,8 +6,11 @@ import (
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	plain "google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
 	plugin "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
+	pods "k8s.io/kubelet/pkg/apis/pods/v1alpha1"
 
 	"podstead/agent/internal/device/devicetest"
 )
@@ -59,6 +62,14 @@ spec:
 			}
 		}
 		n.until("first", "with a device that is well", is(corev1.ResourceHealthStatusHealthy))
+		conn, err := grpc.NewClient("unix://"+filepath.Join(n.rootDir, "pods-api", "pods-api.sock"), grpc.WithTransportCredentials(plain.NewCredentials()))
+		if err != nil {
+			n.Fatal(err)
+		}
+		defer conn.Close()
+		if list, err := pods.NewPodsClient(conn).ListPods(n.Context(), &pods.ListPodsRequest{}); err != nil || len(list.Pods) != 1 {
+			n.Errorf("pods API: %v, %v", list, err)
+		}
 		p.Set("-g1")
 		n.until("first", "with a device that is not well", is(corev1.ResourceHealthStatusUnhealthy))
 		p.Set("g1")
