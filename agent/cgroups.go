@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -31,6 +32,7 @@ type cgroups struct {
 	runDir    string // remembers that the tree is ours; "" for not
 	systemd   bool
 	pids      int64 // that a pod may have; 0: no limit
+	reserve   bool  // the kernel is told what pods request of memory
 	metrics   *metric.Metrics
 	log       *slog.Logger
 }
@@ -127,6 +129,30 @@ func (c *cgroups) share(pods map[string]*corev1.Pod) {
 	if err := c.shares("burstable", uint64(min(max(total, 2), 262144))); err != nil {
 		c.log.Warn("share of burstable pods not set", "error", err)
 	}
+	if c.reserve && c.hierarchy.Unified() {
+		if err := c.reserveAll(pods); err != nil {
+			c.log.Warn("memory is not reserved for pods", "error", err)
+		}
+	}
+}
+
+// reserveAll tells the kernel what the pods of the classes request together: what
+// a group is left is never more than what those above it are. Above the tree, that
+// is the instance's own group.
+func (c *cgroups) reserveAll(pods map[string]*corev1.Pod) error {
+	all, burstable := request.Reservations(pods)
+	groups := map[string]request.Reservation{c.path(): all, c.path("burstable"): burstable}
+	if root := path.Join("/", c.root); !c.systemd && root != "/" {
+		groups[root] = all
+	}
+	var failed []error
+	for name, r := range groups {
+		g := c.hierarchy.Group(name)
+		if err := g.Set(&specs.LinuxResources{Unified: r.Unified()}); err != nil {
+			failed = append(failed, fmt.Errorf("cgroup %s: %w", g.Path(), err))
+		}
+	}
+	return errors.Join(failed...)
 }
 
 // pod makes a pod's group with the sum of its limits. While it is live these
@@ -151,7 +177,7 @@ func (c *cgroups) pod(node request.Node, pod *corev1.Pod, live bool) error {
 		return c.set(g, &specs.LinuxResources{Pids: pids})
 	}
 	r := podLimits(node.CPU, request.PodAmounts(pod), observe.Resources{})
-	r.Pids = pids
+	r.Pids, r.Unified = pids, node.PodReservation(pod)
 	return c.set(g, r)
 }
 
@@ -187,7 +213,9 @@ func (c *cgroups) resize(node request.Node, pod *corev1.Pod, from observe.Resour
 	if c.off() {
 		return nil
 	}
-	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), podLimits(node.CPU, request.PodAmounts(pod), from))
+	r := podLimits(node.CPU, request.PodAmounts(pod), from)
+	r.Unified = node.PodReservation(pod)
+	return c.set(c.hierarchy.Group(node.CgroupParent(pod)), r)
 }
 
 // podLimits translates the amounts of request.PodAmounts. A limit that was there

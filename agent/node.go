@@ -138,6 +138,8 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	n.capacity = capacity(n.facts.CPU, n.facts.Memory, cfg.StateDir, cfg.Policy.Node)
 	n.allocatable = allocatable(n.capacity, cfg.Policy.Node, cfg.Policy.Eviction)
 	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
+	n.request.Memory.Allocatable = n.allocatable.Memory().Value()
+	n.cgroups.reserve = n.request.Memory.Reserve
 	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
 	if n.pins, err = n.newPins(cfg); err != nil {
 		return nil, err

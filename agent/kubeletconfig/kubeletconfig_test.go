@@ -131,6 +131,8 @@ seccompDefault: true
 allowedUnsafeSysctls: [net.core.*]
 defaultPodSysctls: {net/core/somaxconn: "7"}
 volumeStatsAggPeriod: 5m
+memoryThrottlingFactor: 0.9
+memoryReservationPolicy: TieredReservation
 evictionHard: {memory.available: 1Gi}
 evictionSoft: {nodefs.available: 20%}
 evictionSoftGracePeriod: {nodefs.available: 2m}
@@ -153,7 +155,7 @@ userNamespaces: {idsPerPod: 131072}
 		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
 		PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
-		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap},
+		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap, Throttle: 0.9, Reserve: true},
 		Pinning: agent.DefaultPolicy().Pinning,
 		Node:    agent.Reservations{MaxPods: 110, EnforcePods: true}, VerifyImages: image.Verify{Policy: kubelet.NeverVerifyAllowlistedImages, Allowed: []string{"quay.io/team/*"}},
 		Images: agent.ImagePolicy{High: 70, Low: 60, MinAge: time.Minute, MaxAge: 48 * time.Hour, Period: agent.DefaultPolicy().Images.Period},
@@ -176,6 +178,9 @@ userNamespaces: {idsPerPod: 131072}
 		"podCIDR: 10.1.0.0":                                   "podCIDR: \"10.1.0.0\"",
 		"userNamespaces: {idsPerPod: 0}":                      "userNamespaces.idsPerPod: 0",
 		"defaultPodSysctls: {vm.swappiness: '1'}":             "defaultPodSysctls[vm.swappiness]: ",
+		"memoryThrottlingFactor: 1.5":                         "memoryThrottlingFactor: 1.5",
+		"memoryThrottlingFactor: 0":                           "memoryThrottlingFactor: 0",
+		"memoryReservationPolicy: Hard":                       "memoryReservationPolicy: \"Hard\"",
 		"registryPullQPS: -1":                                 "registryPullQPS, ",
 		"cpuCFSQuotaPeriod: 2s":                               "cpuCFSQuotaPeriod: 2s",
 		"memorySwap: {swapBehavior: Much}":                    `memorySwap.swapBehavior: "Much"`,
@@ -217,7 +222,7 @@ func TestNicheFieldsAreNamed(t *testing.T) {
 	for content, field := range map[string]string{
 		"memoryManagerPolicy: Static": "memoryManagerPolicy", "reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]": "reservedMemory",
 		"topologyManagerPolicy: restricted": "topologyManagerPolicy", "topologyManagerScope: pod": "topologyManagerScope",
-		"qosReserved: {memory: 50%}": "qosReserved", "memoryThrottlingFactor: 0.5": "memoryThrottlingFactor", "hairpinMode: none": "hairpinMode",
+		"qosReserved: {memory: 50%}": "qosReserved", "hairpinMode: none": "hairpinMode",
 		"kernelMemcgNotification: true": "kernelMemcgNotification", "streamingConnectionIdleTimeout: 1h": "streamingConnectionIdleTimeout",
 		"iptablesDropBit: 3": "iptablesDropBit", "nodeLeaseDurationSeconds: 7": "nodeLeaseDurationSeconds", "eventRecordQPS: 7": "eventRecordQPS",
 	} {
@@ -302,6 +307,9 @@ func TestCheckHost(t *testing.T) {
 		{"failCgroupV1: true", true, some, ""},
 		{"failCgroupV1: true", false, some, "failCgroupV1: the host has cgroup v1"},
 		{"failSwapOn: false", true, some, ""},
+		{"memoryThrottlingFactor: 0.5", true, some, ""},
+		{"memoryReservationPolicy: None", false, some, ""},
+		{"memoryReservationPolicy: TieredReservation", false, some, "memoryThrottlingFactor, memoryReservationPolicy: the host has cgroup v1, which cannot do that"},
 		{"failSwapOn: true", true, none, ""},
 		{"failSwapOn: true", true, some, "failSwapOn: swap is on: /dev/sda2 partition"},
 		{"protectKernelDefaults: true", true, some, "protectKernelDefaults: vm.panic_on_oom is \"2\", want 0\nprotectKernelDefaults: kernel.panic is \"0\", want 10"},

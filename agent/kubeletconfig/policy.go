@@ -126,6 +126,18 @@ func limits(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 		}
 		p.CPU.Period = d.Duration
 	}
+	if f := c.MemoryThrottlingFactor; f != nil {
+		if p.Memory.Throttle = *f; !(*f > 0 && *f <= 1) {
+			return fmt.Errorf("memoryThrottlingFactor: %v is not above 0 and at most 1", *f)
+		}
+	}
+	switch c.MemoryReservationPolicy {
+	case "", kubelet.NoneMemoryReservationPolicy:
+	case kubelet.TieredReservationMemoryReservationPolicy:
+		p.Memory.Reserve = true
+	default:
+		return fmt.Errorf("memoryReservationPolicy: %q is neither None nor TieredReservation", c.MemoryReservationPolicy)
+	}
 	p.Memory.OneByOne = c.SingleProcessOOMKill != nil && *c.SingleProcessOOMKill
 	switch p.Memory.Swap = c.MemorySwap.SwapBehavior; p.Memory.Swap {
 	case "", "NoSwap", "LimitedSwap":
@@ -228,6 +240,9 @@ func CheckHost(c *kubelet.KubeletConfiguration, cgroupV2 bool, swaps, sysctls st
 		if err := kernelDefaults(sysctls); err != nil {
 			return err
 		}
+	}
+	if (c.MemoryThrottlingFactor != nil || c.MemoryReservationPolicy == kubelet.TieredReservationMemoryReservationPolicy) && !cgroupV2 {
+		return errors.New("memoryThrottlingFactor, memoryReservationPolicy: the host has cgroup v1, which cannot do that")
 	}
 	if c.FailCgroupV1 != nil && *c.FailCgroupV1 && !cgroupV2 {
 		return errors.New("failCgroupV1: the host has cgroup v1")

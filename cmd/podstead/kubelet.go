@@ -42,6 +42,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 	if err == nil {
 		n.manifestURL, err = kubeletconfig.ManifestURL(c)
 	}
+	if err == nil {
+		n.self, err = readSelf(c)
+	}
 	var notes []string
 	if err == nil {
 		n.kubeletAPI, notes, err = kubeletconfig.Server(c)
@@ -60,6 +63,9 @@ func (n *nodeOptions) readKubelet(log *slog.Logger) error {
 		}
 		if oldErr == nil {
 			n.tracing, oldErr = kubeletconfig.Tracing(old)
+		}
+		if oldErr == nil {
+			n.self, oldErr = readSelf(old)
 		}
 		if oldErr == nil {
 			n.manifestURL, oldErr = kubeletconfig.ManifestURL(old)

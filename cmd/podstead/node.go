@@ -50,6 +50,7 @@ type nodeOptions struct {
 	providers       []*agent.CredentialProvider
 	tracing         *tracing.Settings // of the agent; nil: none. This
 	policy          agent.Policy      // and what follows: what the KubeletConfiguration says
+	self            self
 	podLogs         string
 	manifestURL     agent.ManifestURL
 	kubeCgroups     string // the kubepods tree's parent, "" for the instance's own group
@@ -180,6 +181,7 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 			return err
 		}
 	}
+	n.self.apply(log)
 	// The live heap is a few MiB: collecting it twice as often costs nothing
 	// that could be noticed and keeps the promise of a small node.
 	debug.SetGCPercent(50)

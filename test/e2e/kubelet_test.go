@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 )
@@ -37,6 +38,8 @@ allowedUnsafeSysctls: [net.core.*]
 clusterDNS: [10.9.8.7]
 clusterDomain: cluster.local
 kubeAPIQPS: 3
+oomScoreAdj: 7
+maxOpenFiles: 4321
 authentication: {anonymous: {enabled: true}}
 authorization: {mode: AlwaysAllow}
 address: 127.0.0.1
@@ -64,6 +67,13 @@ evictionHard: {memory.available: 1Mi} # whatever disk the test runs on
 	}
 	if log, err := os.ReadFile(n.log.Name()); err != nil || strings.Count(string(log), "kubeAPIQPS has no effect") != 1 {
 		t.Errorf("no warning, or several, of kubeAPIQPS in the log: %v", err)
+	}
+	engine := fmt.Sprintf("/proc/%d/", n.engine())
+	if score, err := os.ReadFile(engine + "oom_score_adj"); string(score) != "7\n" {
+		t.Errorf("oom_score_adj: %s, %v", score, err)
+	}
+	if limits, err := os.ReadFile(engine + "limits"); !regexp.MustCompile(`Max open files +4321 +4321 `).Match(limits) {
+		t.Errorf("limits: %s, %v", limits, err)
 	}
 	debugging := func() bool {
 		log, err := os.ReadFile(n.log.Name())

@@ -38,6 +38,14 @@ type Memory struct {
 	// as much as there is. SwapBytes is what the node has.
 	Swap      string
 	SwapBytes int64
+	// Throttle: containers of which the limit of memory is not what they request are
+	// slowed down when they use what they request and this part of what is between; 0:
+	// they are not. Without a limit, Allocatable is it: the node's, for pods.
+	Throttle    float64
+	Allocatable int64
+	// Reserve: the kernel takes no memory that guaranteed pods request from them, and
+	// that which burstable pods request only if it finds no other.
+	Reserve bool
 }
 
 // Values of Memory.Swap, the kubelet's.
@@ -59,12 +67,87 @@ func (n Node) memory(pod *corev1.Pod, c *corev1.Container, r *runtimeapi.LinuxCo
 	if !m.OneByOne {
 		r.Unified["memory.oom.group"] = "1"
 	}
+	n.quality(pod, c, r)
 	switch m.Swap {
 	case NoSwap:
 		r.Unified["memory.swap.max"] = "0"
 	case LimitedSwap:
 		r.Unified["memory.swap.max"] = strconv.FormatInt(n.swap(pod, c), 10)
 	}
+}
+
+// quality adds the kubelet's MemoryQoS (KEP-2570), which cgroup v2 alone has.
+func (n Node) quality(pod *corev1.Pod, c *corev1.Container, r *runtimeapi.LinuxContainerResources) {
+	request := c.Resources.Requests.Memory().Value()
+	if n.Memory.Throttle > 0 {
+		r.Unified["memory.high"] = n.high(request, r.MemoryLimitInBytes)
+	}
+	for file, value := range n.reserve(QoS(pod), request) {
+		r.Unified[file] = value
+	}
+}
+
+// high is where a container is slowed down; "max" is nowhere.
+func (n Node) high(request, limit int64) string {
+	if request == limit {
+		return "max"
+	}
+	if limit == 0 {
+		limit = n.Memory.Allocatable
+	}
+	const page = 4096
+	at := int64(float64(request)+float64(limit-request)*n.Memory.Throttle) / page * page
+	if at <= request {
+		return "max"
+	}
+	return strconv.FormatInt(at, 10)
+}
+
+// reserve is what the kernel leaves to a group of a class that requests so much;
+// nil if it is not told.
+func (n Node) reserve(class corev1.PodQOSClass, request int64) map[string]string {
+	if !n.Memory.Reserve || !n.Memory.V2 {
+		return nil
+	}
+	r := Reservation{}
+	switch class {
+	case corev1.PodQOSGuaranteed:
+		r.Min = request
+	case corev1.PodQOSBurstable:
+		r.Low = request
+	}
+	return r.Unified()
+}
+
+// Reservation is memory that the kernel leaves to a group.
+type Reservation struct {
+	Min int64 // whatever comes
+	Low int64 // as long as it finds other
+}
+
+// Unified are the files of cgroup v2 for it.
+func (r Reservation) Unified() map[string]string {
+	return map[string]string{"memory.min": strconv.FormatInt(r.Min, 10), "memory.low": strconv.FormatInt(r.Low, 10)}
+}
+
+// PodReservation is for the pod's own group; nil if there is none.
+func (n Node) PodReservation(pod *corev1.Pod) map[string]string {
+	requests := Requests(pod)
+	return n.reserve(QoS(pod), requests.Memory().Value())
+}
+
+// Reservations are those of all pods together, and of the burstable ones.
+func Reservations(pods map[string]*corev1.Pod) (all, burstable Reservation) {
+	for _, pod := range pods {
+		requests := Requests(pod)
+		switch QoS(pod) {
+		case corev1.PodQOSGuaranteed:
+			all.Min += requests.Memory().Value()
+		case corev1.PodQOSBurstable:
+			all.Low += requests.Memory().Value()
+		}
+	}
+	return all, Reservation{Low: all.Low}
 }
 
 // swap is a burstable container's share, as the kubelet reckons it.

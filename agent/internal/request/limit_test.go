@@ -33,6 +33,13 @@ func TestLimitsOfTheNode(t *testing.T) {
 			"100000/100000 2147483648 0 map[memory.swap.max:262144]"},
 		{"none for guaranteed pods", Node{MemoryBytes: 4 << 30, Memory: Memory{V2: true, OneByOne: true, Swap: LimitedSwap, SwapBytes: 1 << 20}}, pod("1Gi", "1Gi"),
 			"100000/100000 1073741824 0 map[memory.swap.max:0]"},
+		{"slowed down half-way", Node{Memory: Memory{V2: true, OneByOne: true, Throttle: 0.5}}, pod("1Gi", "2Gi"), "100000/100000 2147483648 0 map[memory.high:1610612736]"},
+		{"half-way to what there is", Node{Memory: Memory{V2: true, OneByOne: true, Throttle: 0.5, Allocatable: 5 << 30}}, pod("1Gi", "0"), "100000/100000 0 0 map[memory.high:3221225472]"},
+		{"at a whole page", Node{Memory: Memory{V2: true, OneByOne: true, Throttle: 0.5}}, pod("1", "8193"), "100000/100000 8193 0 map[memory.high:4096]"},
+		{"guaranteed pods are not", Node{Memory: Memory{V2: true, OneByOne: true, Throttle: 0.5}}, pod("1Gi", "1Gi"), "100000/100000 1073741824 0 map[memory.high:max]"},
+		{"reserved", Node{Memory: Memory{V2: true, OneByOne: true, Reserve: true}}, pod("1Gi", "1Gi"), "100000/100000 1073741824 0 map[memory.low:0 memory.min:1073741824]"},
+		{"left, if possible", Node{Memory: Memory{V2: true, OneByOne: true, Reserve: true}}, pod("1Gi", "2Gi"), "100000/100000 2147483648 0 map[memory.low:1073741824 memory.min:0]"},
+		{"not on v1", Node{Memory: Memory{Reserve: true, Throttle: 0.5}}, pod("1Gi", "2Gi"), "100000/100000 2147483648 0 map[]"},
 	} {
 		r := c.node.Resources(c.pod, &c.pod.Spec.Containers[0])
 		if got := fmt.Sprintf("%d/%d %d %d %v", r.CpuQuota, r.CpuPeriod, r.MemoryLimitInBytes, r.MemorySwapLimitInBytes, r.Unified); got != c.want {
