@@ -169,7 +169,7 @@ func (x *execution) close() error {
 		x.console.Close()
 	}
 	if x.process.State == supervisor.Exited {
-		return x.e.cfg.Supervisor.Forget(ctx, x.id)
+		return nil
 	}
 	err := x.kill(ctx)
 	return errors.Join(err, x.e.forgetProcess(ctx, x.id))

@@ -148,8 +148,13 @@ func (e *Engine) catchUp() error {
 	known := map[string]bool{}
 	for _, p := range list {
 		known[p.ID] = true
-		if p.State == supervisor.Exited {
+		if p.State != supervisor.Exited {
+			continue
+		}
+		if !e.exits.deliver(p) {
 			e.processExited(p)
+		} else if err := e.cfg.Supervisor.Forget(e.life, p.ID); err != nil { // no event dropped it
+			return err
 		}
 	}
 	for _, id := range execs {

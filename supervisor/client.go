@@ -135,6 +135,7 @@ func (c *Client) launch(ctx context.Context, l Launch, program []byte, terminal 
 		StdinOnce: l.StdinOnce,
 		Start:     l.Start,
 		Hooks:     l.Hooks != nil,
+		Once:      l.Once,
 	}
 	files := append([]*os.File(nil), l.Files...)
 	for i, f := range []*os.File{l.Stdio.Stdin, l.Stdio.Stdout, l.Stdio.Stderr} {

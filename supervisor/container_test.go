@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -183,6 +184,87 @@ func TestContainer(t *testing.T) {
 	if err != nil || !strings.Contains(string(b), " stdout F 1\n") || !strings.Contains(string(b), " stderr F to\n") {
 		t.Errorf("log: %s, %v", b, err)
 	}
+}
+
+// TestOnce: a process whose exit nobody is going to ask for leaves nothing when
+// it was told, an upgrade in between or not. Without anybody to tell it stays,
+// and a failed launch leaves nothing either way.
+func TestOnce(t *testing.T) {
+	t.Parallel()
+	ctx, dir, c := startReal(t)
+	container := launchReal(t, ctx, c, "a", "", "exec sleep 1000", true)
+	exec := func(id string, args ...string) error {
+		program, err := launch.CompileExec(containerSpec(t, ""), &specs.Process{Args: args, Cwd: "/"}, launch.ExecOptions{ID: id, Pid: container.Pid})
+		if err != nil {
+			t.Fatal(err)
+		}
+		files, err := program.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer sys.CloseAll(files)
+		_, _, err = c.Launch(ctx, Launch{ID: id, Program: program, Files: files, Start: true, Once: true})
+		return err
+	}
+	left := func() (ids []string) {
+		t.Helper()
+		processes, err := c.List(ctx)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, p := range processes {
+			ids = append(ids, p.ID)
+		}
+		records, err := filepath.Glob(dir + "/" + protocol.StateDir + "/*.process")
+		if err != nil || len(records) != len(ids) {
+			t.Errorf("records %v of %v: %v", records, ids, err)
+		}
+		return ids
+	}
+	if err := exec("a/1", "/bin/sh", "-c", "exit 3"); err != nil {
+		t.Fatal(err)
+	}
+	for p, err := c.Get(ctx, "a/1"); p.State != Exited; p, err = c.Get(ctx, "a/1") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if err := exec("a/2", "/no/such/program"); err == nil {
+		t.Error("nothing was executed without an error")
+	}
+	if ids := left(); !slices.Equal(ids, []string{"a", "a/1"}) {
+		t.Errorf("not told: %v are left", ids)
+	}
+	events, err := c.Events(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := exec("a/3", "/bin/sh", "-c", "exit 4"); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-events; e.Process.ID != "a/3" || e.Process.ExitCode != 4 {
+		t.Errorf("%+v", e)
+	}
+	if err := exec("a/4", "/bin/sleep", "1000"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Upgrade(ctx, ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.Signal(ctx, "a/4", int(unix.SIGKILL)); err != nil {
+		t.Fatal(err)
+	}
+	if e := <-events; e.Process.ID != "a/4" || e.Process.ExitCode != 137 {
+		t.Errorf("%+v", e)
+	}
+	if ids := left(); !slices.Equal(ids, []string{"a", "a/1"}) {
+		t.Errorf("told: %v are left", ids)
+	}
+	if err := c.Forget(ctx, "a/1"); err != nil {
+		t.Error(err)
+	}
+	endReal(t, ctx, c, "a", unix.SIGKILL)
 }
 
 func TestFailedStartIsNamed(t *testing.T) {

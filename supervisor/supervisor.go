@@ -68,6 +68,10 @@ type Launch struct {
 	// other end, as a decimal number, and the launch waits for an answer: nothing
 	// but HooksDone lets it go on, anything else is why it fails.
 	Hooks *os.File
+	// Once drops the process at the supervisor when its exit was told to a client
+	// that follows Events: nobody has to Forget it. If there is none at that
+	// moment, it stays.
+	Once bool
 	// LaterConsole tells that Client.Become will bring a pty: until then there
 	// are no stdio.
 	LaterConsole bool

@@ -48,11 +48,18 @@ func Running(pid int, startTime uint64) bool {
 
 // stateOf returns the letter of a process's state, and when it started.
 func stateOf(pid int) (state string, start uint64, err error) {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	path := "/proc/" + strconv.Itoa(pid) + "/stat"
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return "", 0, err
+		return "", 0, &os.PathError{Op: "open", Path: path, Err: err}
 	}
-	_, fields := ParseStat(b)
+	defer unix.Close(fd)
+	var text [2048]byte // more than 52 numbers and a name take
+	n, err := unix.Read(fd, text[:])
+	if err != nil {
+		return "", 0, &os.PathError{Op: "read", Path: path, Err: err}
+	}
+	_, fields := ParseStat(text[:n])
 	const startTimeField = 22 - 3
 	if len(fields) <= startTimeField {
 		return "", 0, fmt.Errorf("/proc/%d/stat: %d fields", pid, len(fields))

@@ -202,7 +202,7 @@ func (b *Builtin) Exec(ctx context.Context, x Exec) (supervisor.Process, *os.Fil
 		}
 		return nil
 	}
-	return b.launch(ctx, supervisor.Launch{ID: x.ID, Program: p, Stdio: x.Stdio, Start: true}, sameProcess)
+	return b.launch(ctx, supervisor.Launch{ID: x.ID, Program: p, Stdio: x.Stdio, Start: true, Once: true}, sameProcess)
 }
 
 // launch opens what the program names, checks it and hands all to the

@@ -239,7 +239,7 @@ func (h *OCI) Exec(ctx context.Context, x Exec) (p supervisor.Process, console *
 		args = append(args, "--console-socket", cmd.Console)
 	}
 	cmd.Run = h.argv(program, in("log"), append(args, id)...)
-	p, console, err = h.Supervisor.Launch(ctx, supervisor.Launch{ID: x.ID, Command: &cmd, Stdio: x.Stdio, Start: true})
+	p, console, err = h.Supervisor.Launch(ctx, supervisor.Launch{ID: x.ID, Command: &cmd, Stdio: x.Stdio, Start: true, Once: true})
 	if err != nil {
 		return p, console, h.explain(err, in("log"))
 	}

@@ -190,7 +190,7 @@ func (h *Shim) Exec(ctx context.Context, x Exec) (p supervisor.Process, console 
 	if x.Process.Terminal {
 		t.Console = h.socket()
 	}
-	return h.launch(ctx, t, dir, supervisor.Launch{ID: x.ID, Stdio: x.Stdio})
+	return h.launch(ctx, t, dir, supervisor.Launch{ID: x.ID, Stdio: x.Stdio, Once: true})
 }
 
 // standIn launches a stand-in whose terminal, if it has one, is logged.

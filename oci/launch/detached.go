@@ -32,6 +32,10 @@ type ForkOptions struct {
 	// the new image runs, and a child whose start failed is reaped. It saves
 	// what it takes to wake up twice, a third of an exec.
 	Start bool
+	// Cloned, if not nil, is called when the child is there, with its number and
+	// start time, while it gets on by itself. It is not called for a program
+	// whose process is going to be another one than its first.
+	Cloned func(*Child)
 }
 
 // Point is a moment at which others have something to do for a container.

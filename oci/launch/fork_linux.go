@@ -116,6 +116,10 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
 		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p, mapIDs: opt.WriteMaps,
 	}
+	if err := c.cloned(opt.Cloned, started); err != nil {
+		c.discard()
+		return nil, err
+	}
 	if err := c.prepare(); err != nil {
 		c.discard()
 		return nil, err
@@ -127,6 +131,55 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 		}
 	}
 	return c, nil
+}
+
+// cloned does what needs no answer of the child, while that is at work. With
+// nothing to answer it either, it is then left alone until it is done: to wake
+// up for each of its messages would take the processor from it.
+func (c *Child) cloned(f func(*Child), started bool) error {
+	for i := range c.program.ops {
+		switch c.program.ops[i].call {
+		case cFork: // it is another one that goes on
+			return nil
+		case cWaitMaps, cPoint, cConsole, cListener:
+			started = false
+		}
+	}
+	var err error
+	if c.StartTime, err = sys.StartTime(c.Pid); err != nil {
+		return fmt.Errorf("launch %s: %w", c.program.id, err)
+	}
+	if f != nil {
+		f(c)
+	}
+	if !started || c.program.maps != nil {
+		return nil
+	}
+	return c.hangup()
+}
+
+// hangup waits until the child has executed its image or has ended.
+func (c *Child) hangup() error {
+	deadline := time.Now().Add(prepareTimeout)
+	for {
+		left := time.Until(deadline)
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(c.Control.Fd())}}, int(max(left, 0).Milliseconds()))
+		switch {
+		case err == unix.EINTR:
+		case err != nil:
+			return fmt.Errorf("launch %s: poll: %w", c.program.id, err)
+		case n == 0 && left <= 0:
+			return c.timeout()
+		case n > 0:
+			return nil
+		}
+	}
+}
+
+// timeout kills a child that does not get on.
+func (c *Child) timeout() error {
+	unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
+	return fmt.Errorf("launch %s: %w after %v", c.program.id, ErrTimeout, prepareTimeout)
 }
 
 // prepare follows the child until it waits for its start.
@@ -251,6 +304,9 @@ func (c *Child) prepared() error {
 			return fmt.Errorf("%s: %w", s.label, err)
 		}
 	}
+	if c.StartTime != 0 {
+		return nil
+	}
 	var err error
 	if c.StartTime, err = sys.StartTime(c.Pid); err != nil {
 		return fmt.Errorf("launch %s: %w", c.program.id, err)
@@ -343,8 +399,7 @@ func (c *Child) receive() (m message, files []*os.File, err error) {
 	n, files, err := sys.RecvMsg(int(c.Control.Fd()), buf[:])
 	switch {
 	case errors.Is(err, unix.EAGAIN):
-		unix.PidfdSendSignal(int(c.Pidfd.Fd()), unix.SIGKILL, nil, 0)
-		return m, nil, fmt.Errorf("launch %s: %w after %v", c.program.id, ErrTimeout, prepareTimeout)
+		return m, nil, c.timeout()
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
 		if c.program.pidns >= 0 { // as a rule with the container that it was to join
 			return m, nil, fmt.Errorf("launch %s: the child was killed: %w (%w)", c.program.id, io.EOF, os.ErrProcessDone)

@@ -64,7 +64,7 @@ func place[T any](s *stage, n int) []T {
 }
 
 // keepMemory keeps the forker's memory from the children that it will have,
-// all but the program's own image. They need nothing of it; and where no pages
+// all but the program's code and constants. They need nothing of it; and where no pages
 // are shared, none have to be copied when either writes to them, which is most
 // of what a fork of a Go process costs. Nor can a child that waits for its start
 // be made to tell what the forker knows. It has to be said again at each fork,
@@ -81,9 +81,9 @@ func keepMemory() {
 	unix.RawSyscallNoError(unix.SYS_MADVISE, end, above-end, unix.MADV_DONTFORK)
 }
 
-// image returns where the program's image is, in whole pages, and an address
-// above which there is only what the kernel has put there: see getauxval(3)
-// and elf(5).
+// image returns where the program's code and constants are, in whole pages, and
+// an address above which there is only what the kernel has put there: see
+// getauxval(3) and elf(5).
 func image() (start, end, above uintptr, ok bool) {
 	vector, err := unix.Auxv()
 	if err != nil {
@@ -105,6 +105,9 @@ func image() (start, end, above uintptr, ok bool) {
 		case elf.PT_PHDR:
 			offset = aux[phdr] - uintptr(h.Vaddr)
 		case elf.PT_LOAD:
+			if elf.ProgFlag(h.Flags)&elf.PF_W != 0 {
+				continue // variables
+			}
 			start, end = min(start, uintptr(h.Vaddr)), max(end, uintptr(h.Vaddr+h.Memsz))
 		}
 	}

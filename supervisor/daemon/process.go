@@ -36,6 +36,7 @@ type process struct {
 	protocol.Process // State is "" while the launch is under way
 	Log              protocol.LogFile
 	StdinOnce        bool
+	once             bool // drop it when its exit was told
 
 	pidfd *os.File // nil after the exit
 	token token
@@ -47,6 +48,7 @@ type process struct {
 	stdin    int       // write end of its input, -1 if none or closed; a pty: the master
 	io       *stdio    // nil if its stdio was passed through
 	reaps    bool      // it is our child, not one of a supervisor before us
+	recorded bool      // its record was written while its launch was under way
 	attached map[*attachment]bool
 
 	exitSeen  bool // it is dead; State follows when its output is drained
@@ -128,19 +130,24 @@ func (d *daemon) forget(id string) error {
 	if p.State != exited {
 		return fmt.Errorf("forget %s: it is %s: %w", id, p.State, errInvalid)
 	}
+	d.erase(p)
+	return nil
+}
+
+// erase leaves nothing of an exited process.
+func (d *daemon) erase(p *process) {
 	if p.io != nil {
 		p.io.abandon()
 	}
-	delete(d.procs, id)
+	delete(d.procs, p.ID)
 	d.removeRecord(p)
-	return nil
 }
 
 // handle packs a process and the descriptors that keep it whole.
 func (p *process) handle() (*protocol.Handle, []int) {
 	h := &protocol.Handle{Process: p.Process}
 	var fds []int
-	if p.pidfd != nil {
+	if p.pidfd != nil && !p.once {
 		h.Kind.Pidfd = true
 		fds = append(fds, int(p.pidfd.Fd()))
 	}

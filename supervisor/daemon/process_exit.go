@@ -71,18 +71,20 @@ func (d *daemon) exitKnown(p *process) {
 	}
 	p.closeStdin()
 	if p.discarded {
-		if p.io != nil {
-			p.io.abandon()
-		}
-		delete(d.procs, p.ID)
-		d.removeRecord(p)
+		d.erase(p)
 		d.launchEnded(p, p.startErr)
 		return
 	}
-	d.writeRecord(p)
+	told := false
 	for c := range d.conns {
 		if c.watching {
 			c.send(&protocol.Packet{Op: protocol.Event, Seq: c.watch, Body: protocol.Encode(&p.Process)})
+			told = told || !c.closed
 		}
 	}
+	if told && p.once {
+		d.erase(p)
+		return
+	}
+	d.writeRecord(p)
 }

@@ -54,6 +54,7 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 		Process:   protocol.Process{ID: req.ID, Console: req.Terminal},
 		Log:       req.Log,
 		StdinOnce: req.StdinOnce,
+		once:      req.Once,
 		stdin:     -1,
 		reaps:     true,
 		attached:  map[*attachment]bool{},
@@ -78,13 +79,16 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 		files[i] = os.NewFile(uintptr(fd), "slot "+strconv.Itoa(i))
 	}
 	std := launchStdio{outs: [2]int{-1, -1}}
-	defer func() {
-		for _, f := range files { // the child has its copies
+	closeTheirs := func() { // the child has its copies
+		for _, f := range files {
 			f.Close()
 		}
 		for _, f := range std.made {
 			f.Close()
 		}
+	}
+	defer func() {
+		closeTheirs()
 		if err != nil {
 			std.undo()
 		}
@@ -94,6 +98,16 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	if req.Hooks && slots > 0 {
 		slots--
 		opt.AtPoint = hooksBy(files[slots], launch.PointCreated)
+	} else if req.Start {
+		opt.Cloned = func(c *launch.Child) { // work for while the child is at its own
+			closeTheirs()
+			written := make(chan struct{})
+			d.post(func() {
+				d.recordEarly(p, c.Pid, c.StartTime)
+				close(written)
+			})
+			<-written
+		}
 	}
 	for i := 2; i >= 0; i-- {
 		if req.Stdio[i] && slots > 0 {
@@ -113,7 +127,9 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 	}
 	p.Pid, p.StartTicks, p.pidfd = forked.Pid, forked.StartTicks, forked.Pidfd
 	if forked.Child == nil {
-		p.StartedAt = time.Now()
+		if !p.recorded {
+			p.StartedAt = time.Now()
+		}
 	} else {
 		p.child, p.control, p.program = forked.Child, forked.Control, req.Program
 	}
@@ -277,6 +293,9 @@ func (d *daemon) launched(p *process, err error) {
 	}
 	if err != nil {
 		delete(d.procs, p.ID)
+		if p.recorded {
+			d.removeRecord(p)
+		}
 		d.launchEnded(p, err)
 		d.sweep()
 		return
@@ -285,9 +304,20 @@ func (d *daemon) launched(p *process, err error) {
 		d.discard(p, fmt.Errorf("launch %s: killed meanwhile: %w", p.ID, errGone))
 		return
 	}
-	d.writeRecord(p)
+	if !p.recorded || p.io != nil || len(p.Warnings) > 0 {
+		d.writeRecord(p)
+	}
 	d.launchEnded(p, nil)
 	d.sweep()
+}
+
+// recordEarly writes the record of a process that is on its way to its image. A
+// supervisor after this one, if it is killed now, finds it there or gone.
+func (d *daemon) recordEarly(p *process, pid int, startTicks uint64) {
+	p.recorded, p.StartedAt = true, time.Now()
+	early := *p
+	early.State, early.Pid, early.StartTicks = running, pid, startTicks
+	d.writeRecord(&early)
 }
 
 // discard kills a process and forgets it when it is dead; its launch has

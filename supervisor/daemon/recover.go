@@ -37,6 +37,7 @@ func newProcess(s *savedProcess) *process {
 		Process:   s.Process,
 		Log:       s.Log,
 		StdinOnce: s.StdinOnce,
+		once:      s.Once,
 		reaps:     s.Reaps,
 		program:   s.Program,
 		pipes:     s.Pipes,

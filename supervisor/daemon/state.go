@@ -97,6 +97,7 @@ type savedProcess struct {
 	Unreported                   int64
 	Cause                        string
 	Attached                     []savedAttachment
+	Once                         bool
 }
 
 func (s *savedProcess) Code(c *protocol.Coder) {
@@ -122,6 +123,7 @@ func (s *savedProcess) Code(c *protocol.Coder) {
 	c.Int(&s.Unreported)
 	c.String(&s.Cause)
 	protocol.Slice(c, &s.Attached, func(c *protocol.Coder, a *savedAttachment) { c.Nested(a) })
+	c.Bool(&s.Once)
 }
 
 type savedAttachment struct {
@@ -179,6 +181,7 @@ func (p *process) save() savedProcess {
 		Logged:    p.io != nil,
 		StdinOnce: p.StdinOnce,
 		Reaps:     p.reaps,
+		Once:      p.once,
 		Program:   p.program,
 		Pipes:     p.pipes,
 		Pidfd:     -1,

@@ -60,6 +60,7 @@ type LaunchRequest struct {
 	Stdin, StdinOnce bool
 	Start            bool
 	Hooks            bool // one more descriptor: who runs the hooks, see Launch.Hooks
+	Once             bool // see Launch.Once
 }
 
 // HooksDone is what lets a launch that waits for its hooks go on.
@@ -79,6 +80,7 @@ func (l *LaunchRequest) Code(c *Coder) {
 	c.Bool(&l.StdinOnce)
 	c.Bool(&l.Start)
 	c.Bool(&l.Hooks)
+	c.Bool(&l.Once)
 }
 
 // HandleKind says what the descriptors beside a process are, in this order.

@@ -25,7 +25,7 @@ func messages() []Coded {
 	log := LogFile{"/log", 1 << 33, 5}
 	return []Coded{
 		&p,
-		&LaunchRequest{"a", []byte{1, 2}, true, log, [3]bool{true, false, true}, true, true, true, true, true},
+		&LaunchRequest{"a", []byte{1, 2}, true, log, [3]bool{true, false, true}, true, true, true, true, true, true},
 		&Handle{p, HandleKind{true, true}},
 		&ProcessList{[]Process{p, {ID: "c"}}},
 		&Name{"n"}, &Number{-7}, &Greeting{1, 2}, &SignalRequest{"a", 9}, &ResizeRequest{"a", 80, 24},
