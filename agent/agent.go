@@ -122,7 +122,9 @@ type Policy struct {
 	UnsafeSysctls []string
 	// PodSysctls are those of pods that do not set them themselves.
 	PodSysctls map[string]string
-	// MaxRestartPeriod is the longest back-off of a container that crashes.
+	// MaxRestartPeriod is the longest back-off of a container that crashes,
+	// MinRestartPeriod the first; 0: the kubelet's.
+	MinRestartPeriod time.Duration
 	MaxRestartPeriod time.Duration
 	ParallelPulls    int // 0: no bound
 	// PullsPerSecond begin, and PullBurst at once, others wait; 0: no bound.

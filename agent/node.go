@@ -58,6 +58,7 @@ type node struct {
 	projects       *quota.Pool // of emptyDirs; nil: the file system counts none
 	asker          fsusage.Asker
 	limits         limits
+	minBackoff     time.Duration
 	maxBackoff     time.Duration
 	cgroups        *cgroups
 	puller         *image.Puller
@@ -144,7 +145,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	if n.pins, err = n.newPins(cfg); err != nil {
 		return nil, err
 	}
-	n.maxBackoff, n.limits = cfg.Policy.MaxRestartPeriod, limitsOf(cfg.Policy.RuntimeTimeout)
+	n.minBackoff, n.maxBackoff, n.limits = cfg.Policy.MinRestartPeriod, cfg.Policy.MaxRestartPeriod, limitsOf(cfg.Policy.RuntimeTimeout)
 	return n, nil
 }
 

@@ -410,7 +410,7 @@ func (w *worker) input() plan.Input {
 	in := plan.Input{
 		Pod: w.pod, Hashes: w.hashes, Seen: w.seen, Prepared: w.prepared,
 		Probes: w.probeStates(), Failures: w.failures, Busy: map[string]plan.Busy{},
-		End: w.ending, StartTime: w.start, Hold: w.hold(), Tight: w.node.pressure.tight(), MaxBackoff: w.node.maxBackoff,
+		End: w.ending, StartTime: w.start, Hold: w.hold(), Tight: w.node.pressure.tight(), MinBackoff: w.node.minBackoff, MaxBackoff: w.node.maxBackoff,
 		PodResources: w.group, Late: w.late(),
 	}
 	for key, r := range w.busy {

@@ -137,6 +137,9 @@ func withoutEffect(set map[string]any) (warnings []string, err error) {
 		return nil, err
 	}
 	for _, name := range slices.Sorted(maps.Keys(set)) {
+		if gates, ok := set[name].(map[string]any); ok && name == "featureGates" && len(gates) == 1 && gates[fasterBackoff] != nil {
+			continue
+		}
 		if why, ok := known[name]; ok && why != "" {
 			warnings = append(warnings, name+" has no effect: "+why)
 		}

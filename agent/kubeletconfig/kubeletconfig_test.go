@@ -170,6 +170,17 @@ userNamespaces: {idsPerPod: 131072}
 	if got, err := Policy(read(t, "podPidsLimit: -1\nserializeImagePulls: true\n")); err != nil || got.PodPidsLimit != 0 || got.ParallelPulls != 1 {
 		t.Errorf("%+v, %v", got, err)
 	}
+	for content, want := range map[string][2]time.Duration{"": {0, 5 * time.Minute}, "featureGates: {ReduceDefaultCrashLoopBackOffDecay: true}": {time.Second, time.Minute},
+		"featureGates: {ReduceDefaultCrashLoopBackOffDecay: false}":                                                   {0, 5 * time.Minute},
+		"featureGates: {ReduceDefaultCrashLoopBackOffDecay: true}\ncrashLoopBackOff: {maxContainerRestartPeriod: 2m}": {time.Second, 2 * time.Minute}} {
+		c, warnings, err := Read(write(t, t.TempDir(), "config.yaml", head+content+"\n"), "")
+		if err != nil || len(warnings) > 0 {
+			t.Fatal(warnings, err)
+		}
+		if got, err := Policy(c); err != nil || [2]time.Duration{got.MinRestartPeriod, got.MaxRestartPeriod} != want {
+			t.Errorf("%s: %v, %v, %v", content, got.MinRestartPeriod, got.MaxRestartPeriod, err)
+		}
+	}
 	for content, want := range map[string]string{
 		"runtimeRequestTimeout: -1s":                          "runtimeRequestTimeout: -1s",
 		"userNamespaces: {idsPerPod: 70000}":                  "userNamespaces.idsPerPod: 70000",
@@ -225,6 +236,7 @@ func TestNicheFieldsAreNamed(t *testing.T) {
 		"qosReserved: {memory: 50%}": "qosReserved", "hairpinMode: none": "hairpinMode",
 		"kernelMemcgNotification: true": "kernelMemcgNotification", "streamingConnectionIdleTimeout: 1h": "streamingConnectionIdleTimeout",
 		"iptablesDropBit: 3": "iptablesDropBit", "nodeLeaseDurationSeconds: 7": "nodeLeaseDurationSeconds", "eventRecordQPS: 7": "eventRecordQPS",
+		"featureGates: {MemoryQoS: true}": "featureGates", "featureGates: {ReduceDefaultCrashLoopBackOffDecay: true, MemoryQoS: true}": "featureGates",
 	} {
 		_, warnings, err := Read(write(t, t.TempDir(), "config.yaml", head+content+"\n"), "")
 		if err != nil || len(warnings) != 1 || !strings.Contains(warnings[0], field+" ") && !strings.Contains(warnings[0], field+":") {

@@ -168,13 +168,20 @@ func verify(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 	return nil
 }
 
+// fasterBackoff is the one feature gate that is heeded.
+const fasterBackoff = "ReduceDefaultCrashLoopBackOffDecay"
+
 func backoff(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
+	longest := p.MaxRestartPeriod
+	if c.FeatureGates[fasterBackoff] { // KEP-4603
+		p.MinRestartPeriod, p.MaxRestartPeriod = time.Second, time.Minute
+	}
 	d := c.CrashLoopBackOff.MaxContainerRestartPeriod
 	if d == nil {
 		return nil
 	}
-	if d.Duration < time.Second || d.Duration > p.MaxRestartPeriod {
-		return fmt.Errorf("crashLoopBackOff.maxContainerRestartPeriod: %s is not between 1s and %s", d.Duration, p.MaxRestartPeriod)
+	if d.Duration < time.Second || d.Duration > longest {
+		return fmt.Errorf("crashLoopBackOff.maxContainerRestartPeriod: %s is not between 1s and %s", d.Duration, longest)
 	}
 	p.MaxRestartPeriod = d.Duration
 	return nil

@@ -235,7 +235,7 @@ func (p *planner) start(spec *corev1.Container, last *observe.Container, delay t
 	if last != nil {
 		s.Restarts = last.Restarts + 1
 		if !p.edited(last) && !p.resized(last).any() && last.Dead() {
-			s.Backoff = min(max(2*delay, BackoffStart), cmp.Or(p.in.MaxBackoff, BackoffMax))
+			s.Backoff = min(max(2*delay, cmp.Or(p.in.MinBackoff, BackoffStart)), cmp.Or(p.in.MaxBackoff, BackoffMax))
 		}
 	}
 	p.step(s)

@@ -154,6 +154,7 @@ type Input struct {
 	Failures   map[string]Failure // by Step.FailureKey
 	Busy       map[string]Busy    // by container name, "" for the pod's own steps
 	End        *End
+	MinBackoff time.Duration // 0: BackoffStart
 	MaxBackoff time.Duration // 0: BackoffMax
 	// PodResources are what the pod's own group has.
 	PodResources observe.Resources

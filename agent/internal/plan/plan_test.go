@@ -295,6 +295,16 @@ func TestBackoffGrows(t *testing.T) {
 	if c.Restarts != 8 {
 		t.Errorf("restarts %d", c.Restarts)
 	}
+	got, c.Backoff = nil, 0
+	for range 8 {
+		fast := change(in(web(), c, runs("b")), func(i *Input) { i.MinBackoff, i.MaxBackoff = time.Second, time.Minute })
+		s := Next(fast, now).Steps[0]
+		got = append(got, s.Backoff.String())
+		c.Backoff, c.Restarts = s.Backoff, s.Restarts
+	}
+	if want := []string{"1s", "2s", "4s", "8s", "16s", "32s", "1m0s", "1m0s"}; !slices.Equal(got, want) {
+		t.Errorf("faster delays %v, want %v", got, want)
+	}
 }
 
 func TestGrace(t *testing.T) {
