@@ -44,12 +44,38 @@ func (n *node) newPins(cfg Config) (*pins, error) {
 	if err != nil && policy.On() {
 		return nil, fmt.Errorf("topology of the machine: %w", err)
 	}
+	if err := n.reservedMemory(policy); err != nil {
+		return nil, err
+	}
 	p.Book, err = pinning.Open(filepath.Join(cfg.StateDir, "cpus.json"), machine, policy, pinning.Events{Changed: p.changed, Asked: n.metrics.Pinned}, cfg.Log)
 	if err != nil || p.Book == nil {
 		return nil, err
 	}
 	p.measure()
 	return p, nil
+}
+
+// near is where the devices of a container are to be.
+func (p *pins) near(uid, container string) (nodes []int, strict bool) {
+	if p == nil {
+		return nil, false
+	}
+	return p.Near(uid, container)
+}
+
+// reservedMemory checks that the nodes keep as much as no pod may have.
+func (n *node) reservedMemory(p Pinning) error {
+	if !p.StaticMemory {
+		return nil
+	}
+	sum, want := uint64(0), n.capacity.Memory().Value()-n.allocatable.Memory().Value()
+	for _, amount := range p.ReservedMemory {
+		sum += amount["memory"]
+	}
+	if sum != uint64(want) {
+		return fmt.Errorf("reservedMemory: %d bytes of memory of all nodes are not what systemReserved, kubeReserved and evictionHard leave no pod, %d", sum, want)
+	}
+	return nil
 }
 
 func (cfg Config) topology() (numa.Machine, error) {
@@ -173,8 +199,9 @@ func (j job) pin(ctx context.Context, config *runtimeapi.ContainerConfig) {
 		return
 	}
 	uid := string(j.pod.UID)
-	config.Linux.Resources.CpusetCpus = j.pins.Set(uid, j.spec.Name)
-	if len(j.pins.Of(uid, j.spec.Name).CPUs) == 0 {
+	own := j.pins.Of(uid, j.spec.Name)
+	config.Linux.Resources.CpusetCpus, config.Linux.Resources.CpusetMems = j.pins.Set(uid, j.spec.Name), own.Nodes.String()
+	if len(own.CPUs) == 0 {
 		return
 	}
 	if err := j.pins.settle(ctx); err != nil && ctx.Err() == nil {
@@ -202,7 +229,10 @@ func (w *worker) place() *plan.Wait {
 	if w.node.pins == nil {
 		return nil
 	}
-	no := w.node.pins.Admit(w.pod, w.poke)
+	pod, devices := w.pod, w.node.devices
+	no := w.node.pins.Admit(pinning.Ask{Pod: pod, Wake: w.poke, Devices: func(m numa.Machine, container string) [][]numa.Hint {
+		return devices.Hints(m, pod, container)
+	}})
 	if no == nil {
 		w.misplaced = nil
 		return nil
@@ -253,34 +283,14 @@ func (w *worker) pinned(has, want *corev1.Pod) string {
 			if old == nil {
 				continue
 			}
-			own := len(p.Of(w.uid, c.Name).CPUs) > 0
-			if own && old.Resources.Requests.Cpu().Cmp(*c.Resources.Requests.Cpu()) != 0 {
+			own := p.Of(w.uid, c.Name)
+			if len(own.Nodes) > 0 && old.Resources.Requests.Memory().Cmp(*c.Resources.Requests.Memory()) != 0 {
+				return "Resize is infeasible for Guaranteed Pods alongside Memory Manager static policy"
+			}
+			if len(own.CPUs) > 0 && old.Resources.Requests.Cpu().Cmp(*c.Resources.Requests.Cpu()) != 0 {
 				return "Resize is infeasible for Guaranteed Pods alongside CPU Manager static policy"
 			}
 		}
 	}
 	return ""
-}
-
-// CPUIDs are the processors that a container has for itself.
-func (p *pins) CPUIDs(uid, container string) []int64 {
-	if p == nil {
-		return nil
-	}
-	return ids(p.Of(uid, container).CPUs)
-}
-
-// AllocatableCPUIDs are those that containers may have.
-func (p *pins) AllocatableCPUIDs() []int64 {
-	if p == nil {
-		return nil
-	}
-	return ids(p.Allocatable())
-}
-
-func ids(cpus numa.CPUs) (out []int64) {
-	for _, id := range cpus {
-		out = append(out, int64(id))
-	}
-	return out
 }

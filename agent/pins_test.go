@@ -134,3 +134,47 @@ func TestProcessorsThatAreGone(t *testing.T) {
 		b.cpus("with a broken record", map[string]string{"two": "0-1 0"})
 	})
 }
+
+// Memory and processors of a container are on one node; who finds none waits, with the
+// kubelet's reason.
+func TestNodesOfTheirOwn(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.onMachine(true)
+		b.stop()
+		b.machine.Nodes = append(b.machine.Nodes, numa.Node{ID: 1, Memory: map[string]uint64{"memory": 8 << 30}, Distances: []int{20, 10}})
+		b.machine.Nodes[0].Distances = []int{10, 20}
+		b.machine.CPUs[2].Node, b.machine.CPUs[3].Node = 1, 1
+		b.policy.Pinning.Topology.Policy = numa.SingleNode
+		b.policy.Pinning.StaticMemory = true
+		b.policy.Pinning.ReservedMemory = map[int]map[string]uint64{0: {"memory": 100 << 20}} // as eviction keeps
+		b.boot()
+		b.apply(pinnedPod("two", "2"))
+		if r := b.resources("two"); r.CpusetCpus != "2-3" || r.CpusetMems != "1" {
+			t.Errorf("processors %q, memory %q", r.CpusetCpus, r.CpusetMems)
+		}
+		b.apply(pinnedPod("more", "2"))
+		if p := b.pod("more"); p.Status.Reason != "TopologyAffinityError" || p.Status.Message != "Resources cannot be allocated with Topology locality" {
+			t.Errorf("without room: %s: %s", p.Status.Reason, p.Status.Message)
+		}
+		_, why, _ := backend{b.agent}.Pod("default", "more")
+		if len(why.Waiting) != 1 || why.Waiting[0].Reason != "TopologyAffinityError" || why.Stage != "waiting for the node" || why.Next == "" {
+			t.Errorf("why: %+v", why)
+		}
+		b.apply(strings.Replace(pinnedPod("two", "2"), "64Mi", "128Mi", 1))
+		if c := b.condition("two", corev1.PodResizePending); c.Reason != corev1.PodReasonInfeasible || c.Message != "Resize is infeasible for Guaranteed Pods alongside Memory Manager static policy" {
+			t.Errorf("a resize: %+v", c)
+		}
+		b.apply(pinnedPod("two", "2"))
+		b.stop()
+		b.boot()
+		b.after(time.Minute)
+		if r := b.resources("two"); r.CpusetCpus != "2-3" || r.CpusetMems != "1" {
+			t.Errorf("after a restart: processors %q, memory %q", r.CpusetCpus, r.CpusetMems)
+		}
+		b.delete("two", nil)
+		b.after(time.Minute)
+		if r := b.resources("more"); r.CpusetCpus != "2-3" || r.CpusetMems != "1" {
+			t.Errorf("in its place: processors %q, memory %q", r.CpusetCpus, r.CpusetMems)
+		}
+	})
+}

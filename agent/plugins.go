@@ -27,8 +27,11 @@ func (a *Agent) newPlugins() (err error) {
 		}
 	}
 	a.node.csi = &csi.Drivers{Node: a.cfg.NodeName, Dir: filepath.Join(a.cfg.RootDir, "plugins", "kubernetes.io", "csi"), Changed: changed, Log: a.cfg.Log}
-	a.node.devices, err = device.New(filepath.Join(a.cfg.StateDir, "devices.json"), changed, a.cfg.Log)
-	return err
+	if a.node.devices, err = device.New(filepath.Join(a.cfg.StateDir, "devices.json"), changed, a.cfg.Log); err != nil {
+		return err
+	}
+	a.node.devices.Near = a.node.pins.near
+	return nil
 }
 
 // servePlugins serves plugins of devices and volumes, and those who ask who has

@@ -1,12 +1,18 @@
 package e2etest
 
 import (
+	"path/filepath"
 	"runtime"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
+	"google.golang.org/grpc"
+	plain "google.golang.org/grpc/credentials/insecure"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	api "k8s.io/kubelet/pkg/apis/podresources/v1"
 
 	"podstead/agent"
 	"podstead/agent/internal/numa"
@@ -27,7 +33,9 @@ func processors(n *node) {
 	policy := agent.DefaultPolicy()
 	policy.Pinning.Static, policy.Pinning.Reserved = true, rest
 	policy.Node.Kube = corev1.ResourceList{corev1.ResourceCPU: *resource.NewQuantity(int64(len(rest)), resource.DecimalSI)}
-	n.policy = &policy
+	policy.Pinning.Topology.Policy, policy.Pinning.StaticMemory = numa.SingleNode, true
+	policy.Pinning.ReservedMemory = map[int]map[string]uint64{all.Nodes[0].ID: {"memory": 100 << 20}} // as eviction keeps
+	n.policy, n.rootDir = &policy, n.TempDir()
 	n.start()
 	pod := func(name, resources string) string {
 		return `{apiVersion: v1, kind: Pod, metadata: {name: ` + name + `}, spec: {terminationGracePeriodSeconds: 0, containers: [
@@ -53,6 +61,10 @@ func processors(n *node) {
 	if got := strings.TrimSpace(n.exec("own", "c", "busybox", "nproc")); got != "1" {
 		n.Errorf("nproc: %s", got)
 	}
+	if got := n.exec("own", "c", "grep", "Mems_allowed_list", "/proc/1/status"); strings.TrimSpace(got) != "Mems_allowed_list:\t"+strconv.Itoa(all.Nodes[0].ID) {
+		n.Errorf("memory: %q", got)
+	}
+	n.listed("own", last)
 	n.apply(pod("later", "{}"))
 	n.until("later", "ready", ready)
 	sees("later", "later", rest)
@@ -87,4 +99,22 @@ func processors(n *node) {
 		n.until(name, "gone", gone)
 	}
 	n.clean()
+}
+
+// listed checks what PodResources tells of a pod.
+func (n *node) listed(name string, cpus numa.CPUs) {
+	n.Helper()
+	conn, err := grpc.NewClient("unix://"+filepath.Join(n.rootDir, "pod-resources", "kubelet.sock"), grpc.WithTransportCredentials(plain.NewCredentials()))
+	if err != nil {
+		n.Fatal(err)
+	}
+	defer conn.Close()
+	got, err := api.NewPodResourcesListerClient(conn).Get(n.Context(), &api.GetPodResourcesRequest{PodName: name, PodNamespace: "default"})
+	if err != nil {
+		n.Fatal(err)
+	}
+	c := got.PodResources.Containers[0]
+	if !slices.Equal(c.CpuIds, []int64{int64(cpus[0])}) || len(c.Memory) != 1 || c.Memory[0].Size != 64<<20 || len(c.Memory[0].Topology.Nodes) != 1 {
+		n.Errorf("PodResources: %v", c)
+	}
 }

@@ -231,8 +231,6 @@ func TestManifestURL(t *testing.T) {
 // TestNicheFieldsAreNamed sets what has no effect here, and is told so.
 func TestNicheFieldsAreNamed(t *testing.T) {
 	for content, field := range map[string]string{
-		"memoryManagerPolicy: Static": "memoryManagerPolicy", "reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]": "reservedMemory",
-		"topologyManagerPolicy: restricted": "topologyManagerPolicy", "topologyManagerScope: pod": "topologyManagerScope",
 		"qosReserved: {memory: 50%}": "qosReserved", "hairpinMode: none": "hairpinMode",
 		"kernelMemcgNotification: true": "kernelMemcgNotification", "streamingConnectionIdleTimeout: 1h": "streamingConnectionIdleTimeout",
 		"iptablesDropBit: 3": "iptablesDropBit", "nodeLeaseDurationSeconds: 7": "nodeLeaseDurationSeconds", "eventRecordQPS: 7": "eventRecordQPS",

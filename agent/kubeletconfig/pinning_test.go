@@ -45,3 +45,37 @@ reservedSystemCPUs: "0,2-3"
 func options(names ...string) string {
 	return "cpuManagerPolicyOptions: {" + strings.Join(names, ": 'true', ") + ": 'true'}"
 }
+
+func TestTopologyAndMemory(t *testing.T) {
+	p, err := policyOf(t, `
+topologyManagerPolicy: restricted
+topologyManagerScope: pod
+topologyManagerPolicyOptions: {prefer-closest-numa-nodes: "true", max-allowable-numa-nodes: "12"}
+memoryManagerPolicy: Static
+reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}, {numaNode: 1, limits: {memory: 100Mi, hugepages-2Mi: 4Mi}}]
+`)
+	want := agent.DefaultPolicy().Pinning
+	want.Topology, want.PodScope, want.MaxNodes = numa.Topology{Policy: numa.Restricted, Closest: true}, true, 12
+	want.StaticMemory = true
+	want.ReservedMemory = map[int]map[string]uint64{0: {"memory": 1 << 30}, 1: {"memory": 100 << 20, "hugepages-2Mi": 4 << 20}}
+	if err != nil || !reflect.DeepEqual(p.Pinning, want) {
+		t.Errorf("%+v, %v", p.Pinning, err)
+	}
+	const static = "memoryManagerPolicy: Static\nreservedMemory: "
+	for text, want := range map[string]string{
+		"topologyManagerPolicy: some":                                      "topologyManagerPolicy: ",
+		"topologyManagerScope: node":                                       "topologyManagerScope: ",
+		"topologyManagerPolicyOptions: {fast: 'true'}":                     "topologyManagerPolicyOptions[fast]: there is no",
+		"topologyManagerPolicyOptions: {max-allowable-numa-nodes: '7'}":    "topologyManagerPolicyOptions[max-allowable-numa-nodes]: ",
+		"topologyManagerPolicyOptions: {prefer-closest-numa-nodes: maybe}": "topologyManagerPolicyOptions[prefer-closest-numa-nodes]: ",
+		"memoryManagerPolicy: static":                                      "memoryManagerPolicy: ",
+		"reservedMemory: [{numaNode: 0, limits: {memory: 1Gi}}]":           "reservedMemory: it is of",
+		static + "[{numaNode: 0, limits: {cpu: 1}}]":                       "reservedMemory[0].limits[cpu]: ",
+		static + "[{numaNode: 0, limits: {memory: 0}}]":                    "reservedMemory[0].limits[memory]: ",
+		static + "[{numaNode: 0}, {numaNode: 0}]":                          "reservedMemory[1].numaNode: ",
+	} {
+		if _, err := policyOf(t, text); err == nil || !strings.HasPrefix(err.Error(), want) {
+			t.Errorf("%s: %v", text, err)
+		}
+	}
+}

@@ -32,6 +32,9 @@ type Manager struct {
 	file    string // allocations
 	log     *slog.Logger
 	changed func()
+	// Near, if not nil, tells near which NUMA nodes a container's devices are to be, by
+	// ID; none: anywhere. Strict: and nowhere else.
+	Near func(uid, container string) (nodes []int, strict bool)
 
 	alloc sync.Mutex // one pod is given devices at a time
 
@@ -135,7 +138,7 @@ func (m *Manager) choose(pod *corev1.Pod) (map[string]map[string][]string, error
 	reuse := map[string][]string{}
 	for _, c := range list {
 		for resource, n := range wants(c) {
-			have := append(slices.Clone(reuse[resource]), free[resource]...)
+			have := m.nearest(pod, c.Name, resource, slices.Concat(reuse[resource], free[resource]))
 			if len(have) < n {
 				return nil, fmt.Errorf("Container %s asks for %d of %s, %d are free", c.Name, n, resource, len(have))
 			}
@@ -213,7 +216,7 @@ func (m *Manager) allocate(ctx context.Context, pod *corev1.Pod) (Pod, error) {
 		for resource, ids := range chosen[c.Name] {
 			p := plugins[resource]
 			if p.options.GetGetPreferredAllocationAvailable() && !passing[c.Name] && !shared(chosen, resource, c.Name) {
-				if ids, err = m.prefer(ctx, p, ids, others(chosen, resource, c.Name)); err != nil {
+				if ids, err = m.prefer(ctx, p, pod, c.Name, ids, others(chosen, resource, c.Name)); err != nil {
 					return nil, err
 				}
 				chosen[c.Name][resource] = ids
@@ -262,9 +265,12 @@ func others(chosen map[string]map[string][]string, resource, name string) map[st
 
 // prefer lets a plugin choose among what is free. What it says counts only if it
 // is as many, and free.
-func (m *Manager) prefer(ctx context.Context, p *endpoint, ids []string, others map[string]bool) ([]string, error) {
+func (m *Manager) prefer(ctx context.Context, p *endpoint, pod *corev1.Pod, container string, ids []string, others map[string]bool) ([]string, error) {
 	m.mu.Lock()
 	free := slices.DeleteFunc(m.free(p.resource, p), func(id string) bool { return others[id] })
+	if near := m.near(pod, container, p.resource, free); len(near) >= len(ids) {
+		free = near
+	}
 	m.mu.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()

@@ -253,6 +253,12 @@ type pinned struct{}
 
 func (pinned) CPUIDs(uid, container string) []int64 { return []int64{int64(len(container))} }
 func (pinned) AllocatableCPUIDs() []int64           { return []int64{1, 2} }
+func (pinned) Memory(uid, container string) []*api.ContainerMemory {
+	return []*api.ContainerMemory{{MemoryType: "memory", Size: uint64(len(container))}}
+}
+func (pinned) AllocatableMemory() []*api.ContainerMemory {
+	return []*api.ContainerMemory{{MemoryType: "memory", Size: 7}}
+}
 
 func TestPodResources(t *testing.T) {
 	r := start(t, t.TempDir())
@@ -276,7 +282,7 @@ func TestPodResources(t *testing.T) {
 	list, err := client.List(ctx, &api.ListPodResourcesRequest{}, grpc.WaitForReady(true))
 	if err != nil || len(list.PodResources) != 1 || len(list.PodResources[0].Containers) != 2 ||
 		!slices.Equal(list.PodResources[0].Containers[0].Devices[0].DeviceIds, []string{"d1"}) ||
-		!slices.Equal(list.PodResources[0].Containers[0].CpuIds, []int64{1}) {
+		!slices.Equal(list.PodResources[0].Containers[0].CpuIds, []int64{1}) || list.PodResources[0].Containers[0].Memory[0].Size != 1 {
 		t.Errorf("list: %v, %v", list, err)
 	}
 	if one, err := client.Get(ctx, &api.GetPodResourcesRequest{PodName: "p", PodNamespace: "ns"}); err != nil || one.PodResources.Name != "p" {
@@ -286,7 +292,7 @@ func TestPodResources(t *testing.T) {
 		t.Errorf("get of none: %v", err)
 	}
 	all, err := client.GetAllocatableResources(ctx, &api.AllocatableResourcesRequest{})
-	if err != nil || len(all.Devices) != 1 || !slices.Equal(all.Devices[0].DeviceIds, []string{"d1", "d2"}) || !slices.Equal(all.CpuIds, []int64{1, 2}) {
+	if err != nil || len(all.Devices) != 1 || !slices.Equal(all.Devices[0].DeviceIds, []string{"d1", "d2"}) || !slices.Equal(all.CpuIds, []int64{1, 2}) || all.Memory[0].Size != 7 {
 		t.Errorf("allocatable: %v, %v", all, err)
 	}
 	cancel()

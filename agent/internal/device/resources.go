@@ -20,6 +20,8 @@ import (
 type Pinned interface {
 	CPUIDs(uid, container string) []int64
 	AllocatableCPUIDs() []int64
+	Memory(uid, container string) []*api.ContainerMemory
+	AllocatableMemory() []*api.ContainerMemory
 }
 
 // Serve serves the PodResources API (podresources/v1, KEP-2043) on kubelet.sock
@@ -71,7 +73,7 @@ func (l lister) GetAllocatableResources(context.Context, *api.AllocatableResourc
 	m := l.manager
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	resp := &api.AllocatableResourcesResponse{CpuIds: l.pinned.AllocatableCPUIDs()}
+	resp := &api.AllocatableResourcesResponse{CpuIds: l.pinned.AllocatableCPUIDs(), Memory: l.pinned.AllocatableMemory()}
 	for _, resource := range slices.Sorted(maps.Keys(m.plugins)) {
 		var ids []string
 		for _, id := range slices.Sorted(maps.Keys(m.plugins[resource].devices)) {
@@ -95,7 +97,7 @@ func (l lister) of(pod *corev1.Pod) *api.PodResources {
 		if passing[c.Name] {
 			continue // it is over, or will be
 		}
-		one := &api.ContainerResources{Name: c.Name, CpuIds: l.pinned.CPUIDs(string(pod.UID), c.Name)}
+		one := &api.ContainerResources{Name: c.Name, CpuIds: l.pinned.CPUIDs(string(pod.UID), c.Name), Memory: l.pinned.Memory(string(pod.UID), c.Name)}
 		grants := m.pods[string(pod.UID)][c.Name]
 		for _, resource := range slices.Sorted(maps.Keys(grants)) {
 			one.Devices = append(one.Devices, m.describe(resource, grants[resource].IDs)...)

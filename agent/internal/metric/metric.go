@@ -43,8 +43,9 @@ type Metrics struct {
 	podStart          prometheus.Histogram
 	probes            *prometheus.CounterVec
 	probeDuration     *prometheus.HistogramVec
-	cpuRequests       prometheus.Counter
-	cpuErrors         prometheus.Counter
+	pinRequests       map[string]prometheus.Counter // by what was asked for
+	pinErrors         map[string]prometheus.Counter
+	pinDuration       prometheus.Histogram
 	sharedCPUs        prometheus.Gauge
 	exclusiveCPUs     prometheus.Gauge
 	healthy           *prometheus.GaugeVec
@@ -96,8 +97,15 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.preemptions = counters("kubelet_preemptions", "Pods that went for a critical one, by what that lacked.", "preemption_signal")
 	m.evictions = counters("kubelet_evictions", "Pods that were evicted, by signal.", "eviction_signal")
 	m.podStart = histograms("kubelet_pod_start_duration_seconds", "From the first sight of a pod to its running, images that had to be pulled included.", podTime).WithLabelValues().(prometheus.Histogram)
-	m.cpuRequests = counters("kubelet_cpu_manager_pinning_requests_total", "Pods that asked for processors of their own.").WithLabelValues()
-	m.cpuErrors = counters("kubelet_cpu_manager_pinning_errors_total", "Pods that had to wait for processors of their own.").WithLabelValues()
+	m.pinRequests = map[string]prometheus.Counter{
+		"cpu":      counters("kubelet_cpu_manager_pinning_requests_total", "Pods that asked for processors of their own.").WithLabelValues(),
+		"memory":   counters("kubelet_memory_manager_pinning_requests_total", "Pods that asked for memory of their own.").WithLabelValues(),
+		"topology": counters("kubelet_topology_manager_admission_requests_total", "Pods for which NUMA nodes were looked for.").WithLabelValues()}
+	m.pinErrors = map[string]prometheus.Counter{
+		"cpu":      counters("kubelet_cpu_manager_pinning_errors_total", "Pods that had to wait for processors of their own.").WithLabelValues(),
+		"memory":   counters("kubelet_memory_manager_pinning_errors_total", "Pods that had to wait for memory of their own.").WithLabelValues(),
+		"topology": counters("kubelet_topology_manager_admission_errors_total", "Pods that had to wait for NUMA nodes.").WithLabelValues()}
+	m.pinDuration = histograms("kubelet_topology_manager_admission_duration_ms", "Duration of the search for NUMA nodes, in milliseconds.", prometheus.ExponentialBuckets(.05, 2, 15)).WithLabelValues().(prometheus.Histogram)
 	m.sharedCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_shared_pool_size_millicores", Help: "Processors that containers share, in thousandths."})
 	m.exclusiveCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_exclusive_cpu_allocation_count", Help: "Processors that containers have for themselves."})
 	m.Registry.MustRegister(m.sharedCPUs, m.exclusiveCPUs)
@@ -121,13 +129,17 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	return m
 }
 
-// Pinned notes that a pod asked for processors of its own.
-func (m *Metrics) Pinned(refused bool) {
+// Pinned notes that a pod asked for something of its own ("cpu", "memory"), or for NUMA
+// nodes ("topology").
+func (m *Metrics) Pinned(what string, refused bool, took time.Duration) {
 	if m == nil {
 		return
 	}
-	if m.cpuRequests.Inc(); refused {
-		m.cpuErrors.Inc()
+	if m.pinRequests[what].Inc(); refused {
+		m.pinErrors[what].Inc()
+	}
+	if what == "topology" {
+		m.pinDuration.Observe(float64(took) / float64(time.Millisecond))
 	}
 }
 

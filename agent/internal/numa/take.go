@@ -127,11 +127,11 @@ func (m Machine) pack(free CPUs, n int, o Options) (got CPUs) {
 		return got
 	}
 	from := free
-	if o.ByCache { // the rest of one cache, the one that it fills best
-		caches := m.groups(byCache, free)
-		slices.SortStableFunc(caches, func(a, b CPUs) int { return cmp.Compare(len(a), len(b)) })
-		if i := slices.IndexFunc(caches, func(c CPUs) bool { return len(c) >= rest }); i >= 0 {
-			from = caches[i]
+	for _, by := range levels { // the rest of one of each, the one that it fills best
+		units := m.groups(by, from)
+		slices.SortStableFunc(units, func(a, b CPUs) int { return cmp.Compare(len(a), len(b)) })
+		if i := slices.IndexFunc(units, func(c CPUs) bool { return len(c) >= rest }); i >= 0 {
+			from = units[i]
 		}
 	}
 	if per := m.ThreadsPerCore(); !o.SpreadCores {

@@ -1,7 +1,9 @@
-// Package pinning keeps which containers have processors for themselves, as the
-// kubelet's static CPU manager policy does: a container of a Guaranteed pod that asks
-// for whole processors gets as many that no other container runs on, until its pod has
-// ended; all other containers share the rest. What is chosen is package numa's to say.
+// Package pinning keeps which containers have processors and memory of NUMA nodes for
+// themselves, as the kubelet's static CPU manager and Static memory manager policies
+// do: a container of a Guaranteed pod that asks for whole processors gets as many that
+// no other container runs on, until its pod has ended; all other containers share the
+// rest. A topology policy says how close to each other its processors, its memory and
+// its devices have to be. What is chosen is package numa's to say (place.go).
 //
 // Who has what is in one file, so that a later agent knows it, and so that it can tell
 // containers that go on running when the policy is another one.
@@ -17,13 +19,12 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
-	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"podstead/agent/internal/numa"
-	"podstead/agent/internal/request"
 	"podstead/sys"
 )
 
@@ -36,17 +37,37 @@ type Policy struct {
 	ReservedCPU resource.Quantity
 	// Period is how often containers are looked at that could not be told.
 	Period time.Duration
+
+	// Topology is topologyManagerPolicy; "" is none. PodScope: a pod's containers are
+	// on the same nodes. MaxNodes is how many nodes a machine may have for it.
+	Topology numa.Topology
+	PodScope bool
+	MaxNodes int
+
+	StaticMemory bool // memoryManagerPolicy: Static
+	// ReservedMemory is reservedMemory, by ID of the node, in bytes by resource.
+	ReservedMemory map[int]map[string]uint64
 }
 
 // DefaultPeriod is the kubelet's cpuManagerReconcilePeriod.
 const DefaultPeriod = 10 * time.Second
 
 // On tells whether there is anything to keep.
-func (p Policy) On() bool { return p.Static }
+func (p Policy) On() bool { return p.Static || p.StaticMemory || p.aligns() }
+
+// aligns tells whether hints are merged.
+func (p Policy) aligns() bool { return p.Topology.Policy != "" && p.Topology.Policy != numa.None }
 
 // Grant is what a container has for itself.
 type Grant struct {
 	CPUs numa.CPUs `json:",omitempty"`
+	// Nodes, by ID, of which it has Memory for itself, in bytes by resource.
+	Nodes  numa.CPUs         `json:",omitempty"`
+	Memory map[string]uint64 `json:",omitempty"`
+	// Near are the nodes, by ID, that were agreed on.
+	Near numa.CPUs `json:",omitempty"`
+	// Passing: it is over when the pod's other containers begin.
+	Passing bool `json:",omitempty"`
 }
 
 // Pod is what a pod's containers have, by name.
@@ -59,15 +80,19 @@ type Refusal struct{ Reason, Message string }
 const (
 	smtAlignment = "SMTAlignmentError"
 	unexpected   = "UnexpectedAdmissionError"
+	affinity     = "TopologyAffinityError"
 )
 
 // Refuses tells whether a reason is that of a Refusal.
-func Refuses(reason string) bool { return reason == smtAlignment || reason == unexpected }
+func Refuses(reason string) bool {
+	return reason == smtAlignment || reason == unexpected || reason == affinity
+}
 
 // Events are told as they happen; any may be nil.
 type Events struct {
 	Changed func() // who has what
-	Asked   func(refused bool)
+	// Asked: a pod asked for something ("cpu", "memory", "topology") and was refused.
+	Asked func(what string, refused bool, took time.Duration)
 }
 
 // Book is who has what. The methods of a nil one say that nobody has anything.
@@ -75,9 +100,12 @@ type Book struct {
 	machine  numa.Machine
 	policy   Policy
 	reserved numa.CPUs
+	memory   numa.Memory
 	file     string
 	log      *slog.Logger
 	events   Events
+
+	shown atomic.Pointer[map[string]Pod] // pods, for Near
 
 	mu      sync.Mutex
 	pods    map[string]Pod    // by UID
@@ -114,6 +142,9 @@ func Open(file string, m numa.Machine, p Policy, events Events, log *slog.Logger
 			return nil, err
 		}
 	}
+	if err := b.check(); err != nil {
+		return nil, err
+	}
 	b.left = !p.On()
 	b.adopt(old.Pods)
 	return b, b.save()
@@ -138,6 +169,34 @@ func reserve(m numa.Machine, p Policy) (numa.CPUs, error) {
 	return cpus, nil
 }
 
+// check tells what of the policy the machine does not allow.
+func (b *Book) check() (err error) {
+	m, p := b.machine, b.policy
+	if p.aligns() || p.StaticMemory {
+		if most := max(p.MaxNodes, 8); len(m.Nodes) > most {
+			return fmt.Errorf("topologyManagerPolicy, memoryManagerPolicy: the machine has %d NUMA nodes, more than %d", len(m.Nodes), most)
+		}
+	}
+	if p.Options.AlignBySocket && m.Sockets() > len(m.Nodes) {
+		return errors.New("cpuManagerPolicyOptions: align-by-socket: the machine has more sockets than NUMA nodes")
+	}
+	if !p.StaticMemory {
+		return nil
+	}
+	reserved := make([]map[string]uint64, len(m.Nodes))
+	for _, id := range slices.Sorted(maps.Keys(p.ReservedMemory)) {
+		i := slices.IndexFunc(m.Nodes, func(n numa.Node) bool { return n.ID == id })
+		if i < 0 {
+			return fmt.Errorf("reservedMemory: the machine has no NUMA node %d", id)
+		}
+		reserved[i] = p.ReservedMemory[id]
+	}
+	if b.memory, err = numa.NewMemory(m, reserved); err != nil {
+		return fmt.Errorf("reservedMemory: %w", err)
+	}
+	return nil
+}
+
 // adopt takes over what pods had, where it fits the machine and the policy; of the
 // others it says so, and their containers share what there is.
 func (b *Book) adopt(pods map[string]Pod) {
@@ -159,8 +218,12 @@ func (b *Book) adopt(pods map[string]Pod) {
 
 func (b *Book) misfit(pod Pod, taken map[int]string) string {
 	for _, name := range slices.Sorted(maps.Keys(pod)) {
-		cpus := pod[name].CPUs
+		cpus, nodes := pod[name].CPUs, pod[name].Nodes
 		switch {
+		case len(nodes) > 0 && !b.policy.StaticMemory:
+			return "memoryManagerPolicy is not Static any more"
+		case len(nodes) > 0 && len(b.machine.NodeIDs(b.machine.MaskOf(nodes...))) != len(nodes):
+			return fmt.Sprintf("the machine has not the NUMA nodes %s", nodes)
 		case len(cpus) > 0 && !b.policy.Static:
 			return "cpuManagerPolicy is not static any more"
 		case len(cpus.Minus(b.machine.All())) > 0:
@@ -187,42 +250,9 @@ func (b *Book) save() error {
 	if err != nil {
 		return err
 	}
+	shown := maps.Clone(b.pods)
+	b.shown.Store(&shown)
 	return sys.WriteFileAtomic(b.file, data, 0o600, true)
-}
-
-// Admit gives a pod's containers what they are to have for themselves: those that
-// have none yet. If it is refused, wake is called, from anywhere, when it may be worth
-// to ask again.
-func (b *Book) Admit(pod *corev1.Pod, wake func()) *Refusal {
-	if b == nil || !b.policy.On() {
-		return nil
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	uid := string(pod.UID)
-	had, known := b.pods[uid]
-	next, err := b.place(pod, had)
-	if b.events.Asked != nil && (err != nil || len(next) > len(had)) {
-		b.events.Asked(err != nil)
-	}
-	if err != nil {
-		b.waiting[uid] = wake
-		return refusal(err)
-	}
-	delete(b.waiting, uid)
-	if len(next) == len(had) {
-		return nil
-	}
-	b.pods[uid] = next
-	if err := b.save(); err != nil {
-		if delete(b.pods, uid); known {
-			b.pods[uid] = had
-		}
-		b.waiting[uid] = wake
-		return refusal(err)
-	}
-	b.changed()
-	return nil
 }
 
 // changed tells those who have to know. The lock is held.
@@ -230,67 +260,6 @@ func (b *Book) changed() {
 	if b.events.Changed != nil {
 		go b.events.Changed()
 	}
-}
-
-func refusal(err error) *Refusal {
-	var smt *numa.SMTError
-	if errors.As(err, &smt) {
-		return &Refusal{smtAlignment, smt.Error()}
-	}
-	return &Refusal{unexpected, fmt.Sprintf("Allocate failed due to %v, which is unexpected", err)}
-}
-
-// place chooses what the containers of a pod are to have that have nothing yet.
-func (b *Book) place(pod *corev1.Pod, had Pod) (Pod, error) {
-	next := maps.Clone(had)
-	if next == nil {
-		next = Pod{}
-	}
-	free := b.machine.All().Minus(b.reserved).Minus(b.taken())
-	var reuse numa.CPUs // of init containers that are over by then
-	list, passing := containers(pod)
-	for _, c := range list {
-		g, has := next[c.Name]
-		if n := Wants(pod, c); !has && n > 0 && b.policy.Static {
-			cpus, err := b.machine.Take(n, b.policy.Options, reuse, free)
-			if err != nil {
-				return nil, err
-			}
-			g = Grant{CPUs: cpus}
-			next[c.Name] = g
-		}
-		free = free.Minus(g.CPUs)
-		if reuse = reuse.Minus(g.CPUs); passing[c.Name] {
-			reuse = reuse.Or(g.CPUs)
-		}
-	}
-	return next, nil
-}
-
-// Wants is how many processors a container is to have for itself, 0 if it shares: it
-// has to be of a Guaranteed pod, whose containers have resources of their own, and ask
-// for whole ones.
-func Wants(pod *corev1.Pod, c *corev1.Container) int {
-	cpu := c.Resources.Requests.Cpu().MilliValue()
-	if cpu == 0 || cpu%1000 != 0 || pod.Spec.Resources != nil || request.QoS(pod) != corev1.PodQOSGuaranteed {
-		return 0
-	}
-	return int(cpu / 1000)
-}
-
-// containers of a pod in the order in which they are given something. What an init
-// container has, unless it is a sidecar, is free again for those after it.
-func containers(pod *corev1.Pod) (list []*corev1.Container, passing map[string]bool) {
-	passing = map[string]bool{}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		list = append(list, c)
-		passing[c.Name] = c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
-	}
-	for i := range pod.Spec.Containers {
-		list = append(list, &pod.Spec.Containers[i])
-	}
-	return list, passing
 }
 
 // taken are all processors that somebody has alone. The lock is held.
@@ -320,7 +289,9 @@ func (b *Book) Release(uid string) {
 	}
 	b.changed()
 	for _, wake := range b.waiting {
-		go wake()
+		if wake != nil {
+			go wake()
+		}
 	}
 }
 
@@ -335,16 +306,6 @@ func (b *Book) Keep(uids map[string]bool) {
 	for _, uid := range gone {
 		b.Release(uid)
 	}
-}
-
-// Has tells whether a pod was admitted and has something for itself.
-func (b *Book) Has(uid string) bool {
-	if b == nil {
-		return false
-	}
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return len(b.pods[uid]) > 0
 }
 
 // Of is what a container has for itself.

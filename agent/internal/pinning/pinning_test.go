@@ -68,7 +68,17 @@ func (b *Book) text() string {
 	var out []string
 	for _, uid := range slices.Sorted(maps.Keys(b.pods)) {
 		for _, name := range slices.Sorted(maps.Keys(b.pods[uid])) {
-			out = append(out, fmt.Sprintf("%s/%s=%s", uid, name, b.pods[uid][name].CPUs))
+			g := b.pods[uid][name]
+			text := fmt.Sprintf("%s/%s=%s", uid, name, g.CPUs)
+			if len(g.Near) > 0 {
+				text += "@" + g.Near.String()
+			}
+			if len(g.Nodes) > 0 {
+				text += "+" + g.Nodes.String()
+			}
+			if len(g.CPUs)+len(g.Near)+len(g.Nodes) > 0 {
+				out = append(out, text)
+			}
 		}
 	}
 	return strings.Join(append(out, "shared="+b.shared().String()), " ")
@@ -84,7 +94,7 @@ func TestBook(t *testing.T) {
 	woken := make(chan string, 10)
 	admit := func(p *corev1.Pod, want string) {
 		t.Helper()
-		if no := b.Admit(p, func() { woken <- p.Name }); no != nil {
+		if no := b.Admit(Ask{Pod: p, Wake: func() { woken <- p.Name }}); no != nil {
 			t.Errorf("%s: %+v", p.Name, no)
 		}
 		if got := b.text(); got != want {
@@ -93,14 +103,14 @@ func TestBook(t *testing.T) {
 	}
 	admit(pod("shares", "a=500m", "b=1500m"), "shared=0-7")
 	// What an init container has is used again, what a sidecar has is not.
-	admit(pod("inits", "init:i=3", "sidecar:s=1", "a=1"), "inits/a=1 inits/i=1-2,5 inits/s=2 shared=0,3-4,6-7")
-	admit(pod("inits", "init:i=3", "sidecar:s=1", "a=1"), "inits/a=1 inits/i=1-2,5 inits/s=2 shared=0,3-4,6-7")
-	no := b.Admit(pod("big", "a=4"), func() { woken <- "big" })
+	admit(pod("inits", "init:i=3", "sidecar:s=1", "a=1"), "inits/a=2 inits/i=2-3,6 inits/s=3 shared=0-1,4-5,7")
+	admit(pod("inits", "init:i=3", "sidecar:s=1", "a=1"), "inits/a=2 inits/i=2-3,6 inits/s=3 shared=0-1,4-5,7")
+	no := b.Admit(Ask{Pod: pod("big", "a=4"), Wake: func() { woken <- "big" }})
 	if no == nil || no.Reason != "UnexpectedAdmissionError" || !strings.Contains(no.Message, "requested=4, available=3,") {
 		t.Errorf("%+v", no)
 	}
 	half := pod("half", "a=1", "b=3")
-	if no := b.Admit(half, func() {}); no == nil || b.Has("half") {
+	if no := b.Admit(Ask{Pod: half}); no == nil || b.pods["half"] != nil {
 		t.Errorf("all or nothing: %+v, %s", no, b.text())
 	}
 
@@ -110,19 +120,19 @@ func TestBook(t *testing.T) {
 	}
 	less := eight()
 	less.CPUs = less.CPUs[:5]
-	if less, log := open(t, file, less, static); less.Has("inits") || !strings.Contains(log, "uid=inits") || !strings.Contains(log, "the machine has no processors 5") {
+	if less, log := open(t, file, less, Policy{Static: true, Reserved: numa.CPUs{0}}); less.pods["inits"] != nil || !strings.Contains(log, "uid=inits") || !strings.Contains(log, "the machine has no processors 6") {
 		t.Errorf("on less: %s, %s", less.text(), log)
 	}
 	open(t, file, eight(), static)
 	b.save()
-	if other, log := open(t, file, eight(), Policy{Static: true, Reserved: numa.CPUs{1}}); other.Has("inits") || !strings.Contains(log, "processors 1 are reserved now") {
+	if other, log := open(t, file, eight(), Policy{Static: true, Reserved: numa.CPUs{2}}); other.pods["inits"] != nil || !strings.Contains(log, "processors 2 are reserved now") {
 		t.Errorf("others reserved: %s, %s", other.text(), log)
 	}
 	b.save()
-	if off, _ := open(t, file, eight(), Policy{}); off.Has("inits") || off.Set("inits", "a") != "0-7" || !off.Told() {
+	if off, _ := open(t, file, eight(), Policy{}); off.pods["inits"] != nil || off.Set("inits", "a") != "0-7" || !off.Told() {
 		t.Errorf("without the policy: %s", off.text())
 	}
-	if off, _ := open(t, file, eight(), Policy{}); off != nil || off.Set("x", "a") != "" || off.Admit(pod("x", "a=1"), nil) != nil {
+	if off, _ := open(t, file, eight(), Policy{}); off != nil || off.Set("x", "a") != "" || off.Admit(Ask{Pod: pod("x", "a=1")}) != nil {
 		t.Error("there is a book without a policy")
 	}
 
@@ -149,16 +159,16 @@ func TestReserved(t *testing.T) {
 	if got := b.text(); got != "shared=1-3,5-7" {
 		t.Error(got)
 	}
-	if no := b.Admit(pod("odd", "a=3"), func() {}); no == nil || no.Reason != "SMTAlignmentError" || no.Message != "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2" {
+	if no := b.Admit(Ask{Pod: pod("odd", "a=3")}); no == nil || no.Reason != "SMTAlignmentError" || no.Message != "SMT Alignment Error: requested 3 cpus not multiple cpus per core = 2" {
 		t.Errorf("%+v", no)
 	}
-	if no := b.Admit(pod("all", "a=6"), func() {}); no != nil || b.text() != "all/a=1-3,5-7 shared=0,4" {
+	if no := b.Admit(Ask{Pod: pod("all", "a=6")}); no != nil || b.text() != "all/a=1-3,5-7 shared=0,4" {
 		t.Errorf("%+v, %s", no, b.text())
 	}
 	if err := os.WriteFile(file, []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if b, log := open(t, file, eight(), Policy{Static: true, Reserved: numa.CPUs{0}}); b.Has("all") || !strings.Contains(log, "level=ERROR") {
+	if b, log := open(t, file, eight(), Policy{Static: true, Reserved: numa.CPUs{0}}); b.pods["all"] != nil || !strings.Contains(log, "level=ERROR") {
 		t.Error(b.text(), log)
 	}
 }

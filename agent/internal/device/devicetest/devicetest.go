@@ -24,6 +24,8 @@ type Plugin struct {
 	Answer func(ids []string) *plugin.ContainerAllocateResponse
 	// Prefer chooses; nil: the last ones.
 	Prefer func(free []string, n int) []string
+	// Nodes are the NUMA nodes of devices that say it.
+	Nodes map[string]int64
 
 	dir     string
 	mu      sync.Mutex
@@ -94,6 +96,9 @@ func (p *Plugin) Set(ids ...string) {
 		d := &plugin.Device{ID: id, Health: plugin.Healthy}
 		if id[0] == '-' {
 			d.ID, d.Health = id[1:], plugin.Unhealthy
+		}
+		if node, ok := p.Nodes[d.ID]; ok {
+			d.Topology = &plugin.TopologyInfo{Nodes: []*plugin.NUMANode{{ID: node}}}
 		}
 		p.devices = append(p.devices, d)
 	}
