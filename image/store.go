@@ -141,20 +141,29 @@ func (s *Store) open() error {
 	return s.collectAtOpen()
 }
 
+// lockPatience is how long children of a process that was killed may take to
+// close what they have of it: they were forked, and have not got to it yet.
+const lockPatience = 2 * time.Second
+
 func (s *Store) takeLock() error {
 	f, err := os.OpenFile(s.path("lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
 		return err
 	}
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		f.Close()
-		if errors.Is(err, unix.EWOULDBLOCK) {
+	for deadline := time.Now().Add(lockPatience); ; time.Sleep(10 * time.Millisecond) {
+		err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		switch {
+		case err == nil:
+			s.lock = f
+			return nil
+		case err != unix.EWOULDBLOCK && err != unix.EINTR:
+			f.Close()
+			return fmt.Errorf("lock: %w", err)
+		case time.Now().After(deadline):
+			f.Close()
 			return errors.New("another process has it open")
 		}
-		return fmt.Errorf("lock: %w", err)
 	}
-	s.lock = f
-	return nil
 }
 
 func (s *Store) emptyStaging() error {
