@@ -129,8 +129,11 @@ type Policy struct {
 	ParallelPulls    int // 0: no bound
 	// PullsPerSecond begin, and PullBurst at once, others wait; 0: no bound.
 	PullsPerSecond, PullBurst int
-	CPU                       request.CPU
-	Memory                    request.Memory // V2 and SwapBytes are the host's
+	// KeepMemory are the hundredths of what pods request of memory that is kept from
+	// pods of lower classes; 0: none.
+	KeepMemory int
+	CPU        request.CPU
+	Memory     request.Memory // V2 and SwapBytes are the host's
 	// Pinning says what containers get of the machine for themselves.
 	Pinning Pinning
 	// VerifyImages says who may use images that are there.

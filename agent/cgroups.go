@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -33,8 +32,12 @@ type cgroups struct {
 	systemd   bool
 	pids      int64 // that a pod may have; 0: no limit
 	reserve   bool  // the kernel is told what pods request of memory
-	metrics   *metric.Metrics
-	log       *slog.Logger
+	// keepOff are the hundredths of the memory that pods of better classes request
+	// which those of the others may not use, of all that pods may have; 0: none.
+	keepOff     int
+	allocatable int64
+	metrics     *metric.Metrics
+	log         *slog.Logger
 }
 
 func (c *cgroups) off() bool { return c.hierarchy == nil }
@@ -129,30 +132,16 @@ func (c *cgroups) share(pods map[string]*corev1.Pod) {
 	if err := c.shares("burstable", uint64(min(max(total, 2), 262144))); err != nil {
 		c.log.Warn("share of burstable pods not set", "error", err)
 	}
+	if c.keepOff > 0 {
+		if err := c.keepClassesOff(pods); err != nil {
+			c.log.Warn("qosReserved: memory is not kept from pods of lower classes", "error", err)
+		}
+	}
 	if c.reserve && c.hierarchy.Unified() {
 		if err := c.reserveAll(pods); err != nil {
 			c.log.Warn("memory is not reserved for pods", "error", err)
 		}
 	}
-}
-
-// reserveAll tells the kernel what the pods of the classes request together: what
-// a group is left is never more than what those above it are. Above the tree, that
-// is the instance's own group.
-func (c *cgroups) reserveAll(pods map[string]*corev1.Pod) error {
-	all, burstable := request.Reservations(pods)
-	groups := map[string]request.Reservation{c.path(): all, c.path("burstable"): burstable}
-	if root := path.Join("/", c.root); !c.systemd && root != "/" {
-		groups[root] = all
-	}
-	var failed []error
-	for name, r := range groups {
-		g := c.hierarchy.Group(name)
-		if err := g.Set(&specs.LinuxResources{Unified: r.Unified()}); err != nil {
-			failed = append(failed, fmt.Errorf("cgroup %s: %w", g.Path(), err))
-		}
-	}
-	return errors.Join(failed...)
 }
 
 // pod makes a pod's group with the sum of its limits. While it is live these

@@ -141,6 +141,7 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 	n.facts.CPU, n.facts.Memory, n.facts.Storage = *n.allocatable.Cpu(), *n.allocatable.Memory(), *n.allocatable.StorageEphemeral()
 	n.request.Memory.Allocatable = n.allocatable.Memory().Value()
 	n.cgroups.reserve = n.request.Memory.Reserve
+	n.cgroups.keepOff, n.cgroups.allocatable = cfg.Policy.KeepMemory, n.allocatable.Memory().Value()
 	n.ledger = &allocation.Ledger{Allocatable: n.allocatable}
 	if n.pins, err = n.newPins(cfg); err != nil {
 		return nil, err

@@ -89,3 +89,42 @@ func TestMemoryQoS(t *testing.T) {
 	}
 	n.clean()
 }
+
+// TestQOSReserved: pods of lower classes leave what those of better ones request.
+func TestQOSReserved(t *testing.T) {
+	host.Require(t)
+	cgroups, err := cgroup.Detect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := onPodstead(t)
+	n.stop()
+	policy := agent.DefaultPolicy()
+	policy.KeepMemory = 50
+	n.policy = &policy
+	n.start()
+	n.apply(memoryPods)
+	for _, name := range []string{"sure", "maybe", "any"} {
+		n.until(name, "ready", ready)
+	}
+	nodes, err := n.client.Nodes(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := uint64(nodes.Items[0].Status.Allocatable.Memory().Value())
+	const mib, page = 1 << 20, 1 << 12
+	for class, want := range map[string]uint64{"burstable": all - 32*mib, "besteffort": all - 32*mib - 16*mib} {
+		g := cgroups.Group(path.Join(host.Cgroup(), "kubepods", class))
+		stats, err := g.Stats()
+		if err != nil || stats.MemoryLimitBytes > want || stats.MemoryLimitBytes+page < want {
+			t.Errorf("%s may use %d, want %d: %v", class, stats.MemoryLimitBytes, want, err)
+		}
+	}
+	for _, name := range []string{"sure", "maybe", "any"} {
+		if err := n.client.DeletePod(t.Context(), "default", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.until(name, "gone", gone)
+	}
+	n.clean()
+}

@@ -132,6 +132,7 @@ allowedUnsafeSysctls: [net.core.*]
 defaultPodSysctls: {net/core/somaxconn: "7"}
 volumeStatsAggPeriod: 5m
 memoryThrottlingFactor: 0.9
+qosReserved: {memory: 50%}
 memoryReservationPolicy: TieredReservation
 evictionHard: {memory.available: 1Gi}
 evictionSoft: {nodefs.available: 20%}
@@ -153,7 +154,7 @@ userNamespaces: {idsPerPod: 131072}
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
-		PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
+		KeepMemory: 50, PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
 		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap, Throttle: 0.9, Reserve: true},
 		Pinning: agent.DefaultPolicy().Pinning,
@@ -192,6 +193,9 @@ userNamespaces: {idsPerPod: 131072}
 		"memoryThrottlingFactor: 1.5":                         "memoryThrottlingFactor: 1.5",
 		"memoryThrottlingFactor: 0":                           "memoryThrottlingFactor: 0",
 		"memoryReservationPolicy: Hard":                       "memoryReservationPolicy: \"Hard\"",
+		"qosReserved: {memory: half}":                         "qosReserved[memory]: ",
+		"qosReserved: {memory: 101%}":                         "qosReserved[memory]: ",
+		"qosReserved: {cpu: 50%}":                             "qosReserved[cpu]: ",
 		"registryPullQPS: -1":                                 "registryPullQPS, ",
 		"cpuCFSQuotaPeriod: 2s":                               "cpuCFSQuotaPeriod: 2s",
 		"memorySwap: {swapBehavior: Much}":                    `memorySwap.swapBehavior: "Much"`,
@@ -231,7 +235,7 @@ func TestManifestURL(t *testing.T) {
 // TestNicheFieldsAreNamed sets what has no effect here, and is told so.
 func TestNicheFieldsAreNamed(t *testing.T) {
 	for content, field := range map[string]string{
-		"qosReserved: {memory: 50%}": "qosReserved", "hairpinMode: none": "hairpinMode",
+		"hairpinMode: none":             "hairpinMode",
 		"kernelMemcgNotification: true": "kernelMemcgNotification", "streamingConnectionIdleTimeout: 1h": "streamingConnectionIdleTimeout",
 		"iptablesDropBit: 3": "iptablesDropBit", "nodeLeaseDurationSeconds: 7": "nodeLeaseDurationSeconds", "eventRecordQPS: 7": "eventRecordQPS",
 		"featureGates: {MemoryQoS: true}": "featureGates", "featureGates: {ReduceDefaultCrashLoopBackOffDecay: true, MemoryQoS: true}": "featureGates",

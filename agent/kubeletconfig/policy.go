@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -137,6 +138,14 @@ func limits(p *agent.Policy, c *kubelet.KubeletConfiguration) error {
 		p.Memory.Reserve = true
 	default:
 		return fmt.Errorf("memoryReservationPolicy: %q is neither None nor TieredReservation", c.MemoryReservationPolicy)
+	}
+	for name, text := range c.QOSReserved {
+		percent, ok := strings.CutSuffix(text, "%")
+		n, err := strconv.Atoi(percent)
+		if name != "memory" || !ok || err != nil || n < 0 || n > 100 {
+			return fmt.Errorf("qosReserved[%s]: %q is no percentage of memory", name, text)
+		}
+		p.KeepMemory = n
 	}
 	p.Memory.OneByOne = c.SingleProcessOOMKill != nil && *c.SingleProcessOOMKill
 	switch p.Memory.Swap = c.MemorySwap.SwapBehavior; p.Memory.Swap {
