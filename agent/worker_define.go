@@ -30,7 +30,9 @@ func (w *worker) redefine(b box) {
 	}
 	if w.failed != nil && w.failed.Hash != specHash(w.hashes) {
 		// Another pod than the one that failed.
-		w.giveBack()
+		if w.giveBack(); w.admitted {
+			w.node.ledger.Release(w.uid) // while the runtime was away it could not be told that it has ended
+		}
 		w.failed, w.ending, w.start, w.admitted, w.set = nil, nil, time.Now(), false, conditions{}
 	}
 	w.set = w.set.of(w.hashes)

@@ -73,7 +73,9 @@ func (w *World) Wanted(def *corev1.Pod, h plan.Hashes) {
 		p = &pod{made: map[string][]*container{}, seen: newSeen()}
 		w.pods[uid] = p
 	}
-	w.settle(uid, p)
+	if w.settle(uid, p); !p.endAt.IsZero() && !p.leaves {
+		p.endAt, p.made = time.Time{}, map[string][]*container{} // what is there came after it was told to be gone
+	}
 	if n := len(p.versions); n > 0 && p.versions[n-1].hashes.Sandbox != h.Sandbox {
 		p.fade()
 	}
