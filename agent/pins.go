@@ -85,7 +85,10 @@ func (cfg Config) topology() (numa.Machine, error) {
 	return numa.Read("/sys")
 }
 
-func (p *pins) measure() { p.node.metrics.CPUs(p.Sizes()) }
+func (p *pins) measure() {
+	shared, exclusive := p.Sizes()
+	p.node.metrics.CPUs(shared, exclusive, p.PerNode())
+}
 
 func (p *pins) changed() {
 	p.measure()

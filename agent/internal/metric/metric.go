@@ -48,6 +48,7 @@ type Metrics struct {
 	pinDuration       prometheus.Histogram
 	sharedCPUs        prometheus.Gauge
 	exclusiveCPUs     prometheus.Gauge
+	nodeCPUs          *prometheus.GaugeVec
 	healthy           *prometheus.GaugeVec
 	healthchecks      *prometheus.CounterVec
 	more
@@ -108,7 +109,8 @@ func New(node, version string, cgroupVersion int, pods func() []*corev1.Pod) *Me
 	m.pinDuration = histograms("kubelet_topology_manager_admission_duration_ms", "Duration of the search for NUMA nodes, in milliseconds.", prometheus.ExponentialBuckets(.05, 2, 15)).WithLabelValues().(prometheus.Histogram)
 	m.sharedCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_shared_pool_size_millicores", Help: "Processors that containers share, in thousandths."})
 	m.exclusiveCPUs = prometheus.NewGauge(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_exclusive_cpu_allocation_count", Help: "Processors that containers have for themselves."})
-	m.Registry.MustRegister(m.sharedCPUs, m.exclusiveCPUs)
+	m.nodeCPUs = prometheus.NewGaugeVec(prometheus.GaugeOpts{Name: "kubelet_cpu_manager_allocation_per_numa", Help: "Processors that containers have for themselves, by NUMA node."}, []string{"numa_node"})
+	m.Registry.MustRegister(m.sharedCPUs, m.exclusiveCPUs, m.nodeCPUs)
 	gauge("kubelet_node_name", "The node's name.", 1, prometheus.Labels{"node": node})
 	gauge("kubelet_cgroup_version", "The version of the host's cgroups.", float64(cgroupVersion), nil)
 	gauge("kubernetes_build_info", "What is running here.", 1, prometheus.Labels{"git_version": version, "go_version": runtime.Version(),
@@ -143,11 +145,16 @@ func (m *Metrics) Pinned(what string, refused bool, took time.Duration) {
 	}
 }
 
-// CPUs are how many processors containers share, and have for themselves.
-func (m *Metrics) CPUs(shared, exclusive int) {
-	if m != nil {
-		m.sharedCPUs.Set(float64(shared) * 1000)
-		m.exclusiveCPUs.Set(float64(exclusive))
+// CPUs are how many processors containers share, and have for themselves, the latter by
+// the NUMA node's ID, too.
+func (m *Metrics) CPUs(shared, exclusive int, nodes map[int]int) {
+	if m == nil {
+		return
+	}
+	m.sharedCPUs.Set(float64(shared) * 1000)
+	m.exclusiveCPUs.Set(float64(exclusive))
+	for id, n := range nodes {
+		m.nodeCPUs.WithLabelValues(strconv.Itoa(id)).Set(float64(n))
 	}
 }
 

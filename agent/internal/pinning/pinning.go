@@ -367,6 +367,17 @@ func (b *Book) Sizes() (shared, exclusive int) {
 	return len(b.shared()), len(b.taken())
 }
 
+// PerNode is how many processors of each NUMA node somebody has alone, by its ID.
+func (b *Book) PerNode() map[int]int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	out, taken := map[int]int{}, b.taken()
+	for i, n := range b.machine.Nodes {
+		out[n.ID] = len(taken.And(b.machine.In(1 << i)))
+	}
+	return out
+}
+
 // Allocatable are the processors that containers may get for themselves, or all if
 // they may not.
 func (b *Book) Allocatable() numa.CPUs {

@@ -114,6 +114,9 @@ func TestBook(t *testing.T) {
 		t.Errorf("all or nothing: %+v, %s", no, b.text())
 	}
 
+	if got := b.PerNode(); got[0] != 0 || got[1] != 3 {
+		t.Errorf("by node: %v", got)
+	}
 	again, log := open(t, file, eight(), static)
 	if again.text() != b.text() || log != "" {
 		t.Errorf("read again: %s, %s", again.text(), log)
