@@ -159,6 +159,7 @@ func (n *nodeOptions) serve(ctx context.Context) error {
 	if err := n.readKubelet(log); err != nil {
 		return err
 	}
+	log = n.logging(log, n.flags.Changed("log-level"))
 	if err := n.readProviders(log); err != nil {
 		return err
 	}

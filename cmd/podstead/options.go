@@ -85,9 +85,18 @@ func (o *options) logger() (*slog.Logger, error) {
 		return nil, fmt.Errorf("--log-level %q is not debug, info, warn or error", o.logLevel)
 	}
 	o.level.Set(level)
-	log := slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level}))
+	return o.logTo(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level})), nil
+}
+
+// jsonLogger is logger with a JSON object in each line.
+func (o *options) jsonLogger() *slog.Logger {
+	return o.logTo(slog.NewJSONHandler(os.Stderr, &slog.HandlerOptions{Level: &o.level}))
+}
+
+func (o *options) logTo(h slog.Handler) *slog.Logger {
+	log := slog.New(h)
 	klog.SetSlogLogger(log)
-	return log, nil
+	return log
 }
 
 // setVerbosity changes what is logged to what klog's flag -v means: debugging from

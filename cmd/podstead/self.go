@@ -8,6 +8,8 @@ import (
 
 	"golang.org/x/sys/unix"
 	kubelet "k8s.io/kubelet/config/v1beta1"
+
+	"podstead/supervisor"
 )
 
 // self is what a KubeletConfiguration says of the process that is the agent; nil
@@ -15,6 +17,9 @@ import (
 type self struct {
 	oomScoreAdj  *int32
 	maxOpenFiles *int64
+	verbosity    int // of klog's, 0: as --log-level says
+	json         bool
+	vmodule      bool // it is asked for verbosities of files
 }
 
 // readSelf checks it. Errors name the field.
@@ -29,6 +34,14 @@ func readSelf(c *kubelet.KubeletConfiguration) (self, error) {
 	if c.MaxOpenFiles > 0 {
 		s.maxOpenFiles = &c.MaxOpenFiles
 	}
+	switch c.Logging.Format {
+	case "", "text":
+	case "json":
+		s.json = true
+	default:
+		return s, fmt.Errorf("logging.format: %q is neither text nor json", c.Logging.Format)
+	}
+	s.verbosity, s.vmodule = int(c.Logging.Verbosity), len(c.Logging.VModule) > 0
 	return s, nil
 }
 
@@ -46,4 +59,18 @@ func (s self) apply(log *slog.Logger) {
 			log.Warn("maxOpenFiles has no effect", "want", *v, "error", err)
 		}
 	}
+}
+
+// logging changes how much is logged, unless a flag has said it, and in which form.
+func (n *nodeOptions) logging(log *slog.Logger, flagged bool) *slog.Logger {
+	if n.self.verbosity > 0 && !flagged {
+		n.setVerbosity(n.self.verbosity)
+	}
+	if n.self.json {
+		log = n.jsonLogger()
+	}
+	if n.self.vmodule && os.Getenv(supervisor.SupervisedEnv) == "" {
+		log.Warn("logging.vmodule has no effect: what is logged does not depend on files")
+	}
+	return log
 }
