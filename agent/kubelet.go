@@ -6,6 +6,7 @@ import (
 	"net"
 	"path"
 	"path/filepath"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -69,11 +70,16 @@ func (a *Agent) newFigures() *stats.Source {
 	return figures
 }
 
+// loopSoon is how long figures wait for the loop.
+const loopSoon = time.Second
+
 // places tells where volumes of pods can be measured. Where the storage of claims
 // is, the loop knows.
 func (a *Agent) places(ctx context.Context, pods []*corev1.Pod) map[string]map[string]volume.Place {
 	out := map[string]map[string]volume.Place{}
 	var objs objects
+	ctx, cancel := context.WithTimeout(ctx, loopSoon) // figures are told without claims, too
+	defer cancel()
 	if err := a.do(ctx, func(context.Context) { objs = a.wanted }); err != nil {
 		return out
 	}
