@@ -8,7 +8,7 @@ import (
 )
 
 // TestProgramsAreSmall holds the promised sizes, in bytes. The supervisor's
-// matters most: what it maps is copied with each fork.
+// matters most: it is there as long as a container is.
 func TestProgramsAreSmall(t *testing.T) {
 	if testing.Short() {
 		t.Skip("linking is not short")
@@ -31,5 +31,19 @@ func TestProgramsAreSmall(t *testing.T) {
 		if info.Size() > limit {
 			t.Errorf("%s has %d bytes, more than the promised %d", program, info.Size(), limit)
 		}
+	}
+}
+
+// TestOtherArchitecture links for arm64 what has assembly and functions that may
+// not grow their stack: only the linker tells whether they fit. The supervisor's
+// imports are few.
+func TestOtherArchitecture(t *testing.T) {
+	if testing.Short() {
+		t.Skip("linking is not short")
+	}
+	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", os.DevNull, "./cmd/podstead-supervisor")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("build: %v\n%s", err, out)
 	}
 }

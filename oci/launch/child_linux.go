@@ -112,12 +112,13 @@ type msghdr struct {
 	flags      uint64
 }
 
-// run executes the operations; it does not return.
+// runMachine is the child's first function: it executes the operations, and does
+// not return.
 //
 //go:nosplit
 //go:norace
 //go:nocheckptr
-func (m *machine) run() {
+func runMachine(m *machine) {
 	for pc := 0; pc < m.count; pc++ {
 		o := (*rawOp)(unsafe.Add(unsafe.Pointer(m.first), uintptr(pc)*unsafe.Sizeof(rawOp{})))
 		var a [6]uintptr

@@ -228,10 +228,3 @@ func rawClone(m *machine) (int, syscall.Errno) {
 //
 //go:noescape
 func cloneStage(args *cloneArgs, size uintptr, m *machine) (pid, errno uintptr)
-
-// runMachine is the child's first function.
-//
-//go:nosplit
-//go:norace
-//go:nocheckptr
-func runMachine(m *machine) { m.run() }
