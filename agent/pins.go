@@ -30,14 +30,14 @@ type pins struct {
 	node *node
 	wake chan struct{} // of capacity 1
 
-	turn sync.Mutex        // one at a time tells
+	turn chan struct{}     // of capacity 1: one at a time tells
 	mu   sync.Mutex        // guards told
 	told map[string]string // by container ID
 }
 
 // newPins reads who has what; nil: nobody ever had.
 func (n *node) newPins(cfg Config) (*pins, error) {
-	p := &pins{node: n, wake: make(chan struct{}, 1), told: map[string]string{}}
+	p := &pins{node: n, wake: make(chan struct{}, 1), turn: make(chan struct{}, 1), told: map[string]string{}}
 	policy := cfg.Policy.Pinning
 	policy.ReservedCPU = reservedCPU(cfg.Policy.Node)
 	machine, err := cfg.topology()
@@ -124,10 +124,14 @@ func (p *pins) run(ctx context.Context) {
 // settle tells every container that runs what it may run on, if that is not what it
 // was told last. Those that were not told by this agent are.
 func (p *pins) settle(ctx context.Context) error {
-	p.turn.Lock()
-	defer p.turn.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, pinPatience)
 	defer cancel()
+	select {
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	list, err := p.node.runtime.ListContainers(ctx, &runtimeapi.ListContainersRequest{Filter: &runtimeapi.ContainerFilter{
 		State:         &runtimeapi.ContainerStateValue{State: runtimeapi.ContainerState_CONTAINER_RUNNING},
 		LabelSelector: map[string]string{observe.LabelAgent: p.node.request.AgentID}}})
@@ -164,7 +168,7 @@ func (p *pins) tell(ctx context.Context, c *runtimeapi.Container) error {
 	p.mu.Lock()
 	was, known := p.told[c.Id]
 	p.mu.Unlock()
-	if known && was == want {
+	if known && was == want || c.State != runtimeapi.ContainerState_CONTAINER_RUNNING { // not every runtime heeds the filter
 		return nil
 	}
 	_, err := p.node.runtime.UpdateContainerResources(ctx, &runtimeapi.UpdateContainerResourcesRequest{

@@ -14,7 +14,7 @@ import (
 
 // manifest makes up a pod, some of which have readiness gates.
 func (s *story) manifest(name string) string {
-	text := manifest(s.world, name)
+	text := s.guaranteed(name, manifest(s.world, name))
 	if !s.gates || s.world.Roll(2, "gates", name) == 0 {
 		return text
 	}

@@ -36,6 +36,7 @@ var (
 	// is not to be surprised. "make simulate" begins anywhere.
 	simFirst  = flag.Uint64("sim.first", 1, "the first seed to simulate, 0 for any")
 	simNarrow = flag.Bool("sim.narrow", false, "whether the world of -sim.seed is a narrow one")
+	simPins   = flag.Bool("sim.pins", false, "whether its containers have processors of their own")
 	simGates  = flag.Bool("sim.gates", true, "whether its pods have readiness gates")
 )
 
@@ -55,11 +56,12 @@ func TestSimulationOfPreemption(t *testing.T) {
 type kind struct {
 	narrow bool // not all pods fit, and there is a critical one
 	gates  bool // pods have readiness gates
+	pins   bool // containers have processors of their own
 }
 
 func manyLives(t *testing.T, simTime time.Duration, k kind) {
 	if *simSeed != 0 {
-		if k.narrow == *simNarrow {
+		if k.narrow == *simNarrow && k.pins == *simPins {
 			k.gates = *simGates
 			live(t, *simSeed, k)
 		}
@@ -136,7 +138,7 @@ func live(t *testing.T, seed uint64, k kind) {
 		s.halt(false)
 		if t.Failed() || *simSeed != 0 {
 			t.Logf("the story of seed %d:\n%s", seed, strings.Join(s.world.Trace(), "\n"))
-			t.Logf("again: go test ./agent -run TestSimulation -sim.seed %d -sim.narrow=%t -sim.gates=%t", seed, k.narrow, k.gates)
+			t.Logf("again: go test ./agent -run TestSimulation -sim.seed %d -sim.narrow=%t -sim.pins=%t -sim.gates=%t", seed, k.narrow, k.pins, k.gates)
 		}
 	})
 }
@@ -176,14 +178,21 @@ func (n noted) Write(line []byte) (int, error) {
 
 func (s *story) boot() {
 	session := s.world.Connect()
-	a, err := New(Config{Runtime: session, StateDir: filepath.Join(s.dir, "state"), RunDir: filepath.Join(s.dir, "run"), PodLogsDir: filepath.Join(s.dir, "logs"),
-		NodeName: "n1", Log: slog.New(slog.NewTextHandler(noted{s.world}, nil))})
+	cfg := Config{Runtime: session, StateDir: filepath.Join(s.dir, "state"), RunDir: filepath.Join(s.dir, "run"), PodLogsDir: filepath.Join(s.dir, "logs"),
+		NodeName: "n1", Log: slog.New(slog.NewTextHandler(noted{s.world}, nil))}
+	if s.pins {
+		s.pinned(&cfg)
+	}
+	a, err := New(cfg)
 	if err != nil {
 		s.Fatal(err)
 	}
 	a.evictor.read, a.evictor.stalls = s.host.read, s.host.wait
 	a.images.Disk = s.host.disk
 	a.kernelLog = ""
+	if s.pins {
+		a.node.ledger.Allocatable = enoughCPU()
+	}
 	if s.narrow {
 		a.node.ledger.Allocatable = corev1.ResourceList{corev1.ResourceCPU: *resource.NewMilliQuantity(narrowCPU, resource.DecimalSI)}
 	}
@@ -303,12 +312,14 @@ func (s *story) run() {
 	}
 	s.after(16 * time.Minute)
 	s.settled()
+	s.checkPins()
 	s.restartChangesNothing()
 	for _, name := range slices.Sorted(maps.Keys(s.wanted)) {
 		s.delete(name, nil)
 	}
 	s.after(10 * time.Minute)
 	s.gone()
+	s.checkPins()
 }
 
 func (s *story) act(name string) {
@@ -397,6 +408,9 @@ func (s *story) settled() {
 		if s.wanted[p.Name] != "" && s.narrow && s.waitsForRoom(p, pods) {
 			continue
 		}
+		if s.wanted[p.Name] != "" && s.waitsForProcessors(p) {
+			continue
+		}
 		if s.wanted[p.Name] == "" || !over && !allReady(p) || s.gates && !over && s.stillClosed(p) {
 			posted, _ := s.agent.board.get("default", p.Name)
 			s.Errorf("pod %s is %s, %+v, why %+v", p.Name, p.Status.Phase, p.Status.ContainerStatuses, posted.why)
@@ -457,7 +471,11 @@ func (s *story) restartChangesNothing() {
 			s.Errorf("a restart changed %s from\n…%.300s to\n…%.300s", before[i].Name, was[at:], is[at:])
 		}
 	}
-	if n := s.world.Changes() - calls; n > probesOf(before) {
+	told := 0
+	if s.pins {
+		told = len(s.world.CPUs()) // once more
+	}
+	if n := s.world.Changes() - calls; n > probesOf(before)+told {
 		s.Errorf("a restart made %d calls", n)
 	}
 }

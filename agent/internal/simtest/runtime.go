@@ -320,7 +320,7 @@ func (s *Session) UpdateContainerResources(ctx context.Context, r *runtimeapi.Up
 		if !c.running() {
 			return cri.Errorf(codes.FailedPrecondition, "it does not run")
 		}
-		c.config.Linux.Resources = r.Linux
+		c.update(r.Linux)
 		return nil
 	})
 	return &runtimeapi.UpdateContainerResourcesResponse{}, err
