@@ -316,7 +316,7 @@ func (w *World) resized(p *pod, c *container) bool {
 		if is == nil {
 			continue
 		}
-		if (p.versions[i].from.After(c.asked) || w.narrow > 0) && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
+		if (!p.versions[i].from.Before(c.asked) || w.narrow > 0) && was != nil && is.Resources.Requests.Cpu().Cmp(*was.Resources.Requests.Cpu()) != 0 {
 			return true
 		}
 		was = is
