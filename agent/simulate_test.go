@@ -487,10 +487,10 @@ func shown(p *corev1.Pod) string {
 		return err.Error()
 	}
 	// What others had when a pod asked for room stays until it asks again.
-	return usedByOthers.ReplaceAllString(string(data), "used: n")
+	return usedByOthers.ReplaceAllString(string(data), "$1 n")
 }
 
-var usedByOthers = regexp.MustCompile(`used: \d+`)
+var usedByOthers = regexp.MustCompile(`(used:|available=) ?\d+`)
 
 // probesOf is how many probes may be made at once.
 func probesOf(pods []*corev1.Pod) (n int) {
