@@ -24,7 +24,7 @@ func TestNicheFieldsAreRefused(t *testing.T) {
 		volume(`fc: {lun: 0}`):                                                                                                          "spec.volumes[0].fc: Forbidden",
 		volume(`gitRepo: {repository: x}`):                                                                                              "spec.volumes[0].gitRepo: Forbidden",
 		volume(`flexVolume: {driver: x}`):                                                                                               "spec.volumes[0].flexVolume: Forbidden",
-		volume(`emptyDir: {mode: 448}`):                                                                                                 "spec.volumes[0].emptyDir.mode: Forbidden",
+		volume(`emptyDir: {mode: 2048}`):                                                                                                "spec.volumes[0].emptyDir.mode: Invalid value",
 		volume(`configMap: {name: c, defaultUser: 7}`):                                                                                  "spec.volumes[0].configMap.defaultUser: Forbidden",
 		volume(`projected: {sources: [{clusterTrustBundle: {path: p}}]}`):                                                               "clusterTrustBundle: Forbidden",
 		volume(`projected: {sources: [{podCertificate: {signerName: s, keyType: ED25519}}]}`):                                           "podCertificate: Forbidden",

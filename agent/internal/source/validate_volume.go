@@ -68,6 +68,9 @@ func (c *podCheck) volume(v *corev1.Volume, p *field.Path) {
 		if q := v.EmptyDir.SizeLimit; q != nil && q.Sign() < 0 {
 			c.add(field.Invalid(at.Child("sizeLimit"), q.String(), "must not be negative"))
 		}
+		if m := v.EmptyDir.Mode; m != nil && (*m < 0 || *m > 0o1777) {
+			c.add(field.Invalid(at.Child("mode"), *m, "must be between 0000 and 01777"))
+		}
 	case v.HostPath != nil:
 		c.hostPath(v.HostPath, p.Child("hostPath"))
 	case v.CSI != nil:

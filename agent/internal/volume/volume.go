@@ -99,7 +99,7 @@ func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 		return err
 	}
 	if v.Secret != nil || v.Projected != nil {
-		err = mountTmpfs(dir, 0, nil)
+		err = mountTmpfs(dir, 0, 0o777, nil)
 	} else {
 		err = os.MkdirAll(dir, 0o777)
 	}
@@ -161,7 +161,7 @@ func (p Pod) find(name string) *corev1.Volume {
 func (p Pod) emptyDir(v *corev1.Volume) error {
 	dir, group := p.path(v), p.Spec.Spec.SecurityContext.FSGroup
 	if v.EmptyDir != nil && v.EmptyDir.Medium == corev1.StorageMediumMemory {
-		return mountTmpfs(dir, p.memorySize(v), group)
+		return mountTmpfs(dir, p.memorySize(v), emptyDirMode(v, group), group)
 	}
 	if v.EmptyDir != nil && strings.HasPrefix(string(v.EmptyDir.Medium), string(corev1.StorageMediumHugePages)) {
 		return p.mountHugePages(v, dir, group)
@@ -172,20 +172,31 @@ func (p Pod) emptyDir(v *corev1.Volume) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
-	mode := fs.FileMode(0o777)
 	if group != nil {
 		if err := os.Lchown(dir, -1, int(*group)); err != nil {
 			return err
 		}
-		mode |= fs.ModeSetgid
 	}
-	if err := os.Chmod(dir, mode); err != nil { // past the umask
-		return err
+	if err := unix.Chmod(dir, emptyDirMode(v, group)); err != nil { // past the umask
+		return &fs.PathError{Op: "chmod", Path: dir, Err: err}
 	}
 	if p.Projects != nil && v.EmptyDir != nil {
 		_ = p.Projects.Add(dir) // without, it is measured by a walk
 	}
 	return nil
+}
+
+// emptyDirMode are the bits of an emptyDir: everybody's, or what it asks for; of
+// its group, if there is one, in any case.
+func emptyDirMode(v *corev1.Volume, group *int64) uint32 {
+	mode := uint32(0o777)
+	if v.EmptyDir != nil && v.EmptyDir.Mode != nil {
+		mode = uint32(*v.EmptyDir.Mode)
+	}
+	if group != nil {
+		mode |= unix.S_ISGID | 0o770
+	}
+	return mode
 }
 
 // mountHugePages mounts a hugetlbfs at dir unless one is there.
@@ -200,9 +211,9 @@ func (p Pod) mountHugePages(v *corev1.Volume, dir string, group *int64) error {
 	if sizes := request.HugePageSizes(p.Spec); !ok && len(sizes) > 0 {
 		size = sizes[0] // the only one
 	}
-	options := fmt.Sprintf("mode=0777,pagesize=%d", size)
+	options := fmt.Sprintf("mode=%#o,pagesize=%d", emptyDirMode(v, group), size)
 	if group != nil {
-		options = fmt.Sprintf("mode=02777,gid=%d,pagesize=%d", *group, size)
+		options += fmt.Sprintf(",gid=%d", *group)
 	}
 	if q := v.EmptyDir.SizeLimit; q != nil && q.Sign() > 0 {
 		options += fmt.Sprintf(",size=%d", q.Value())
@@ -231,18 +242,18 @@ func (p Pod) memorySize(v *corev1.Volume) int64 {
 	return total
 }
 
-// mountTmpfs mounts a tmpfs at dir unless one is there; it belongs to group if
-// that is given.
-func mountTmpfs(dir string, size int64, group *int64) error {
+// mountTmpfs mounts a tmpfs with these bits at dir unless one is there; it belongs
+// to group if that is given.
+func mountTmpfs(dir string, size int64, mode uint32, group *int64) error {
 	if err := os.MkdirAll(dir, 0o777); err != nil {
 		return err
 	}
 	if sys.IsMount(dir) {
 		return nil
 	}
-	options := "mode=0777"
+	options := fmt.Sprintf("mode=%#o", mode)
 	if group != nil {
-		options = fmt.Sprintf("mode=02777,gid=%d", *group)
+		options += fmt.Sprintf(",gid=%d", *group)
 	}
 	if size > 0 {
 		options += fmt.Sprintf(",size=%d", size)

@@ -233,6 +233,28 @@ func TestEmptyDirIsAProject(t *testing.T) {
 	}
 }
 
+// TestEmptyDirMode: the bits are those that are asked for, and those of the group.
+func TestEmptyDirMode(t *testing.T) {
+	host.Require(t)
+	for _, c := range []struct {
+		mode  *int32
+		group *int64
+		want  os.FileMode
+	}{{nil, nil, 0o777}, {ptr(int32(0o1777)), nil, 0o777 | os.ModeSticky}, {ptr(int32(0o750)), nil, 0o750}, {ptr(int32(0)), nil, 0},
+		{ptr(int32(0o1700)), ptr(int64(4321)), 0o770 | os.ModeSticky | os.ModeSetgid}} {
+		p := newPod(t, vol("disk", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Mode: c.mode}}),
+			vol("mem", corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{Medium: corev1.StorageMediumMemory, Mode: c.mode}}))
+		p.Spec.Spec.SecurityContext.FSGroup = c.group
+		must(t, p.Setup(&objects{}, env.Facts{}))
+		for i := range p.Spec.Spec.Volumes {
+			if st, err := os.Stat(p.path(&p.Spec.Spec.Volumes[i])); err != nil || st.Mode()&^os.ModeDir != c.want {
+				t.Errorf("%+v: volume %d has %v, want %v: %v", c, i, st.Mode(), c.want, err)
+			}
+		}
+		must(t, p.Free())
+	}
+}
+
 func TestEmptyDir(t *testing.T) {
 	host.Require(t)
 	p := newPod(t,
