@@ -3,11 +3,13 @@ package agent
 import (
 	"fmt"
 	"regexp"
+	"slices"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 
+	"podstead/agent/client"
 	"podstead/agent/internal/numa"
 	"podstead/agent/internal/pinning"
 )
@@ -16,6 +18,12 @@ import (
 // their own, of a machine with four, one of them reserved.
 func TestSimulationOfProcessors(t *testing.T) {
 	manyLives(t, *simTime/3, kind{gates: true, pins: true})
+}
+
+// TestProcessorsOfOld lives through such a world that once showed a bug: a pod that
+// became another one had less, and nobody told those who waited.
+func TestProcessorsOfOld(t *testing.T) {
+	live(t, 8877730444991229810, kind{gates: true, pins: true})
 }
 
 // pinned lets an agent believe in such a machine.
@@ -71,7 +79,9 @@ func (s *story) checkPins() {
 
 // waitsForProcessors tells whether a pod rightly waits as others have what it needs.
 func (s *story) waitsForProcessors(p *corev1.Pod) bool {
-	if !s.pins || !pinning.Refuses(p.Status.Reason) {
+	posted, _ := s.agent.board.get("default", p.Name)
+	refused := slices.ContainsFunc(posted.why.Waiting, func(w client.Wait) bool { return pinning.Refuses(w.Reason) })
+	if !s.pins || !refused {
 		return false
 	}
 	_, taken := s.agent.node.pins.Sizes()

@@ -288,6 +288,11 @@ func (b *Book) Release(uid string) {
 		b.log.Error("processors of a pod that is over are kept for it after a restart", "uid", uid, "error", err)
 	}
 	b.changed()
+	b.wake()
+}
+
+// wake has those ask again who wait. The lock is held.
+func (b *Book) wake() {
 	for _, wake := range b.waiting {
 		if wake != nil {
 			go wake()

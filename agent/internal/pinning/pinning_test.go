@@ -144,6 +144,13 @@ func TestBook(t *testing.T) {
 		t.Error(got, b.text())
 	}
 	admit(pod("big", "a=4"), "big/a=2-3,6-7 shared=0-1,4-5")
+	if no := b.Admit(Ask{Pod: pod("next", "a=3"), Wake: func() { woken <- "next" }}); no == nil {
+		t.Error(b.text())
+	}
+	admit(pod("big", "a=1"), "big/a=1 shared=0,2-7") // by another definition
+	for got := ""; got != "next"; {
+		got = <-woken // or an earlier one
+	}
 }
 
 // TestReserved: what is reserved has to be there, and is not shared if that is strict.

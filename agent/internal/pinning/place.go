@@ -51,7 +51,9 @@ func (b *Book) Admit(a Ask) *Refusal {
 		return refusal(err)
 	}
 	delete(b.waiting, uid)
-	b.changed()
+	if b.changed(); known {
+		b.wake() // it may have less than before
+	}
 	return nil
 }
 
