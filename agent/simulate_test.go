@@ -95,6 +95,8 @@ func TestSimulationOfOld(t *testing.T) {
 		kind kind
 	}{
 		{1224518201120646801, "what began anew after a shutdown did not see a sandbox that had come late", kind{gates: true}},
+		{398, "a condition that was set when a shutdown did not come was forgotten", kind{gates: true}},
+		{1774668082859437615, "an instance that was made and never started counted as a restart", kind{gates: true}},
 		{303, "a sidecar was stopped while a container was being started", kind{}},
 		{790, "the runtime was away, and that was taken from the grace of who was to end then", kind{}},
 		{1278, "a canceled start went on, and the container ran when its sandbox was stopped", kind{}},

@@ -287,11 +287,11 @@ func (w *worker) unpack() {
 	if b.evict != nil {
 		w.fall(*b.evict)
 	}
+	if b.resume { // before what is asked of the pod since
+		w.resume()
+	}
 	for _, a := range b.asked {
 		a.answer <- a.do(w)
-	}
-	if b.resume {
-		w.resume()
 	}
 	w.comeBack()
 	w.retryResize()

@@ -152,9 +152,12 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
 	case c.State == observe.Created:
 		cs.State.Waiting = m.waiting(spec)
+		// It may never run and be made once more, with what was before it.
 		if last := m.in.Seen.Previous(spec.Name); last != nil {
-			cs.RestartCount = last.Restarts // it may never run and be made once more
+			cs.RestartCount = last.Restarts
 			cs.LastTerminationState = m.terminated(last)
+		} else {
+			cs.RestartCount = min(c.Restarts, m.restartsShown(spec.Name))
 		}
 	case m.held(spec, c):
 		cs.State.Waiting = m.waiting(spec)
@@ -198,12 +201,30 @@ func (m maker) waiting(spec *corev1.Container) *corev1.ContainerStateWaiting {
 
 // waited is what a container waited for when the last status was made.
 func (m maker) waited(name string) *corev1.ContainerStateWaiting {
+	if c := m.before(name); c != nil {
+		return c.State.Waiting
+	}
+	return nil
+}
+
+// restartsShown is how often a container was restarted by the last status.
+func (m maker) restartsShown(name string) int32 {
+	if c := m.before(name); c != nil {
+		return c.RestartCount
+	}
+	return 0
+}
+
+// before is what the last status said of a container, nil if nothing.
+func (m maker) before(name string) *corev1.ContainerStatus {
 	if m.in.Prev == nil {
 		return nil
 	}
-	for _, c := range slices.Concat(m.in.Prev.InitContainerStatuses, m.in.Prev.ContainerStatuses) {
-		if c.Name == name {
-			return c.State.Waiting
+	for _, all := range [][]corev1.ContainerStatus{m.in.Prev.InitContainerStatuses, m.in.Prev.ContainerStatuses} {
+		for i := range all {
+			if all[i].Name == name {
+				return &all[i]
+			}
 		}
 	}
 	return nil
