@@ -120,6 +120,8 @@ type Policy struct {
 	// UnsafeSysctls are those that pods may set beside the safe ones: names, or
 	// beginnings that end with a *.
 	UnsafeSysctls []string
+	// FirewallChains are those of the host that a kubelet makes for other programs.
+	FirewallChains bool
 	// PodSysctls are those of pods that do not set them themselves.
 	PodSysctls map[string]string
 	// MaxRestartPeriod is the longest back-off of a container that crashes,

@@ -15,6 +15,7 @@ import (
 
 	"podstead/agent/internal/allocation"
 	"podstead/agent/internal/eviction"
+	"podstead/agent/internal/iptables"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/request"
 	"podstead/agent/internal/source"
@@ -47,6 +48,9 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.wg.Go(func() { a.evictor.run(ctx) })
 	a.wg.Go(func() { a.watchShutdown(ctx) })
 	a.wg.Go(func() { a.watchOOM(ctx) })
+	if a.cfg.Policy.FirewallChains {
+		a.wg.Go(func() { iptables.Keep(ctx, a.cfg.Log) })
+	}
 	for {
 		select {
 		case <-ctx.Done():

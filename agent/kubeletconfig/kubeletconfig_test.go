@@ -109,6 +109,7 @@ func read(t *testing.T, content string) *kubelet.KubeletConfiguration {
 func TestPolicy(t *testing.T) {
 	kubelets := agent.DefaultPolicy()
 	kubelets.Eviction, _ = eviction.Settings{}.Policy() // pods go for a full disk, too
+	kubelets.FirewallChains = true
 	got, err := Policy(read(t, ""))
 	if err != nil || !reflect.DeepEqual(got, kubelets) {
 		t.Errorf("an empty configuration changes the policy: %+v, %v", got, err)
@@ -154,7 +155,7 @@ userNamespaces: {idsPerPod: 131072}
 	want := agent.Policy{
 		ClusterDNS: []string{"10.0.0.10"}, ClusterDomain: "cluster.local", ResolvConf: "/r",
 		SeccompDefault: true, PodPidsLimit: 100, IDsPerPod: 131072, PodCIDR: "10.1.0.0/24,fd00::/64", RuntimeTimeout: 7 * time.Minute, UnsafeSysctls: []string{"net.core.*"},
-		KeepMemory: 50, PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
+		KeepMemory: 50, FirewallChains: true, PodSysctls: map[string]string{"net.core.somaxconn": "7"}, VolumeStatsPeriod: 5 * time.Minute,
 		MaxRestartPeriod: 30 * time.Second, ParallelPulls: 3, PullsPerSecond: 7, PullBurst: 9,
 		CPU: request.CPU{NoQuota: true, Period: 5 * time.Millisecond}, Memory: request.Memory{OneByOne: true, Swap: request.LimitedSwap, Throttle: 0.9, Reserve: true},
 		Pinning: agent.DefaultPolicy().Pinning,
@@ -167,6 +168,9 @@ userNamespaces: {idsPerPod: 131072}
 	}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
+	}
+	if got, err := Policy(read(t, "makeIPTablesUtilChains: false\n")); err != nil || got.FirewallChains {
+		t.Errorf("%+v, %v", got, err)
 	}
 	if got, err := Policy(read(t, "podPidsLimit: -1\nserializeImagePulls: true\n")); err != nil || got.PodPidsLimit != 0 || got.ParallelPulls != 1 {
 		t.Errorf("%+v, %v", got, err)

@@ -37,6 +37,7 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 	if c.SeccompDefault != nil {
 		p.SeccompDefault = *c.SeccompDefault
 	}
+	p.FirewallChains = c.MakeIPTablesUtilChains == nil || *c.MakeIPTablesUtilChains
 	p.VolumeStatsPeriod = c.VolumeStatsAggPeriod.Duration
 	return p, errors.Join(sysctls(&p, c), runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), pinning(&p.Pinning, c), shutdown(&p, c))
 }
