@@ -122,6 +122,9 @@ type Policy struct {
 	UnsafeSysctls []string
 	// FirewallChains are those of the host that a kubelet makes for other programs.
 	FirewallChains bool
+	// OwnCgroup is the agent's, SystemCgroup that of all programs that are in no
+	// other: paths, empty for where they are anyway.
+	OwnCgroup, SystemCgroup string
 	// PodSysctls are those of pods that do not set them themselves.
 	PodSysctls map[string]string
 	// MaxRestartPeriod is the longest back-off of a container that crashes,

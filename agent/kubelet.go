@@ -66,6 +66,12 @@ func (a *Agent) newFigures() *stats.Source {
 	}
 	if n.cgroups.hierarchy != nil {
 		figures.PodsCgroup = n.cgroups.hierarchy.Group(n.cgroups.path())
+		if name := a.cfg.Policy.OwnCgroup; name != "" {
+			figures.OwnCgroup = n.cgroups.hierarchy.Group(name)
+		}
+		if name := a.cfg.Policy.SystemCgroup; name != "" {
+			figures.SystemCgroup = n.cgroups.hierarchy.Group(name)
+		}
 	}
 	return figures
 }

@@ -48,6 +48,7 @@ func (a *Agent) loop(ctx context.Context, files <-chan []source.File) error {
 	a.wg.Go(func() { a.evictor.run(ctx) })
 	a.wg.Go(func() { a.watchShutdown(ctx) })
 	a.wg.Go(func() { a.watchOOM(ctx) })
+	a.placeSystem(ctx)
 	if a.cfg.Policy.FirewallChains {
 		a.wg.Go(func() { iptables.Keep(ctx, a.cfg.Log) })
 	}

@@ -169,6 +169,15 @@ userNamespaces: {idsPerPod: 131072}
 	if err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("got  %+v, %v\nwant %+v", got, err, want)
 	}
+	if got, err := Policy(read(t, "kubeletCgroups: /runtime/kubelet\nsystemCgroups: /system\ncgroupRoot: /\n")); err != nil || got.OwnCgroup != "/runtime/kubelet" || got.SystemCgroup != "/system" {
+		t.Errorf("%+v, %v", got, err)
+	}
+	for _, bad := range []string{"systemCgroups: /system", "kubeletCgroups: /", "kubeletCgroups: /a/../b"} {
+		field, _, _ := strings.Cut(bad, ":")
+		if _, err := Policy(read(t, bad+"\n")); err == nil || !strings.Contains(err.Error(), field) {
+			t.Errorf("%s: %v", bad, err)
+		}
+	}
 	if got, err := Policy(read(t, "makeIPTablesUtilChains: false\n")); err != nil || got.FirewallChains {
 		t.Errorf("%+v, %v", got, err)
 	}

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"path"
 	"slices"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -50,6 +51,20 @@ func node(r *agent.Reservations, c *kubelet.KubeletConfiguration) error {
 	}
 	if c.EnforceNodeAllocatable != nil {
 		add(enforce(r, c.EnforceNodeAllocatable))
+	}
+	return errors.Join(errs...)
+}
+
+// systemGroups checks the groups of programs that are no pods.
+func systemGroups(c *kubelet.KubeletConfiguration) error {
+	var errs []error
+	for field, name := range map[string]string{"kubeletCgroups": c.KubeletCgroups, "systemCgroups": c.SystemCgroups} {
+		if name != "" && (path.Clean("/"+name) == "/" || slices.Contains(strings.Split(name, "/"), "..")) {
+			errs = append(errs, fmt.Errorf("%s: %q is no path of a group below the root", field, name))
+		}
+	}
+	if c.SystemCgroups != "" && c.CgroupRoot == "" {
+		errs = append(errs, errors.New("systemCgroups: cgroupRoot has to be set, too"))
 	}
 	return errors.Join(errs...)
 }

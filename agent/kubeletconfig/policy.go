@@ -38,8 +38,9 @@ func Policy(c *kubelet.KubeletConfiguration) (agent.Policy, error) {
 		p.SeccompDefault = *c.SeccompDefault
 	}
 	p.FirewallChains = c.MakeIPTablesUtilChains == nil || *c.MakeIPTablesUtilChains
+	p.OwnCgroup, p.SystemCgroup = c.KubeletCgroups, c.SystemCgroups
 	p.VolumeStatsPeriod = c.VolumeStatsAggPeriod.Duration
-	return p, errors.Join(sysctls(&p, c), runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), pinning(&p.Pinning, c), shutdown(&p, c))
+	return p, errors.Join(sysctls(&p, c), runtime(&p, c), images(&p, c), pulls(&p, c), limits(&p, c), verify(&p, c), backoff(&p, c), evictions(&p, c), node(&p.Node, c), systemGroups(c), pinning(&p.Pinning, c), shutdown(&p, c))
 }
 
 // sysctls are those that pods may set, and those that they get anyway.

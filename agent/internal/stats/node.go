@@ -11,6 +11,8 @@ import (
 	"golang.org/x/sys/unix"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
+
+	"podstead/cgroup"
 )
 
 // tick is the kernel's unit of /proc/stat (USER_HZ).
@@ -64,35 +66,57 @@ func (s *Source) node() stats.NodeStats {
 	return out
 }
 
-// system tells of the agent itself, under the name that dashboards know, and of
-// all pods together.
+// system tells of the agent itself, of the machine's other programs and of all pods
+// together, under the names that dashboards know.
 func (s *Source) system(now metav1.Time) []stats.ContainerStats {
-	var out []stats.ContainerStats
+	out := []stats.ContainerStats{s.own(now)}
+	for _, g := range []struct {
+		name  string
+		group *cgroup.Group
+	}{{stats.SystemContainerMisc, s.SystemCgroup}, {stats.SystemContainerPods, s.PodsCgroup}} {
+		if one, ok := ofGroup(g.name, g.group, now); ok {
+			out = append(out, one)
+		}
+	}
+	return out
+}
+
+// own tells of the agent, by its group if it has one.
+func (s *Source) own(now metav1.Time) stats.ContainerStats {
+	if one, ok := ofGroup(stats.SystemContainerKubelet, s.OwnCgroup, now); ok {
+		return one
+	}
+	one := stats.ContainerStats{Name: stats.SystemContainerKubelet, StartTime: now}
 	var ru unix.Rusage
 	if unix.Getrusage(unix.RUSAGE_SELF, &ru) == nil {
 		used := uint64(ru.Utime.Nano() + ru.Stime.Nano())
-		one := stats.ContainerStats{Name: stats.SystemContainerKubelet, StartTime: now, CPU: &stats.CPUStats{Time: now, UsageCoreNanoSeconds: &used}}
-		if data, err := os.ReadFile("/proc/self/statm"); err == nil {
-			if f := strings.Fields(string(data)); len(f) > 1 {
-				pages, _ := strconv.ParseUint(f[1], 10, 64)
-				rss := pages * uint64(os.Getpagesize())
-				one.Memory = &stats.MemoryStats{Time: now, RSSBytes: &rss, WorkingSetBytes: &rss}
-			}
+		one.CPU = &stats.CPUStats{Time: now, UsageCoreNanoSeconds: &used}
+	}
+	if data, err := os.ReadFile("/proc/self/statm"); err == nil {
+		if f := strings.Fields(string(data)); len(f) > 1 {
+			pages, _ := strconv.ParseUint(f[1], 10, 64)
+			rss := pages * uint64(os.Getpagesize())
+			one.Memory = &stats.MemoryStats{Time: now, RSSBytes: &rss, WorkingSetBytes: &rss}
 		}
-		out = append(out, one)
 	}
-	if s.PodsCgroup == nil {
-		return out
+	return one
+}
+
+// ofGroup tells what a group takes, if there is one.
+func ofGroup(name string, group *cgroup.Group, now metav1.Time) (one stats.ContainerStats, ok bool) {
+	if group == nil {
+		return one, false
 	}
-	if g, err := s.PodsCgroup.Stats(); err == nil {
-		one := stats.ContainerStats{Name: stats.SystemContainerPods, StartTime: now, CPU: &stats.CPUStats{Time: metav1.NewTime(g.Time), UsageCoreNanoSeconds: &g.CPUNanoseconds}}
-		if g.HasMemory {
-			one.Memory = &stats.MemoryStats{Time: metav1.NewTime(g.Time), UsageBytes: &g.MemoryBytes, WorkingSetBytes: &g.WorkingSetBytes,
-				RSSBytes: &g.RSSBytes, PageFaults: &g.PageFaults, MajorPageFaults: &g.MajorPageFaults}
-		}
-		out = append(out, one)
+	g, err := group.Stats()
+	if err != nil {
+		return one, false
 	}
-	return out
+	one = stats.ContainerStats{Name: name, StartTime: now, CPU: &stats.CPUStats{Time: metav1.NewTime(g.Time), UsageCoreNanoSeconds: &g.CPUNanoseconds}}
+	if g.HasMemory {
+		one.Memory = &stats.MemoryStats{Time: metav1.NewTime(g.Time), UsageBytes: &g.MemoryBytes, WorkingSetBytes: &g.WorkingSetBytes,
+			RSSBytes: &g.RSSBytes, PageFaults: &g.PageFaults, MajorPageFaults: &g.MajorPageFaults}
+	}
+	return one, true
 }
 
 // processors adds up the columns of work: user, nice, system, irq, softirq and

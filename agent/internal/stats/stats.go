@@ -50,6 +50,9 @@ type Source struct {
 	Log   *slog.Logger
 	// PodsCgroup is the parent of all pods; nil if the runtime keeps it.
 	PodsCgroup *cgroup.Group
+	// OwnCgroup is the agent's, SystemCgroup that of the machine's other programs;
+	// nil if they have none.
+	OwnCgroup, SystemCgroup *cgroup.Group
 
 	mu    sync.Mutex
 	last  sample // of the node's processors

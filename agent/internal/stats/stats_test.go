@@ -4,6 +4,8 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -16,6 +18,7 @@ import (
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/pressure"
 	"podstead/agent/internal/volume"
+	"podstead/cgroup"
 	"podstead/cri"
 )
 
@@ -145,5 +148,41 @@ func TestRate(t *testing.T) {
 		if (got == nil && c.want != 0) || (got != nil && *got != c.want) {
 			t.Errorf("after %v: %v, want %d", c.after, got, c.want)
 		}
+	}
+}
+
+// TestSystemGroups: the agent's group and that of other programs are told of by
+// the names that dashboards know.
+func TestSystemGroups(t *testing.T) {
+	h, err := cgroup.Detect()
+	if err != nil || os.Geteuid() != 0 {
+		t.Skip("needs root and cgroups: ", err)
+	}
+	top := h.Group("/podstead-test-" + strconv.Itoa(os.Getpid()))
+	own, rest := top.Child("own"), top.Child("rest")
+	t.Cleanup(func() {
+		if err := top.Remove(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, g := range []*cgroup.Group{own, rest} {
+		if err := g.Create(); err != nil {
+			t.Skip("no groups can be made here: ", err)
+		}
+	}
+	s := &Source{Runtime: old{}, Node: "n1", NodeFs: "/", Pods: func() []*corev1.Pod { return nil }, Every: -1, OwnCgroup: own, SystemCgroup: rest}
+	sum, err := s.Summary(t.Context(), false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, c := range sum.Node.SystemContainers {
+		names = append(names, c.Name)
+		if c.CPU == nil || c.Memory == nil || *c.Memory.WorkingSetBytes != 0 { // nobody is in them
+			t.Errorf("%s: %+v", c.Name, c)
+		}
+	}
+	if !slices.Equal(names, []string{"kubelet", "misc"}) {
+		t.Errorf("it tells of %v", names)
 	}
 }
