@@ -188,7 +188,7 @@ func startPodman(_ context.Context, dir, registry string) (*side, error) {
 		return strings.TrimSpace(string(out)), err
 	}
 	for _, image := range []string{"busybox", "pause"} {
-		if _, err := podman("pull", "-q", "--tls-verify=false", registry+"/bench/"+image+":1"); err != nil {
+		if _, err := podman("pull", "-q", "--tls-verify=false", registry+"/"+image+":1"); err != nil {
 			return nil, err
 		}
 	}
