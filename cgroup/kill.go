@@ -48,13 +48,7 @@ func treeProcs(dir string) ([]int, error) {
 	if err != nil {
 		return nil, err
 	}
-	var pids []int
-	for line := range strings.Lines(s) {
-		// 0 is a process that this pid namespace cannot see.
-		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
-			pids = append(pids, pid)
-		}
-	}
+	pids := parseProcs(s)
 	children, err := childDirs(dir)
 	if err != nil {
 		return nil, err
@@ -67,6 +61,17 @@ func treeProcs(dir string) ([]int, error) {
 		pids = append(pids, more...)
 	}
 	return pids, nil
+}
+
+// parseProcs reads a cgroup.procs.
+func parseProcs(text string) (pids []int) {
+	for line := range strings.Lines(text) {
+		// 0 is a process that this pid namespace cannot see.
+		if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
+			pids = append(pids, pid)
+		}
+	}
+	return pids
 }
 
 // Kill kills all of them, frozen or forking as they may be, and waits until the

@@ -31,12 +31,7 @@ func (h *Hierarchy) Directly(p string) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("list processes of cgroup %s: %w", p, err)
 		}
-		for line := range strings.Lines(s) {
-			// 0 is a process that this pid namespace cannot see.
-			if pid, err := strconv.Atoi(strings.TrimSpace(line)); err == nil && pid > 0 {
-				pids = append(pids, pid)
-			}
-		}
+		pids = append(pids, parseProcs(s)...)
 	}
 	slices.Sort(pids)
 	return slices.Compact(pids), nil

@@ -64,9 +64,9 @@ func place[T any](s *stage, n int) []T {
 }
 
 // keepMemory keeps the forker's memory from the children that it will have,
-// all but the program's code and constants. They need nothing of it; and where no pages
-// are shared, none have to be copied when either writes to them, which is most
-// of what a fork of a Go process costs. Nor can a child that waits for its start
+// all but the program's code and constants. They need nothing of it; and where
+// no pages are shared, none have to be copied when either writes to them, which
+// is most of what a fork of a Go process costs. Nor can a child that waits for its start
 // be made to tell what the forker knows. It has to be said again at each fork,
 // because the memory grows.
 //

@@ -23,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	plugin "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
+	"podstead/agent/internal/request"
 	"podstead/sys"
 )
 
@@ -88,25 +89,10 @@ func wants(c *corev1.Container) map[string]int {
 	return out
 }
 
-// containers of a pod in the order in which they are given devices. What an init
-// container has, unless it is a sidecar, is free again for those after it.
-func containers(pod *corev1.Pod) (list []*corev1.Container, passing map[string]bool) {
-	passing = map[string]bool{}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		list = append(list, c)
-		passing[c.Name] = c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
-	}
-	for i := range pod.Spec.Containers {
-		list = append(list, &pod.Spec.Containers[i])
-	}
-	return list, passing
-}
-
 // Lacks tells what a pod that has no devices yet would have to wait for, "" for
 // nothing.
 func (m *Manager) Lacks(pod *corev1.Pod) string {
-	list, _ := containers(pod)
+	list, _ := request.InTurn(pod)
 	asks := slices.ContainsFunc(list, func(c *corev1.Container) bool { return len(wants(c)) > 0 })
 	if !asks {
 		return ""
@@ -133,7 +119,7 @@ func (m *Manager) choose(pod *corev1.Pod) (map[string]map[string][]string, error
 	for resource, p := range m.plugins {
 		free[resource] = m.free(resource, p)
 	}
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	out := map[string]map[string][]string{}
 	reuse := map[string][]string{}
 	for _, c := range list {
@@ -180,7 +166,7 @@ func (m *Manager) free(resource string, p *endpoint) []string {
 // Container returns what a container of a pod has, by resource; the first call
 // for a pod gives all its containers theirs.
 func (m *Manager) Container(ctx context.Context, pod *corev1.Pod, name string) (map[string]Grant, error) {
-	list, _ := containers(pod)
+	list, _ := request.InTurn(pod)
 	if !slices.ContainsFunc(list, func(c *corev1.Container) bool { return len(wants(c)) > 0 }) {
 		return nil, nil
 	}
@@ -211,7 +197,7 @@ func (m *Manager) allocate(ctx context.Context, pod *corev1.Pod) (Pod, error) {
 		return nil, err
 	}
 	given := Pod{}
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	for _, c := range list {
 		for resource, ids := range chosen[c.Name] {
 			p := plugins[resource]

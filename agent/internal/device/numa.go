@@ -8,6 +8,7 @@ import (
 	plugin "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 
 	"podstead/agent/internal/numa"
+	"podstead/agent/internal/request"
 )
 
 // Hints say on which NUMA nodes of a machine there are devices for a container, or for
@@ -47,7 +48,7 @@ func (m *Manager) Hints(machine numa.Machine, pod *corev1.Pod, container string)
 // needs is how many of each resource a container asks for, or a pod at once at most.
 func needs(pod *corev1.Pod, container string) map[string]int {
 	all, most := map[string]int{}, map[string]int{}
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	for _, c := range list {
 		if container != "" && c.Name != container {
 			continue

@@ -13,6 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	plugin "k8s.io/kubelet/pkg/apis/deviceplugin/v1beta1"
 	api "k8s.io/kubelet/pkg/apis/podresources/v1"
+
+	"podstead/agent/internal/request"
 )
 
 // Pinned tells what containers have of processors and memory, in a form of
@@ -92,7 +94,7 @@ func (l lister) of(pod *corev1.Pod) *api.PodResources {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	out := &api.PodResources{Name: pod.Name, Namespace: pod.Namespace}
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	for _, c := range list {
 		if passing[c.Name] {
 			continue // it is over, or will be

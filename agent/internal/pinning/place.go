@@ -59,7 +59,7 @@ func (b *Book) Admit(a Ask) *Refusal {
 
 // settled tells whether all containers of a pod have what they are to have.
 func (b *Book) settled(pod *corev1.Pod, has Pod) bool {
-	list, _ := containers(pod)
+	list, _ := request.InTurn(pod)
 	for _, c := range list {
 		g, ok := has[c.Name]
 		if !ok || b.policy.Static && len(g.CPUs) != Wants(pod, c) || b.policy.StaticMemory && !maps.Equal(g.Memory, wantsMemory(pod, c)) {
@@ -75,7 +75,7 @@ func (b *Book) count(pod *corev1.Pod, err error, took time.Duration) {
 		return
 	}
 	cpu, memory := false, false
-	list, _ := containers(pod)
+	list, _ := request.InTurn(pod)
 	for _, c := range list {
 		cpu = cpu || b.policy.Static && Wants(pod, c) > 0
 		memory = memory || b.policy.StaticMemory && len(wantsMemory(pod, c)) > 0
@@ -135,7 +135,7 @@ func (b *Book) place(a Ask) (Pod, error) {
 		}
 	}
 	next := Pod{}
-	list, passing := containers(a.Pod)
+	list, passing := request.InTurn(a.Pod)
 	for _, c := range list {
 		g, err := p.grant(c, near)
 		if err != nil {
@@ -293,7 +293,7 @@ func wantsMemory(pod *corev1.Pod, c *corev1.Container) map[string]uint64 {
 // podCPUs is how many processors a pod has at once at most.
 func podCPUs(pod *corev1.Pod) (most int) {
 	all := most
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	for _, c := range list {
 		n := Wants(pod, c)
 		if most = max(most, all+n); !passing[c.Name] {
@@ -306,7 +306,7 @@ func podCPUs(pod *corev1.Pod) (most int) {
 // podMemory is how much memory it has at once at most.
 func podMemory(pod *corev1.Pod) map[string]uint64 {
 	all, most := map[string]uint64{}, map[string]uint64{}
-	list, passing := containers(pod)
+	list, passing := request.InTurn(pod)
 	for _, c := range list {
 		for name, n := range wantsMemory(pod, c) {
 			if most[name] = max(most[name], all[name]+n); !passing[c.Name] {
@@ -315,21 +315,6 @@ func podMemory(pod *corev1.Pod) map[string]uint64 {
 		}
 	}
 	return most
-}
-
-// containers of a pod in the order in which they are given something. What an init
-// container has, unless it is a sidecar, is free again for those after it.
-func containers(pod *corev1.Pod) (list []*corev1.Container, passing map[string]bool) {
-	passing = map[string]bool{}
-	for i := range pod.Spec.InitContainers {
-		c := &pod.Spec.InitContainers[i]
-		list = append(list, c)
-		passing[c.Name] = c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways
-	}
-	for i := range pod.Spec.Containers {
-		list = append(list, &pod.Spec.Containers[i])
-	}
-	return list, passing
 }
 
 // Near are the nodes, by ID, near which the devices of a container are to be, none if

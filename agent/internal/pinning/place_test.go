@@ -9,13 +9,14 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 
 	"podstead/agent/internal/numa"
+	"podstead/agent/internal/request"
 )
 
 const gib = 1 << 30
 
 // withMemory gives the containers of a pod so many GiB each.
 func withMemory(p *corev1.Pod, gibs ...int64) *corev1.Pod {
-	list, _ := containers(p)
+	list, _ := request.InTurn(p)
 	for i, c := range list {
 		q := *resource.NewQuantity(gibs[i]*gib, resource.BinarySI)
 		c.Resources.Requests[corev1.ResourceMemory], c.Resources.Limits[corev1.ResourceMemory] = q, q
