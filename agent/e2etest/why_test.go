@@ -18,6 +18,7 @@ import (
 	"time"
 
 	spec "github.com/container-storage-interface/spec/lib/go/csi"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 
 	"podstead/agent/client"
 	"podstead/agent/internal/csi/csitest"
@@ -340,7 +341,8 @@ func (p *program) deleteAll() {
 	}
 	var zero time.Duration
 	for _, pod := range list.Items {
-		if err := p.client.DeletePod(p.Context(), pod.Namespace, pod.Name, &zero); err != nil {
+		// Who was on its way out already may have gone meanwhile.
+		if err := p.client.DeletePod(p.Context(), pod.Namespace, pod.Name, &zero); err != nil && !apierrors.IsNotFound(err) {
 			p.Error(err)
 		}
 	}

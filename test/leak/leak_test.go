@@ -7,9 +7,15 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"podstead/test/host"
 )
 
+// A host of its own: other tests' processes come and go on the machine.
+func TestMain(m *testing.M) { host.Main(m) }
+
 func TestSinceNamesWhatIsLeft(t *testing.T) {
+	host.Require(t)
 	dir := t.TempDir()
 	s := Scope{Dirs: []string{dir}, Settle: time.Millisecond}
 	before := Take(s)
