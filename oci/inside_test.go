@@ -93,7 +93,7 @@ func TestNothingOfOursInside(t *testing.T) {
 			b.spec.Process.Args = []string{"sleep", "1000"}
 			b.up()
 			init := b.state().Pid
-			b.eventually("the image", func() bool { return inImage(b, init) })
+			b.eventually("the image", func() bool { return sleepsInImage(b, init) })
 			b.nothingOfOurs(init)
 			file := filepath.Join(t.TempDir(), "pid")
 			b.must("exec", "--detach", "--pid-file", file, b.id, "sleep", "1001")
@@ -105,7 +105,7 @@ func TestNothingOfOursInside(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			b.eventually("the exec'd image", func() bool { return inImage(b, pid) })
+			b.eventually("the exec'd image", func() bool { return sleepsInImage(b, pid) })
 			b.nothingOfOurs(pid)
 			pids := []int{init, pid}
 			slices.Sort(pids)
@@ -126,11 +126,15 @@ func TestNothingOfOursInside(t *testing.T) {
 	}
 }
 
-// inImage tells whether a process executes the container's busybox.
-func inImage(b *box, pid int) bool {
+// sleepsInImage tells whether a process executes the container's busybox, and is
+// done with its start, which changes what is mapped.
+func sleepsInImage(b *box, pid int) bool {
 	var exe, busybox unix.Stat_t
 	err := unix.Stat(fmt.Sprintf("/proc/%d/exe", pid), &exe)
-	return err == nil && unix.Stat(b.inside("bin/busybox"), &busybox) == nil && exe.Ino == busybox.Ino && exe.Dev == busybox.Dev
+	call, _ := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", pid))
+	number, _, _ := strings.Cut(string(call), " ")
+	sleeps := number == strconv.Itoa(unix.SYS_NANOSLEEP) || number == strconv.Itoa(unix.SYS_CLOCK_NANOSLEEP)
+	return sleeps && err == nil && unix.Stat(b.inside("bin/busybox"), &busybox) == nil && exe.Ino == busybox.Ino && exe.Dev == busybox.Dev
 }
 
 // nothingOfOurs looks at what a process, which is busybox, has mapped and open.
