@@ -22,6 +22,10 @@ import (
 	"podstead/test/host"
 )
 
+// patience is how long the program may take to start or end, on however slow a
+// machine.
+const patience = 5 * time.Minute
+
 // Node is a running "podstead cri" or "podstead node" with its supervisor.
 type Node struct {
 	State, Run string // its directories
@@ -93,7 +97,7 @@ func (n *Node) await(ctx context.Context) error {
 		return err
 	}
 	defer r.Close()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		_, err := r.Status(ctx, &runtimeapi.StatusRequest{})
@@ -155,7 +159,7 @@ func (n *Node) End() error {
 	n.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-n.ended:
-	case <-time.After(20 * time.Second):
+	case <-time.After(patience):
 		n.cmd.Process.Kill()
 		<-n.ended
 		return errors.New("podstead had to be killed")

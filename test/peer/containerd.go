@@ -163,7 +163,7 @@ func (c *Containerd) start(ctx context.Context) error {
 		defer close(c.ended)
 		c.cmd.Wait()
 	}()
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		out, err := c.ctr(ctx, "version").Output()
@@ -235,7 +235,7 @@ func (c *Containerd) Stop() error {
 		c.cmd.Process.Signal(syscall.SIGTERM)
 		select {
 		case <-c.ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			c.cmd.Process.Kill()
 			<-c.ended
 		}

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -60,6 +61,10 @@ func StartDocker(ctx context.Context, dir string, settings map[string]any) (*Doc
 	return d, nil
 }
 
+// patience is how long a daemon may take to start or end, on however slow a
+// machine.
+const patience = 5 * time.Minute
+
 // Start starts the daemon, again if it was halted.
 func (d *Docker) Start(ctx context.Context) error {
 	log, err := os.OpenFile(d.dir+"/log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
@@ -86,7 +91,7 @@ func (d *Docker) Start(ctx context.Context) error {
 		cmd.Wait()
 	}()
 	d.cmd, d.ended = cmd, ended
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	for {
 		err := d.ping(ctx)
@@ -115,7 +120,7 @@ func (d *Docker) Halt() {
 	d.cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-d.ended:
-	case <-time.After(30 * time.Second):
+	case <-time.After(patience):
 		d.cmd.Process.Kill()
 		<-d.ended
 	}
@@ -140,6 +145,25 @@ func (d *Docker) ping(ctx context.Context) error {
 func (d *Docker) LogTail() string {
 	log, _ := os.ReadFile(d.dir + "/log")
 	return string(log[max(0, len(log)-4000):])
+}
+
+// Lines are what it has logged of a container, by its "json-file" driver.
+func (d *Docker) Lines(id string) (lines []string, err error) {
+	file, err := os.Open(filepath.Join(d.dir, "root", "containers", id, id+"-json.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer file.Close()
+	for in := json.NewDecoder(file); ; {
+		var entry struct{ Log string }
+		switch err := in.Decode(&entry); {
+		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF): // the last is being written
+			return lines, nil
+		case err != nil:
+			return nil, err
+		}
+		lines = append(lines, strings.TrimSuffix(entry.Log, "\n"))
+	}
 }
 
 // Stop ends the daemon and what is left of its containers, and removes its

@@ -183,7 +183,8 @@ func (w *world) lines(name string) []string {
 	}
 	var lines []string
 	for line := range bytes.Lines(log) {
-		if fields := strings.SplitN(strings.TrimSpace(string(line)), " ", 4); len(fields) == 4 {
+		text, whole := strings.CutSuffix(string(line), "\n") // the last may be under way
+		if fields := strings.SplitN(text, " ", 4); whole && len(fields) == 4 {
 			lines = append(lines, fields[3])
 		}
 	}
