@@ -11,43 +11,71 @@ import (
 	"podstead/sys"
 )
 
-// rest measures a side with n idle pods, every second one with an exec probe
-// each second.
-func (s *side) rest(long time.Duration, registry string, n int) (err error) {
+// rest measures a side with ever more idle pods, counts in ascending order, of
+// which every second one has an exec probe each second.
+func (s *side) rest(long time.Duration, registry string, counts ...int) (err error) {
 	var ends []func() error
-	defer func() {
+	defer func() { err = errors.Join(err, s.clear(ends)) }()
+	for _, n := range counts {
+		for i := len(ends); i < n; i++ {
+			name := fmt.Sprintf("i%d", i)
+			end, err := s.apply(name, manifest(name, registry, "exec sleep "+idleSeconds, "", i%2 == 0))
+			if err != nil {
+				return err
+			}
+			ends = append(ends, end)
+			if s.short == "m" {
+				time.Sleep(300 * time.Millisecond) // it takes its lock in no order
+			}
+		}
+		if err := running(n); err != nil {
+			return err
+		}
+		time.Sleep(settle)
+		before, began := s.cpu(), time.Now()
+		time.Sleep(long)
+		used := s.cpu() - before
+		s.idle = append(s.idle, idle{pods: n, memory: s.memory(), cpu: time.Duration(float64(used) / time.Since(began).Seconds())})
+		fmt.Fprintf(os.Stderr, "bench: %s: %d idle pods measured\n", s.name, n)
+	}
+	return nil
+}
+
+// idleSeconds is how long idle pods sleep, by which they are known; settle is for
+// the side to come to rest.
+const (
+	idleSeconds = "10000000"
+	settle      = 5 * time.Second
+)
+
+// running waits until n idle pods run.
+func running(n int) error {
+	for began := time.Now(); count(idleSeconds) < n; time.Sleep(100 * time.Millisecond) {
+		if time.Since(began) > 3*time.Minute {
+			return fmt.Errorf("only %d of %d pods run", count(idleSeconds), n)
+		}
+	}
+	return nil
+}
+
+// clear ends a side's idle pods and waits, for a minute, until they are gone: the
+// next side is measured without them.
+func (s *side) clear(ends []func() error) (err error) {
+	if s.endAll != nil {
+		err = s.endAll()
+	} else {
 		for _, end := range ends {
 			err = errors.Join(err, end())
 		}
-		for range 600 { // their sandboxes are to be gone before the next side is measured
-			if left := count("10000000"); left == 0 {
-				break
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
-		time.Sleep(5 * time.Second)
-	}()
-	for i := range n {
-		end, err := s.apply(fmt.Sprintf("i%d", i), manifest(fmt.Sprintf("i%d", i), registry, "exec sleep 10000000", "", i%2 == 0))
-		if err != nil {
-			return err
-		}
-		ends = append(ends, end)
-		if s.short == "m" {
-			time.Sleep(300 * time.Millisecond) // it takes its lock in no order
-		}
 	}
-	for began := time.Now(); count("10000000") < n; time.Sleep(100 * time.Millisecond) {
-		if time.Since(began) > 5*time.Minute {
-			return fmt.Errorf("only %d of %d pods run", count("10000000"), n)
+	for range 600 {
+		if count(idleSeconds) == 0 {
+			break
 		}
+		time.Sleep(100 * time.Millisecond)
 	}
-	time.Sleep(10 * time.Second)
-	before, began := s.cpu(), time.Now()
-	time.Sleep(long)
-	used := s.cpu() - before
-	s.idle = append(s.idle, idle{pods: n, memory: s.memory(), cpu: time.Duration(float64(used) / time.Since(began).Seconds())})
-	return nil
+	time.Sleep(settle)
+	return err
 }
 
 // count is how many processes sleep for so long.

@@ -34,9 +34,9 @@ type options struct {
 
 func main() {
 	var o options
-	flag.IntVar(&o.rounds, "rounds", 10, "how often a start and a restart are measured")
+	flag.IntVar(&o.rounds, "rounds", 5, "how often a start and a restart are measured")
 	flag.IntVar(&o.pods, "pods", 100, "the most idle pods; half of them are measured, too")
-	flag.DurationVar(&o.idle, "idle", 30*time.Second, "how long CPU is measured")
+	flag.DurationVar(&o.idle, "idle", 10*time.Second, "how long CPU is measured")
 	flag.Parse()
 	if os.Getenv(podsteadVariable) == "" {
 		path, err := programs.Podstead()
@@ -107,12 +107,11 @@ func (o options) bench(ctx context.Context) (err error) {
 				s.up, s.again = append(s.up, up), append(s.again, again)
 			}
 		}
+		fmt.Fprintf(os.Stderr, "bench: round %d of %d done\n", round+1, o.rounds+2)
 	}
-	for _, n := range []int{0, o.pods / 2, o.pods} {
-		for _, s := range sides {
-			if err := s.rest(o.idle, registry, n); err != nil {
-				return fmt.Errorf("%s: %d pods: %w", s.name, n, err)
-			}
+	for _, s := range sides {
+		if err := s.rest(o.idle, registry, 0, o.pods/2, o.pods); err != nil {
+			return fmt.Errorf("%s: idle pods: %w", s.name, err)
 		}
 	}
 	report(o, sides)

@@ -24,7 +24,9 @@ type side struct {
 	pids        func() []int // all processes that are its own
 	// apply brings a manifest up; end takes it down.
 	apply func(name, manifest string) (end func() error, err error)
-	stop  func()
+	// endAll, if not nil, takes all pods down at once.
+	endAll func() error
+	stop   func()
 
 	up, again []time.Duration
 	idle      []idle
@@ -210,6 +212,7 @@ func startPodman(_ context.Context, dir, registry string) (*side, error) {
 			}()
 			return func() error { _, err := podman("pod", "rm", "-f", "-t", "0", name); return err }, nil
 		},
+		endAll: func() error { _, err := podman("pod", "rm", "-f", "-a", "-t", "0"); return err },
 		stop: func() {
 			podman("pod", "rm", "-f", "-a", "-t", "0")
 			podman("rmi", "-f", "-a")
