@@ -165,7 +165,7 @@ func again(w client.Wait) string {
 	switch w.Reason {
 	case "CrashLoopBackOff":
 		return "restart " + what
-	case image.ErrImagePull, image.ImagePullBackOff, "RegistryUnavailable", "SignatureValidationFailed":
+	case image.ErrImagePull, image.ImagePullBackOff, image.RegistryUnavailable, image.SignatureValidationFailed:
 		return "pull the image of " + what + " again"
 	case failedMount:
 		return "try the volumes of " + what + " again"

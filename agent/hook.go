@@ -8,21 +8,17 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-
-	"podstead/agent/internal/probe"
 )
 
-// hookTarget runs lifecycle hooks against one container.
-type hookTarget struct{ probe.Target }
-
-func newHookTarget(n *node, spec *corev1.Container, id, ip string) hookTarget {
-	return hookTarget{probe.Target{Spec: spec, PodIP: ip, Exec: n.exec(id)}}
-}
-
-// hook runs a hook for at most the given time.
-func (t hookTarget) hook(ctx context.Context, h *corev1.LifecycleHandler, most time.Duration) error {
-	ctx, cancel := context.WithTimeout(ctx, most)
-	defer cancel()
+// hook runs a lifecycle hook of a container for at most the given time; 0: for as
+// long as it takes.
+func (j job) hook(ctx context.Context, id string, h *corev1.LifecycleHandler, most time.Duration) error {
+	if most > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, most)
+		defer cancel()
+	}
+	t := j.target(id)
 	switch {
 	case h.Exec != nil:
 		out, code, err := t.Exec(ctx, h.Exec.Command, most)
@@ -34,9 +30,10 @@ func (t hookTarget) hook(ctx context.Context, h *corev1.LifecycleHandler, most t
 		}
 		return nil
 	case h.HTTPGet != nil:
-		ok, output, err := t.HTTPGet(ctx, h.HTTPGet, most)
-		if err == nil && !ok {
-			err = errors.New(output)
+		plain, err := t.Hook(ctx, h.HTTPGet)
+		if plain && err == nil {
+			j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "LifecycleHTTPFallback",
+				"request to HTTPS lifecycle hook got HTTP response, retry with HTTP succeeded")
 		}
 		return err
 	case h.Sleep != nil:

@@ -133,14 +133,14 @@ func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*
 			pulled = flight.Watch(ctx, client.FlightStep, "pull "+ref)
 			j.event(j.pod, name, corev1.EventTypeNormal, "Pulling", "Pulling image %q", ref)
 		},
-		Pulled: func(took time.Duration, present bool, size uint64) {
-			if present {
-				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine", ref)
+		Pulled: func(p image.Pulled) {
+			if p.Present {
+				j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Container image %q already present on machine and can be accessed by the pod", ref)
 				return
 			}
-			j.metrics.Pulled(took, size)
-			j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v. Image size: %d bytes.",
-				ref, took.Truncate(time.Millisecond), size)
+			j.metrics.Pulled(p.Waited, p.Size)
+			j.event(j.pod, name, corev1.EventTypeNormal, "Pulled", "Successfully pulled image %q in %v (%v including waiting). Image size: %d bytes.",
+				ref, p.Took.Truncate(time.Millisecond), p.Waited.Truncate(time.Millisecond), p.Size)
 		},
 	})
 	pulled(err)
@@ -156,13 +156,25 @@ func (j job) bring(ctx context.Context, ref string, policy corev1.PullPolicy) (*
 	}
 	e.Message += missing
 	if ctx.Err() == nil {
-		reason := "Failed"
-		if e.Reason == image.ErrImageNeverPull {
-			reason = image.ErrImageNeverPull
-		}
-		j.event(j.pod, name, corev1.EventTypeWarning, reason, "%s", e.Message)
+		j.noImage(ref, e)
 	}
 	return nil, &stepError{e.Reason, e.Message}
+}
+
+// noImage tells why there is no image, as the kubelet does: what went wrong, and
+// what state the container is in for it.
+func (j job) noImage(ref string, e *image.Error) {
+	reason, message := "Failed", e.Message
+	switch e.Reason {
+	case image.ErrImageNeverPull:
+		reason = image.ErrImageNeverPull
+	case image.ImageInspectError, image.InvalidImageName:
+		reason = "InspectFailed"
+	default:
+		message = fmt.Sprintf("Failed to pull image %q: %s", ref, e.Cause)
+	}
+	j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, reason, "%s", message)
+	j.event(j.pod, j.spec.Name, corev1.EventTypeWarning, "Failed", "Error: %s", e.Reason)
 }
 
 // config makes the container's configuration and the files it mounts; images
@@ -270,7 +282,7 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 		return "", failedStep(createError, err)
 	}
 	id = created.ContainerId
-	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Created", "Created container: %s", j.spec.Name)
+	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Created", "Container created")
 	if j.leaving.Load() || ctx.Err() != nil {
 		return id, failedStep(runError, errPodEnds)
 	}
@@ -282,17 +294,17 @@ func (j job) createAndStart(ctx context.Context, config *runtimeapi.ContainerCon
 		return id, failedStep(runError, err)
 	}
 	j.pins.started(id, string(j.pod.UID), j.spec.Name, config.Linux.Resources.CpusetCpus)
-	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Started", "Started container %s", j.spec.Name)
+	j.event(j.pod, j.spec.Name, corev1.EventTypeNormal, "Started", "Container started")
 	return id, nil
 }
 
-// postStart runs the hook; a container whose hook fails is killed as any other,
-// with its preStop hook.
+// postStart runs the hook, for as long as it takes; a container whose hook fails is
+// killed as any other, with its preStop hook.
 func (j job) postStart(ctx context.Context, id string) *stepError {
 	if j.spec.Lifecycle == nil || j.spec.Lifecycle.PostStart == nil {
 		return nil
 	}
-	err := j.target(id).hook(ctx, j.spec.Lifecycle.PostStart, j.limits.ordinary)
+	err := j.hook(ctx, id, j.spec.Lifecycle.PostStart, 0)
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
@@ -314,7 +326,7 @@ func (j job) killContainer(ctx context.Context) *stepError {
 		j.event(j.pod, j.step.Container, corev1.EventTypeNormal, "Killing", "%s", j.step.Message)
 	}
 	if h := j.preStop(); h != nil && grace > 0 {
-		if err := j.target(j.step.ID).hook(ctx, h, grace); err != nil && ctx.Err() == nil {
+		if err := j.hook(ctx, j.step.ID, h, grace); err != nil && ctx.Err() == nil {
 			j.event(j.pod, j.step.Container, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
 		}
 		grace = max(grace-time.Since(began), plan.MinGrace)

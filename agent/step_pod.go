@@ -98,6 +98,9 @@ func each(err error) []error {
 func (j job) createSandbox(ctx context.Context) *stepError {
 	ctx, cancel := context.WithTimeout(ctx, j.limits.sandbox)
 	defer cancel()
+	if j.step.Attempt > 0 {
+		j.event(j.pod, "", corev1.EventTypeNormal, "SandboxChanged", "Pod sandbox changed, it will be killed and re-created.")
+	}
 	config, err := j.sandboxConfig(j.step.Attempt)
 	if err == nil {
 		_, err = j.runtime.RunPodSandbox(ctx, &runtimeapi.RunPodSandboxRequest{

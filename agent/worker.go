@@ -75,6 +75,7 @@ type worker struct {
 	failures  map[string]plan.Failure
 	troubled  map[string]time.Time // since when steps fail, by plan.Step.FailureKey
 	tries     map[string]int       // failures in a row, by plan.Step.FailureKey
+	told      map[string]time.Time // ends of the back-offs that were made events, by container
 	busy      map[string]*running
 	finished  map[string]time.Time // the last step that succeeded
 	results   chan result
@@ -143,6 +144,7 @@ func newWorker(n *node, pod *corev1.Pod, objs *source.Set, origin string) *worke
 		failures:  map[string]plan.Failure{},
 		troubled:  map[string]time.Time{},
 		tries:     map[string]int{},
+		told:      map[string]time.Time{},
 		busy:      map[string]*running{},
 		finished:  map[string]time.Time{},
 		results:   make(chan result),
@@ -357,6 +359,7 @@ func (w *worker) sync(ctx context.Context, timer *time.Timer) (gone bool) {
 	}
 	w.yield()
 	w.leaveNode()
+	w.tellBackoffs()
 	w.refreshVolumes(ctx)
 	w.describe(now)
 	w.fallen() // after it is told

@@ -163,7 +163,7 @@ func (w *worker) remember(seen *observe.Pod, known map[string]observe.Container)
 func (w *worker) message(c *observe.Container, annotations map[string]string) string {
 	text := ""
 	if path := annotations[observe.AnnotationMessageFile]; path != "" && within(w.node.podDir(w.uid), path) {
-		text = readTail(path, maxMessage, true)
+		text = readTail(path, maxMessage, false)
 	}
 	policy := annotations[observe.AnnotationMessagePolicy]
 	if text != "" || policy != string(corev1.TerminationMessageFallbackToLogsOnError) || !c.Failed() || c.LogPath == "" {
@@ -172,9 +172,14 @@ func (w *worker) message(c *observe.Container, annotations map[string]string) st
 	var lines []string
 	for line := range strings.Lines(readTail(c.LogPath, 2*maxLogMessage+maxLogLines*64, false)) {
 		// "<time> stdout F text"
-		if f := strings.SplitN(line, " ", 4); len(f) == 4 {
-			lines = append(lines, f[3])
+		f := strings.SplitN(line, " ", 4)
+		if len(f) != 4 {
+			continue
 		}
+		if strings.HasPrefix(f[2], "P") { // of a line that goes on
+			f[3] = strings.TrimSuffix(f[3], "\n")
+		}
+		lines = append(lines, f[3])
 	}
 	out := strings.Join(lines[max(0, len(lines)-maxLogLines):], "")
 	return out[max(0, len(out)-maxLogMessage):]
@@ -228,6 +233,8 @@ func (w *worker) watch(ctx context.Context) {
 		if !run[id] {
 			p.Stop()
 			delete(w.probes, id)
+		} else if w.ending != nil {
+			p.Ending()
 		}
 	}
 	if err := w.counts.Only(run); err != nil {

@@ -14,6 +14,7 @@ import (
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/observe"
 	"podstead/agent/internal/plan"
+	"podstead/agent/internal/probe"
 	"podstead/agent/internal/request"
 	"podstead/cri/tracing"
 )
@@ -34,7 +35,7 @@ const (
 // retriedOnChange tells whether a failure may go away when an object changes.
 func retriedOnChange(reason string) bool {
 	switch reason {
-	case failedMount, createConfigError, image.ErrImagePull, image.ImagePullBackOff, image.ErrImageNeverPull:
+	case failedMount, createConfigError, image.ErrImagePull, image.ImagePullBackOff, image.ErrImageNeverPull, image.RegistryUnavailable:
 		return true
 	}
 	return false
@@ -199,7 +200,7 @@ func (w *worker) succeeded(s plan.Step) {
 func delay(reason string, n int) time.Duration {
 	first, most := time.Second, time.Minute
 	switch reason {
-	case image.ErrImagePull, "RegistryUnavailable", "SignatureValidationFailed":
+	case image.ErrImagePull, image.RegistryUnavailable, image.SignatureValidationFailed:
 		first, most = plan.BackoffStart, plan.BackoffMax
 	case image.ErrImageNeverPull, createConfigError, createError, runError, postStartError, image.InvalidImageName, image.ImageInspectError:
 		first = plan.BackoffStart
@@ -220,7 +221,9 @@ const pullNews = 2 * time.Second
 // tells when the next will be.
 func (w *worker) backoffNews(now time.Time) (next time.Time) {
 	for key, f := range w.failures {
-		if f.Reason != image.ErrImagePull {
+		switch f.Reason {
+		case image.ErrImagePull, image.RegistryUnavailable, image.SignatureValidationFailed:
+		default:
 			continue
 		}
 		at := f.At.Add(pullNews)
@@ -236,11 +239,24 @@ func (w *worker) backoffNews(now time.Time) (next time.Time) {
 		}
 		message := fmt.Sprintf("Back-off pulling image %q", spec.Image)
 		w.node.event(w.pod, key, corev1.EventTypeNormal, "BackOff", "%s", message)
-		f.Reason, f.Message = image.ImagePullBackOff, message+": "+image.ErrImagePull+": "+f.Message
+		w.node.event(w.pod, key, corev1.EventTypeWarning, "Failed", "Error: %s", image.ImagePullBackOff)
+		f.Reason, f.Message = image.ImagePullBackOff, message+": "+f.Reason+": "+f.Message
 		w.failures[key] = f
 		w.poke() // to describe it
 	}
 	return next
+}
+
+// tellBackoffs makes an event of each wait for a restart.
+func (w *worker) tellBackoffs() {
+	for name, wait := range w.last.Waits {
+		if wait.Reason != plan.CrashLoopBackOff || w.told[name].Equal(wait.Until) {
+			continue
+		}
+		w.told[name] = wait.Until
+		w.node.event(w.pod, name, corev1.EventTypeWarning, "BackOff", "Back-off restarting failed container %s in pod %s_%s(%s)",
+			name, w.pod.Name, w.pod.Namespace, w.uid)
+	}
 }
 
 // refreshVolumes brings files up to date after objects changed.
@@ -264,7 +280,7 @@ type job struct {
 	objs    objects
 	sandbox *observe.Sandbox
 	ips     []string
-	target  func(id string) hookTarget
+	target  func(id string) probe.Target
 	dead    []string // containers to be removed by Free
 	// processes is the ID of the container whose processes an ephemeral one sees.
 	processes string
@@ -303,7 +319,9 @@ func (w *worker) job(s plan.Step) job {
 		if len(j.ips) > 0 {
 			ip = j.ips[0]
 		}
-		j.target = func(id string) hookTarget { return newHookTarget(w.node, spec, id, ip) }
+		j.target = func(id string) probe.Target {
+			return probe.Target{Spec: spec, PodIP: ip, Exec: w.node.exec(id)}
+		}
 	}
 	return j
 }

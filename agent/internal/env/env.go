@@ -45,6 +45,17 @@ func (r *Result) Expand(list []string) []string {
 	return out
 }
 
+// Static expands $(NAME) in the command of a probe, by the values that the
+// definition of its container has itself: what comes from elsewhere is "", as the
+// kubelet has it.
+func Static(command []string, list []corev1.EnvVar) []string {
+	r := Result{values: map[string]string{}}
+	for _, e := range list {
+		r.values[e.Name] = e.Value
+	}
+	return r.Expand(command)
+}
+
 func (r *Result) set(name, value string) {
 	if _, ok := r.values[name]; !ok {
 		r.Vars = append(r.Vars, Var{Name: name})

@@ -29,13 +29,16 @@ const (
 	ErrImageNeverPull = "ErrImageNeverPull"
 	InvalidImageName  = "InvalidImageName"
 	ImageInspectError = "ImageInspectError"
+	// Named by the runtime, at the head of its message.
+	RegistryUnavailable       = "RegistryUnavailable"
+	SignatureValidationFailed = "SignatureValidationFailed"
 )
 
-// Error is why a container has no image. Reason is one of the above, or what
-// the runtime named (RegistryUnavailable, SignatureValidationFailed).
+// Error is why a container has no image. Reason is one of the above.
 type Error struct {
 	Reason  string
 	Message string
+	Cause   string // the runtime's own words of a pull that failed, else ""
 }
 
 func (e *Error) Error() string { return e.Reason + ": " + e.Message }
@@ -74,6 +77,7 @@ type pull struct {
 	cancel context.CancelFunc
 	users  int
 	ref    string
+	took   time.Duration
 	err    error
 }
 
@@ -101,7 +105,15 @@ type Request struct {
 	Handler string // runtime handler
 	// Pulling is called when a pull begins, Pulled when the image is there.
 	Pulling func()
-	Pulled  func(took time.Duration, present bool, size uint64)
+	Pulled  func(Pulled)
+}
+
+// Pulled is how an image came to be there.
+type Pulled struct {
+	Present bool          // it was there, and the pod may use it
+	Took    time.Duration // the pull
+	Waited  time.Duration // and all that the container waited for it
+	Size    uint64
 }
 
 // Ensure makes the image available and returns it. Errors are *Error.
@@ -109,7 +121,7 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 	spec := &runtimeapi.ImageSpec{Image: withTag(r.Image), UserSpecifiedImage: r.Image, RuntimeHandler: r.Handler}
 	have, err := p.status(ctx, spec)
 	if err != nil {
-		return nil, &Error{ImageInspectError, fmt.Sprintf("Failed to inspect image %q: %v", r.Image, err)}
+		return nil, &Error{Reason: ImageInspectError, Message: fmt.Sprintf("Failed to inspect image %q: %v", r.Image, err)}
 	}
 	keys := sync.OnceValue(func() []credential { return p.credentials(ctx, r.Image, r.Secrets) })
 	if have != nil && r.Policy != corev1.PullAlways {
@@ -118,7 +130,7 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 			p.cfg.Log.Error("the image is asked for again, whoever may use it", "image", r.Image, "error", err)
 		}
 		if allowed {
-			r.Pulled(0, true, have.Size)
+			r.Pulled(Pulled{Present: true, Size: have.Size})
 			return have, nil
 		}
 	}
@@ -127,10 +139,10 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 		if have != nil {
 			why = "was pulled with credentials that this pod has not, and cannot be asked for again"
 		}
-		return nil, &Error{ErrImageNeverPull, fmt.Sprintf("Container image %q %s with pull policy of Never", r.Image, why)}
+		return nil, &Error{Reason: ErrImageNeverPull, Message: fmt.Sprintf("Container image %q %s with pull policy of Never", r.Image, why)}
 	}
 	began := time.Now()
-	ref, err := p.pull(ctx, spec, r, keys())
+	ref, took, err := p.pull(ctx, spec, r, keys())
 	if err != nil {
 		return nil, pullError(r.Image, err)
 	}
@@ -139,9 +151,9 @@ func (p *Puller) Ensure(ctx context.Context, r Request) (*runtimeapi.Image, erro
 		got, err = p.status(ctx, spec)
 	}
 	if err != nil || got == nil {
-		return nil, &Error{ImageInspectError, fmt.Sprintf("Failed to inspect image %q after its pull: %v", r.Image, err)}
+		return nil, &Error{Reason: ImageInspectError, Message: fmt.Sprintf("Failed to inspect image %q after its pull: %v", r.Image, err)}
 	}
-	r.Pulled(time.Since(began), false, got.Size)
+	r.Pulled(Pulled{Took: took, Waited: time.Since(began), Size: got.Size})
 	return got, nil
 }
 
@@ -179,21 +191,23 @@ func pullError(image string, err error) error {
 	if i := strings.Index(text, "desc = "); i >= 0 {
 		text = text[i+len("desc = "):]
 	}
-	reason := ErrImagePull
-	for _, r := range []string{"RegistryUnavailable", "SignatureValidationFailed"} {
-		if strings.HasPrefix(text, r) {
-			reason = r
+	for _, r := range []struct{ reason, why string }{
+		{RegistryUnavailable, "the registry is unavailable"},
+		{SignatureValidationFailed, "the signature validation failed"},
+	} {
+		if more, ok := strings.CutPrefix(text, r.reason); ok {
+			return &Error{r.reason, fmt.Sprintf("image pull failed for %s because %s%s", image, r.why, more), text}
 		}
 	}
-	return &Error{reason, fmt.Sprintf("failed to pull image %q: %s", image, text)}
+	return &Error{ErrImagePull, text, text}
 }
 
 // pull joins a pull of the same image with the same credentials, or starts it.
 // It goes on as long as anybody waits for it.
-func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request, keys []credential) (string, error) {
+func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request, keys []credential) (ref string, took time.Duration, err error) {
 	id, err := json.Marshal([]any{spec.Image, spec.RuntimeHandler, keys})
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
 	key := string(id)
 	p.mu.Lock()
@@ -209,7 +223,7 @@ func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request
 	r.Pulling()
 	select {
 	case <-run.done:
-		return run.ref, run.err
+		return run.ref, run.took, run.err
 	case <-ctx.Done():
 		p.mu.Lock()
 		defer p.mu.Unlock()
@@ -219,13 +233,13 @@ func (p *Puller) pull(ctx context.Context, spec *runtimeapi.ImageSpec, r Request
 				delete(p.pulls, key) // who comes now starts anew
 			}
 		}
-		return "", ctx.Err()
+		return "", 0, ctx.Err()
 	}
 }
 
 func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeapi.ImageSpec, keys []credential) {
 	defer run.cancel()
-	run.ref, run.err = p.try(ctx, spec, keys)
+	run.ref, run.took, run.err = p.try(ctx, spec, keys)
 	p.mu.Lock()
 	if p.pulls[key] == run {
 		delete(p.pulls, key)
@@ -235,16 +249,16 @@ func (p *Puller) run(ctx context.Context, key string, run *pull, spec *runtimeap
 }
 
 // try pulls with one credential after the other, and notes which was accepted.
-func (p *Puller) try(ctx context.Context, spec *runtimeapi.ImageSpec, keys []credential) (ref string, err error) {
+func (p *Puller) try(ctx context.Context, spec *runtimeapi.ImageSpec, keys []credential) (ref string, took time.Duration, err error) {
 	if err := p.pace.Wait(ctx); err != nil {
-		return "", err
+		return "", 0, err
 	}
 	if p.slots != nil {
 		select {
 		case p.slots <- struct{}{}:
 			defer func() { <-p.slots }()
 		case <-ctx.Done():
-			return "", ctx.Err()
+			return "", 0, ctx.Err()
 		}
 	}
 	if len(keys) == 0 {
@@ -252,26 +266,28 @@ func (p *Puller) try(ctx context.Context, spec *runtimeapi.ImageSpec, keys []cre
 	}
 	done, err := p.records.intend(spec.UserSpecifiedImage)
 	if err != nil {
-		return "", err
+		return "", 0, err
 	}
+	began := time.Now()
 	for _, k := range keys {
 		var resp *runtimeapi.PullImageResponse
 		resp, err = p.images.PullImage(ctx, &runtimeapi.PullImageRequest{Image: spec, Auth: k.Auth})
 		if err == nil {
+			took = time.Since(began)
 			failed := p.records.add(spec.UserSpecifiedImage, resp.ImageRef, k)
 			if failed != nil {
 				p.cfg.Log.Error("the next pod with this image pulls it again", "image", spec.UserSpecifiedImage, "error", failed)
 			}
 			done(failed != nil)
 			p.prune(ctx)
-			return resp.ImageRef, nil
+			return resp.ImageRef, took, nil
 		}
 		if ctx.Err() != nil {
 			break
 		}
 	}
 	done(false)
-	return "", err
+	return "", 0, err
 }
 
 // prune forgets images that are gone.

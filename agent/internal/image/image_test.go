@@ -141,7 +141,7 @@ func (i *images) ListImages(context.Context, *runtimeapi.ListImagesRequest) (*ru
 }
 
 func request(image string, policy corev1.PullPolicy) Request {
-	return Request{Image: image, Policy: policy, Pulling: func() {}, Pulled: func(time.Duration, bool, uint64) {}}
+	return Request{Image: image, Policy: policy, Pulling: func() {}, Pulled: func(Pulled) {}}
 }
 
 func TestEnsure(t *testing.T) {

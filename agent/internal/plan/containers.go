@@ -202,12 +202,15 @@ func backoff(c *observe.Container) time.Duration {
 	return c.Backoff
 }
 
+// CrashLoopBackOff is why a container waits for its next start.
+const CrashLoopBackOff = "CrashLoopBackOff"
+
 // restart starts a dead container again, after its back-off.
 func (p *planner) restart(spec *corev1.Container, c *observe.Container) {
 	delay := backoff(c)
 	if until := c.Finished.Add(delay); delay > 0 && p.now.Before(until) {
 		p.plan.Waits[c.Name] = Wait{
-			Reason: "CrashLoopBackOff",
+			Reason: CrashLoopBackOff,
 			Message: fmt.Sprintf("back-off %s restarting failed container=%s pod=%s_%s(%s)",
 				delay, c.Name, p.in.Pod.Name, p.in.Pod.Namespace, p.in.Pod.UID),
 			Since: c.Finished, Until: until,

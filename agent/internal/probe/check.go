@@ -11,8 +11,10 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials/insecure"
@@ -20,6 +22,8 @@ import (
 	"google.golang.org/grpc/status"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/util/intstr"
+
+	"podstead/agent/internal/env"
 )
 
 // Target is where probes and hooks of a container go.
@@ -32,8 +36,9 @@ type Target struct {
 }
 
 const (
-	userAgent = "kube-probe/1.37"
-	maxBody   = 10 << 10
+	probeAgent = "kube-probe/1.37"
+	hookAgent  = "kube-lifecycle/1.37"
+	maxBody    = 10 << 10
 )
 
 // check makes one probe. err means that it could not be made and says nothing.
@@ -41,9 +46,9 @@ func (t Target) check(ctx context.Context, p *corev1.Probe) (ok bool, output str
 	timeout := time.Duration(p.TimeoutSeconds) * time.Second
 	switch {
 	case p.Exec != nil:
-		return t.exec(ctx, p.Exec.Command, timeout)
+		return t.exec(ctx, env.Static(p.Exec.Command, t.Spec.Env), timeout)
 	case p.HTTPGet != nil:
-		return t.HTTPGet(ctx, p.HTTPGet, timeout)
+		return t.httpGet(ctx, p.HTTPGet, timeout)
 	case p.TCPSocket != nil:
 		return t.tcp(ctx, p.TCPSocket, timeout)
 	case p.GRPC != nil:
@@ -83,26 +88,15 @@ func (t Target) host(explicit string) string {
 	return t.PodIP
 }
 
-// HTTPGet makes a request; any answer from 200 to 399 is a success.
-func (t Target) HTTPGet(ctx context.Context, a *corev1.HTTPGetAction, timeout time.Duration) (bool, string, error) {
-	port, err := t.port(a.Port)
-	if err != nil {
-		return false, "", err
-	}
-	u, err := url.Parse(a.Path)
-	if err != nil {
-		u = &url.URL{Path: a.Path}
-	}
-	u.Scheme = strings.ToLower(string(a.Scheme))
-	u.Host = net.JoinHostPort(t.host(a.Host), port)
+// httpGet makes a request; any answer from 200 to 399 is a success.
+func (t Target) httpGet(ctx context.Context, a *corev1.HTTPGetAction, timeout time.Duration) (bool, string, error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	req, err := t.request(ctx, a, probeAgent)
 	if err != nil {
 		return false, "", err
 	}
-	setHeaders(req, a.HTTPHeaders)
-	resp, err := httpClient(u.Hostname()).Do(req)
+	resp, err := httpClient(req.URL.Hostname()).Do(req)
 	if err != nil {
 		return false, err.Error(), nil
 	}
@@ -117,7 +111,53 @@ func (t Target) HTTPGet(ctx context.Context, a *corev1.HTTPGetAction, timeout ti
 	return true, string(body), nil
 }
 
-func setHeaders(req *http.Request, list []corev1.HTTPHeader) {
+// Hook makes the request of a lifecycle hook. As with a kubelet any answer will
+// do, whatever its status, and who speaks HTTP where HTTPS was asked for is asked
+// again, in plain text.
+func (t Target) Hook(ctx context.Context, a *corev1.HTTPGetAction) (plain bool, err error) {
+	req, err := t.request(ctx, a, hookAgent)
+	if err != nil {
+		return false, err
+	}
+	err = knock(req)
+	if errors.Is(err, http.ErrSchemeMismatch) {
+		req.URL.Scheme = "http"
+		req.Header.Del("Authorization")
+		return true, knock(req)
+	}
+	return false, err
+}
+
+// knock makes a request and does away with the answer.
+func knock(req *http.Request) error {
+	resp, err := httpClient(req.URL.Hostname()).Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
+}
+
+// request makes the request of a probe or hook.
+func (t Target) request(ctx context.Context, a *corev1.HTTPGetAction, agent string) (*http.Request, error) {
+	port, err := t.port(a.Port)
+	if err != nil {
+		return nil, err
+	}
+	u, err := url.Parse(a.Path)
+	if err != nil {
+		u = &url.URL{Path: a.Path}
+	}
+	u.Scheme = strings.ToLower(string(a.Scheme))
+	u.Host = net.JoinHostPort(t.host(a.Host), port)
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	setHeaders(req, a.HTTPHeaders, agent)
+	return req, nil
+}
+
+func setHeaders(req *http.Request, list []corev1.HTTPHeader, agent string) {
 	for _, h := range list {
 		if strings.EqualFold(h.Name, "Host") {
 			req.Host = h.Value
@@ -126,10 +166,12 @@ func setHeaders(req *http.Request, list []corev1.HTTPHeader) {
 		req.Header.Add(h.Name, h.Value)
 	}
 	if _, ok := req.Header["User-Agent"]; !ok {
-		req.Header.Set("User-Agent", userAgent)
+		req.Header.Set("User-Agent", agent)
 	}
 	if _, ok := req.Header["Accept"]; !ok {
 		req.Header.Set("Accept", "*/*")
+	} else if req.Header.Get("Accept") == "" {
+		req.Header.Del("Accept") // it was to be none
 	}
 }
 
@@ -140,6 +182,7 @@ func httpClient(host string) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig:    &tls.Config{InsecureSkipVerify: true},
+			DialContext:        dialer().DialContext,
 			DisableKeepAlives:  true,
 			DisableCompression: true,
 		},
@@ -155,13 +198,26 @@ func httpClient(host string) *http.Client {
 	}
 }
 
+// dialer makes connections that are forgotten a second after their end: probes
+// would fill the kernel's tables with those that it remembers for a minute.
+func dialer() *net.Dialer {
+	return &net.Dialer{Control: func(_, _ string, c syscall.RawConn) error {
+		var set error
+		err := c.Control(func(fd uintptr) {
+			set = unix.SetsockoptLinger(int(fd), unix.SOL_SOCKET, unix.SO_LINGER, &unix.Linger{Onoff: 1, Linger: 1})
+		})
+		return errors.Join(err, set)
+	}}
+}
+
 func (t Target) tcp(ctx context.Context, a *corev1.TCPSocketAction, timeout time.Duration) (bool, string, error) {
 	port, err := t.port(a.Port)
 	if err != nil {
 		return false, "", err
 	}
-	d := net.Dialer{Timeout: timeout}
-	conn, err := d.DialContext(ctx, "tcp", net.JoinHostPort(t.host(a.Host), port))
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	conn, err := dialer().DialContext(ctx, "tcp", net.JoinHostPort(t.host(a.Host), port))
 	if err != nil {
 		return false, err.Error(), nil
 	}
@@ -171,8 +227,11 @@ func (t Target) tcp(ctx context.Context, a *corev1.TCPSocketAction, timeout time
 
 func (t Target) grpc(ctx context.Context, a *corev1.GRPCAction, timeout time.Duration) (bool, string, error) {
 	address := net.JoinHostPort(t.PodIP, strconv.Itoa(int(a.Port)))
-	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithUserAgent(userAgent),
-		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+	conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithUserAgent(probeAgent),
+		grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy(),
+		grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+			return dialer().DialContext(ctx, "tcp", address)
+		}))
 	if err != nil {
 		return false, "", err
 	}
@@ -187,11 +246,13 @@ func (t Target) grpc(ctx context.Context, a *corev1.GRPCAction, timeout time.Dur
 	switch status.Code(err) {
 	case codes.OK:
 	case codes.Unimplemented:
-		return false, "error: this server does not implement the grpc health protocol (grpc.health.v1.Health)", nil
+		return false, "error: this server does not implement the grpc health protocol (grpc.health.v1.Health): " + status.Convert(err).Message(), nil
+	case codes.Unavailable:
+		return false, fmt.Sprintf("error: failed to connect service at %q: %v", address, err), nil
 	case codes.DeadlineExceeded:
 		return false, fmt.Sprintf("timeout: health rpc did not complete within %s", timeout), nil
 	default:
-		return false, "error: health rpc failed: " + err.Error(), nil
+		return false, "error: health rpc probe failed: " + err.Error(), nil
 	}
 	if resp.GetStatus() != healthpb.HealthCheckResponse_SERVING {
 		return false, "service unhealthy (responded with \"" + resp.GetStatus().String() + "\")", nil

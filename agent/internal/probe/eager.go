@@ -39,7 +39,7 @@ func (c *Container) eager(ctx context.Context, kind string, p *corev1.Probe, n *
 		case <-timer.C:
 		}
 		ok, _, err := c.cfg.Target.check(ctx, p)
-		if ctx.Err() != nil {
+		if c.over(ctx, kind) {
 			return true
 		}
 		if err != nil || !ok {

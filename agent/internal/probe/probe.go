@@ -12,6 +12,7 @@ import (
 	"hash/fnv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -53,6 +54,7 @@ type Container struct {
 	cfg    Config
 	cancel context.CancelFunc
 	wg     sync.WaitGroup
+	ending atomic.Bool
 
 	mu        sync.Mutex
 	state     State
@@ -89,6 +91,15 @@ func Watch(ctx context.Context, cfg Config) *Container {
 func (c *Container) Stop() {
 	c.cancel()
 	c.wg.Wait()
+}
+
+// Ending says that the container is about to end: from now on only its readiness is
+// asked for. Whether it has started or lives does not matter any more.
+func (c *Container) Ending() { c.ending.Store(true) }
+
+// over tells whether a probe has nothing more to say.
+func (c *Container) over(ctx context.Context, kind string) bool {
+	return ctx.Err() != nil || kind != Readiness && c.ending.Load()
 }
 
 // State returns what the probes say now.
@@ -157,6 +168,10 @@ func (c *Container) loop(ctx context.Context, kind string, p *corev1.Probe, bega
 				return
 			case <-timer.C:
 			}
+			if c.over(ctx, kind) {
+				c.note(func() { report.Next = time.Time{} })
+				return
+			}
 			began := time.Now()
 			c.note(func() { report.Next = began.Add(period) })
 			done := c.once(ctx, kind, p, &count)
@@ -200,7 +215,7 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 			break
 		}
 	}
-	if ctx.Err() != nil {
+	if c.over(ctx, kind) {
 		return true
 	}
 	if c.cfg.Result != nil {
@@ -212,7 +227,7 @@ func (c *Container) once(ctx context.Context, kind string, p *corev1.Probe, n *C
 	}
 	if err != nil {
 		c.tell(kind, func(r *Report) { r.Errored, r.Output, r.Last = true, said, began })
-		c.cfg.Failure(fmt.Sprintf("%s probe errored: %v", kind, err))
+		c.cfg.Failure(fmt.Sprintf("%s probe errored and resulted in unknown state: %v", kind, err))
 		return false // it says nothing about the container
 	}
 	if !ok {

@@ -206,7 +206,7 @@ func TestHTTP(t *testing.T) {
 		if c.path == "/slow" {
 			timeout = 50 * time.Millisecond
 		}
-		ok, output, err := Target{PodIP: u.Hostname()}.HTTPGet(t.Context(), &corev1.HTTPGetAction{Path: c.path, Port: port(t, u.Host),
+		ok, output, err := Target{PodIP: u.Hostname()}.httpGet(t.Context(), &corev1.HTTPGetAction{Path: c.path, Port: port(t, u.Host),
 			Scheme: corev1.URIScheme(c.scheme), HTTPHeaders: []corev1.HTTPHeader{{Name: "Host", Value: "virtual"}, {Name: "X-A", Value: "b"}}}, timeout)
 		if err != nil || ok != c.ok || !strings.Contains(output, c.output) || len(output) > maxBody {
 			t.Errorf("%s %s: %t %.100q %v, want %t %q", c.scheme, c.path, ok, output, err, c.ok, c.output)
@@ -250,5 +250,97 @@ func TestTCPAndGRPC(t *testing.T) {
 		if err != nil || ok != c.ok || !strings.Contains(output, c.output) {
 			t.Errorf("%s: %t %q %v", c.what, ok, output, err)
 		}
+	}
+}
+
+// TestHook makes the requests of lifecycle hooks, of which only the way counts,
+// not the answer.
+func TestHook(t *testing.T) {
+	agents := make(chan string, 1)
+	handler := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		agents <- r.Header.Get("User-Agent") + r.Header.Get("Authorization")
+		w.WriteHeader(500)
+	})
+	plain, secure := httptest.NewServer(handler), httptest.NewTLSServer(handler)
+	defer plain.Close()
+	defer secure.Close()
+	for _, c := range []struct {
+		server     *httptest.Server
+		scheme     corev1.URIScheme
+		plain      bool
+		authorized string
+	}{
+		{plain, corev1.URISchemeHTTP, false, "me"},
+		{secure, corev1.URISchemeHTTPS, false, "me"},
+		{plain, corev1.URISchemeHTTPS, true, ""},
+	} {
+		u, _ := url.Parse(c.server.URL)
+		plain, err := Target{PodIP: u.Hostname()}.Hook(t.Context(), &corev1.HTTPGetAction{Port: port(t, u.Host), Scheme: c.scheme,
+			HTTPHeaders: []corev1.HTTPHeader{{Name: "Authorization", Value: "me"}}})
+		if err != nil || plain != c.plain {
+			t.Errorf("%s to %s: %t %v", c.scheme, c.server.URL, plain, err)
+			continue
+		}
+		if got := <-agents; got != "kube-lifecycle/1.37"+c.authorized {
+			t.Errorf("%s to %s: asked as %q", c.scheme, c.server.URL, got)
+		}
+	}
+	secure.Close()
+	u, _ := url.Parse(secure.URL)
+	if _, err := (Target{PodIP: u.Hostname()}).Hook(t.Context(), &corev1.HTTPGetAction{Port: port(t, u.Host), Scheme: corev1.URISchemeHTTP}); err == nil {
+		t.Error("nobody was there, and it is no error")
+	}
+}
+
+// TestVariablesOfProbes: a command sees what its container's definition has itself.
+func TestVariablesOfProbes(t *testing.T) {
+	var got []string
+	target := Target{
+		Spec: &corev1.Container{Env: []corev1.EnvVar{{Name: "PORT", Value: "80"}, {Name: "POD", ValueFrom: &corev1.EnvVarSource{}}}},
+		Exec: func(_ context.Context, command []string, _ time.Duration) ([]byte, int32, error) {
+			got = command
+			return nil, 0, nil
+		},
+	}
+	p := probe(0, 1, 1, 1)
+	p.Exec.Command = []string{"get", "$(PORT)", "$(POD)", "$(NONE)", "$$(PORT)"}
+	if _, _, err := target.check(t.Context(), p); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"get", "80", "", "$(NONE)", "$(PORT)"}; !slices.Equal(got, want) {
+		t.Errorf("ran %q, want %q", got, want)
+	}
+}
+
+// TestEndingContainers are asked whether they are ready, and nothing else.
+func TestEndingContainers(t *testing.T) {
+	for _, c := range []struct {
+		what string
+		spec corev1.Container
+		want int
+	}{
+		{"liveness", corev1.Container{LivenessProbe: probe(0, 10, 1, 1)}, 1},
+		{"startup", corev1.Container{StartupProbe: probe(10, 10, 1, 1)}, 1},
+		{"readiness", corev1.Container{ReadinessProbe: probe(10, 10, 1, 1)}, 3},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			s := &subject{script: "-"}
+			if c.spec.LivenessProbe != nil {
+				s.script = "+-"
+			}
+			w := s.watch(t, c.spec, nil)
+			if c.spec.LivenessProbe == nil {
+				c.want--
+			} else {
+				time.Sleep(15 * time.Second)
+			}
+			w.Ending()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			w.Stop()
+			if got := w.State().Failed; got != "" || (c.spec.ReadinessProbe == nil) != (len(s.at) == c.want) {
+				t.Errorf("%s: probed %d times, failed: %q", c.what, len(s.at), got)
+			}
+		})
 	}
 }

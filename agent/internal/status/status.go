@@ -249,6 +249,7 @@ func (m maker) terminated(c *observe.Container) corev1.ContainerState {
 		t.ExitCode, t.Reason = 137, "ContainerStatusUnknown"
 		t.Message = "The container could not be located when the pod was terminated"
 	}
+	t.Message = m.fit(t.Message)
 	if t.Reason == "" {
 		t.Reason = "Completed"
 		if t.ExitCode != 0 {
@@ -256,6 +257,20 @@ func (m maker) terminated(c *observe.Container) corev1.ContainerState {
 		}
 	}
 	return corev1.ContainerState{Terminated: t}
+}
+
+// maxMessages is what the termination messages of all containers of a pod may have
+// together, as the kubelet has it.
+const maxMessages = 12 << 10
+
+// fit cuts off what exceeds a container's share of the messages.
+func (m maker) fit(message string) string {
+	s := &m.in.Pod.Spec
+	share := maxMessages / max(1, len(s.InitContainers)+len(s.Containers)+len(s.EphemeralContainers))
+	if len(message) > share {
+		message = strings.ToValidUTF8(message[:share], "")
+	}
+	return message
 }
 
 func (m maker) phase(s *corev1.PodStatus) corev1.PodPhase {

@@ -185,3 +185,20 @@ func TestVolumeMounts(t *testing.T) {
 		t.Errorf("devices: %+v", s.AllocatedResourcesStatus)
 	}
 }
+
+// TestMessagesShareTheirRoom: what containers said at their ends is 12 KiB together.
+func TestMessagesShareTheirRoom(t *testing.T) {
+	long := end("a", 1)
+	long.Message = strings.Repeat("ä", 2<<10)
+	in := input(corev1.RestartPolicyNever, end("i", 0), long)
+	in.Over = true
+	if got := Make(in).ContainerStatuses[0].State.Terminated.Message; got != long.Message {
+		t.Errorf("of three containers one says %d bytes", len(got))
+	}
+	for i := range 4 {
+		in.Pod.Spec.Containers = append(in.Pod.Spec.Containers, corev1.Container{Name: fmt.Sprint("more", i)})
+	}
+	if got := Make(in).ContainerStatuses[0].State.Terminated.Message; len(got) > maxMessages/7 || len(got) < maxMessages/7-1 || strings.Trim(got, "ä") != "" {
+		t.Errorf("of seven containers one says %d bytes, %q", len(got), got[max(0, len(got)-3):])
+	}
+}
