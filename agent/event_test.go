@@ -80,13 +80,38 @@ func TestPostStartTakesItsTime(t *testing.T) {
 			}
 			return 0
 		}
-		b.apply(strings.Replace(web, `image: "app:1"`, `image: "app:1", lifecycle: {postStart: {exec: {command: [init]}}}`, 1))
-		b.after(61 * time.Minute)
+		b.apply(strings.Replace(web, `image: "app:1"`, `image: "app:1", livenessProbe: {exec: {command: [check]}, periodSeconds: 5}, lifecycle: {postStart: {exec: {command: [init]}}}`, 1))
+		b.after(time.Minute)
+		if c := b.container("web", 0); c.State.Waiting == nil || c.State.Waiting.Reason != "ContainerCreating" || c.Ready || b.pod("web").Status.Phase != corev1.PodPending {
+			t.Errorf("at its hook: %s, %+v", b.pod("web").Status.Phase, c)
+		}
+		if got := b.rt.made("ExecSync", "app"); len(got) != 1 {
+			t.Errorf("%d commands were run, the hook and probes", len(got))
+		}
+		b.after(60 * time.Minute)
 		if c := b.container("web", 0); c.State.Running == nil || c.RestartCount != 0 || !b.ready("web") {
 			t.Errorf("after a hook of an hour: %+v", c)
 		}
-		if got := b.rt.made("ExecSync", "app"); len(got) != 1 {
-			t.Errorf("the hook ran %d times", len(got))
+	})
+}
+
+// TestPostStartFails: the container is killed, and restarted as after any other end.
+func TestPostStartFails(t *testing.T) {
+	simulate(t, func(b *bench) {
+		b.rt.exec = func(string, []string) (int32, error) { return 1, nil }
+		b.apply(strings.Replace(web, `image: "app:1"`, `image: "app:1", lifecycle: {postStart: {exec: {command: [init]}}}`, 1))
+		b.after(45 * time.Second)
+		if got := gaps(b.rt.made("StartContainer", "app")); !slices.Equal(got, []int{0, 10, 20}) {
+			t.Errorf("seconds between starts: %v", got)
+		}
+		if got := b.waiting("web", 0); got != "CrashLoopBackOff" || b.container("web", 0).RestartCount != 3 {
+			t.Errorf("waits: %q, restarts: %d", got, b.container("web", 0).RestartCount)
+		}
+		b.hasNews("web", "Normal Killing 4: FailedPostStartHook")
+		b.rt.script(func() { b.rt.exec = nil })
+		b.after(time.Minute)
+		if !b.ready("web") {
+			t.Error("not ready after its hook succeeded")
 		}
 	})
 }

@@ -8,11 +8,16 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"podstead/agent/client"
+	"podstead/agent/internal/flight"
 )
 
 // hook runs a lifecycle hook of a container for at most the given time; 0: for as
 // long as it takes.
-func (j job) hook(ctx context.Context, id string, h *corev1.LifecycleHandler, most time.Duration) error {
+func (j job) hook(ctx context.Context, id, name string, h *corev1.LifecycleHandler, most time.Duration) (err error) {
+	done := flight.Watch(ctx, client.FlightStep, name+" hook")
+	defer func() { done(err) }()
 	if most > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, most)

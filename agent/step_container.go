@@ -304,7 +304,7 @@ func (j job) postStart(ctx context.Context, id string) *stepError {
 	if j.spec.Lifecycle == nil || j.spec.Lifecycle.PostStart == nil {
 		return nil
 	}
-	err := j.hook(ctx, id, j.spec.Lifecycle.PostStart, 0)
+	err := j.hook(ctx, id, "postStart", j.spec.Lifecycle.PostStart, 0)
 	if err == nil || ctx.Err() != nil {
 		return nil
 	}
@@ -326,7 +326,7 @@ func (j job) killContainer(ctx context.Context) *stepError {
 		j.event(j.pod, j.step.Container, corev1.EventTypeNormal, "Killing", "%s", j.step.Message)
 	}
 	if h := j.preStop(); h != nil && grace > 0 {
-		if err := j.hook(ctx, j.step.ID, h, grace); err != nil && ctx.Err() == nil {
+		if err := j.hook(ctx, j.step.ID, "preStop", h, grace); err != nil && ctx.Err() == nil {
 			j.event(j.pod, j.step.Container, corev1.EventTypeWarning, "FailedPreStopHook", "PreStopHook failed: %v", err)
 		}
 		grace = max(grace-time.Since(began), plan.MinGrace)

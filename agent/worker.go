@@ -460,7 +460,10 @@ func (w *worker) describe(now time.Time) {
 	in := status.Input{
 		Pod: w.pod, Seen: w.seen, Probes: w.probeStates(), Waits: w.last.Waits, Failures: w.failures,
 		Runtime: w.node.runtimeName, HostIPs: w.node.hostIPs, StartTime: w.start, Prev: &w.status, Now: now,
-		Over: w.over(), Conditions: w.set.List, Devices: w.node.devices.Health(w.uid),
+		Over: w.over(), Starting: map[string]bool{}, Conditions: w.set.List, Devices: w.node.devices.Health(w.uid),
+	}
+	for name := range w.busy {
+		in.Starting[name] = w.hooking(name)
 	}
 	in.Resize = w.resizeStatus()
 	if w.failed != nil {

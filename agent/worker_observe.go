@@ -219,6 +219,9 @@ func (w *worker) watch(ctx context.Context) {
 			continue
 		}
 		run[c.ID] = true
+		if w.hooking(c.Name) {
+			continue
+		}
 		spec := w.spec(c.Name)
 		if w.probes[c.ID] != nil || spec == nil {
 			continue
@@ -241,6 +244,12 @@ func (w *worker) watch(ctx context.Context) {
 		w.node.log.Warn("what is over is still counted", "pod", w.name(), "error", err)
 	}
 	w.carried = nil
+}
+
+// hooking tells whether a container may be at its postStart hook.
+func (w *worker) hooking(name string) bool {
+	r := w.busy[name]
+	return r != nil && r.step.Kind == plan.Start && plan.HasPostStart(r.job.spec)
 }
 
 func (w *worker) probe(ctx context.Context, spec *corev1.Container, c *observe.Container, carry *probe.State) *probe.Container {

@@ -200,9 +200,11 @@ func (w *worker) succeeded(s plan.Step) {
 func delay(reason string, n int) time.Duration {
 	first, most := time.Second, time.Minute
 	switch reason {
+	case postStartError:
+		return 0 // the container was killed, and waits for its restart as after any other end
 	case image.ErrImagePull, image.RegistryUnavailable, image.SignatureValidationFailed:
 		first, most = plan.BackoffStart, plan.BackoffMax
-	case image.ErrImageNeverPull, createConfigError, createError, runError, postStartError, image.InvalidImageName, image.ImageInspectError:
+	case image.ErrImageNeverPull, createConfigError, createError, runError, image.InvalidImageName, image.ImageInspectError:
 		first = plan.BackoffStart
 	}
 	d := first

@@ -105,8 +105,17 @@ func describeEvents(w io.Writer, events []corev1.Event) {
 		if e.Count > 1 {
 			count = fmt.Sprintf(" (%d times)", e.Count)
 		}
-		fmt.Fprintf(w, "  %s\t%s\t%s\t%s%s\n", age(e.LastTimestamp.Time), e.Type, e.Reason, e.Message, count)
+		fmt.Fprintf(w, "  %s\t%s\t%s\t%s%s%s\n", age(e.LastTimestamp.Time), e.Type, e.Reason, eventOf(e), e.Message, count)
 	}
+}
+
+// eventOf names the container of an event, of which its message need not speak.
+func eventOf(e corev1.Event) string {
+	_, name, ok := strings.Cut(e.InvolvedObject.FieldPath, "{")
+	if !ok {
+		return ""
+	}
+	return strings.TrimSuffix(name, "}") + ": "
 }
 
 func describeWait(wait client.Wait) string {

@@ -15,13 +15,14 @@ import (
 
 func getCommand(opt *options) *cobra.Command {
 	var namespace, output string
+	var all bool
 	cmd := &cobra.Command{
-		Use:       "get pods [NAME…] | get nodes",
-		Short:     "Show pods of the running node, or the node",
-		ValidArgs: []string{"pods", "nodes"},
+		Use:       "get pods [NAME…] | get nodes | get problems",
+		Short:     "Show pods of the running node, the node, or what is wrong with it and with manifests",
+		ValidArgs: []string{"pods", "nodes", "problems"},
 		Args: func(_ *cobra.Command, args []string) error {
-			if len(args) == 0 || !slices.Contains([]string{"pods", "pod", "po"}, args[0]) && !isNode(args[0]) {
-				return fmt.Errorf("say what to get: pods or nodes")
+			if len(args) == 0 || !slices.Contains([]string{"pods", "pod", "po"}, args[0]) && !isNode(args[0]) && !areProblems(args[0]) {
+				return fmt.Errorf("say what to get: pods, nodes or problems")
 			}
 			return nil
 		},
@@ -31,6 +32,12 @@ func getCommand(opt *options) *cobra.Command {
 			if isNode(args[0]) {
 				return printNodes(cmd, c, output)
 			}
+			if areProblems(args[0]) {
+				return printProblems(cmd, c, output)
+			}
+			if all {
+				namespace = ""
+			}
 			list, err := c.Pods(cmd.Context(), namespace)
 			if err != nil {
 				return err
@@ -38,10 +45,14 @@ func getCommand(opt *options) *cobra.Command {
 			if list.Items, err = selectPods(list.Items, args[1:]); err != nil {
 				return err
 			}
+			if output == "" || output == "wide" {
+				defer hint(cmd, c, len(list.Items))
+			}
 			return printPods(cmd.OutOrStdout(), list, output, len(args) == 2)
 		},
 	}
 	cmd.Flags().StringVarP(&namespace, "namespace", "n", "", "only pods of this `NAMESPACE`")
+	cmd.Flags().BoolVarP(&all, "all-namespaces", "A", false, "pods of all namespaces, as without --namespace")
 	cmd.Flags().StringVarP(&output, "output", "o", "", "wide, yaml, json or name")
 	return cmd
 }

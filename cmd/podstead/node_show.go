@@ -82,6 +82,10 @@ func describeNode(cmd *cobra.Command, c *client.Client) error {
 	if err != nil {
 		return err
 	}
+	problems, err := c.Problems(cmd.Context())
+	if err != nil {
+		return err
+	}
 	w := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 8, 2, ' ', 0)
 	for i := range nodes.Items {
 		n := &nodes.Items[i]
@@ -96,6 +100,7 @@ func describeNode(cmd *cobra.Command, c *client.Client) error {
 			fmt.Fprintf(w, "  %s\t%s\t%s\t%s\n", c.Type, c.Status, c.Reason, c.Message)
 		}
 		describeResources(w, n, pods.Items)
+		describeProblems(w, problems)
 		events, err := c.NodeEvents(cmd.Context(), n.Name)
 		if err != nil {
 			return err

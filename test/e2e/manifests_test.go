@@ -184,6 +184,12 @@ func TestBadManifestsAreNamedAndHarmless(t *testing.T) {
 	if err != nil || containerID(again, "a") != containerID(pod, "a") {
 		t.Errorf("a broken edit changed what runs: %v", err)
 	}
+	if out := n.do("get", "problems"); !strings.Contains(out, "good.yaml") || !strings.Contains(out, "what was there before stays in force") {
+		t.Errorf("get problems says:\n%s", out)
+	}
+	if out := n.do("describe", "node"); !strings.Contains(out, "Problems:") || !strings.Contains(out, "good.yaml") {
+		t.Errorf("describe node says:\n%s", out)
+	}
 }
 
 func TestAbsentObjectIsWaitedFor(t *testing.T) {

@@ -129,7 +129,7 @@ func TestMake(t *testing.T) {
 
 func TestResource(t *testing.T) {
 	pod := thePod(corev1.Container{Resources: corev1.ResourceRequirements{
-		Limits:   corev1.ResourceList{"memory": resource.MustParse("100Mi")},
+		Limits:   corev1.ResourceList{"memory": resource.MustParse("100Mi"), "hugepages-2Mi": resource.MustParse("4Mi")},
 		Requests: corev1.ResourceList{"cpu": resource.MustParse("250m"), "memory": resource.MustParse("1")},
 	}})
 	bounded := pod.DeepCopy()
@@ -155,6 +155,8 @@ func TestResource(t *testing.T) {
 		{"limits.cpu", "", "4"}, // the node's
 		{"requests.memory", "1Ki", "1"},
 		{"requests.ephemeral-storage", "", "0"},
+		{"limits.hugepages-2Mi", "1Mi", "4"},
+		{"requests.hugepages-1Gi", "", "0"},
 	} {
 		sel := &corev1.ResourceFieldSelector{Resource: c.what}
 		if c.divisor != "" {

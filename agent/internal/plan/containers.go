@@ -231,6 +231,10 @@ func (p *planner) start(spec *corev1.Container, last *observe.Container, delay t
 		p.plan.Waits[spec.Name] = wait
 		return
 	}
+	if p.behind != "" {
+		p.plan.Waits[spec.Name] = Wait{Reason: "ContainerCreating", Message: fmt.Sprintf("container %s starts before it, and has a postStart hook", p.behind)}
+		return
+	}
 	if !p.in.Prepared {
 		return
 	}

@@ -6,6 +6,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -211,6 +212,10 @@ type planner struct {
 	plan Plan
 	// sandbox is the one that containers are to run in, nil if it is to be made.
 	sandbox *observe.Sandbox
+	// behind is a container with a postStart hook that is being started. Those after
+	// it in the pod start when its hook has ended, as with a kubelet, which takes them
+	// one by one: service meshes hold an application up so until its proxy is there.
+	behind string
 }
 
 func (p *planner) step(s Step) {
@@ -305,8 +310,24 @@ func (p *planner) run() {
 		return
 	}
 	for i := range p.in.Pod.Spec.Containers {
-		p.container(&p.in.Pod.Spec.Containers[i])
+		spec := &p.in.Pod.Spec.Containers[i]
+		p.container(spec)
+		if p.behind == "" && HasPostStart(spec) && p.starting(spec.Name) {
+			p.behind = spec.Name
+		}
 	}
+}
+
+// HasPostStart tells whether a container counts as started only when its hook has
+// ended: until then it is neither shown as running nor probed.
+func HasPostStart(spec *corev1.Container) bool {
+	return spec != nil && spec.Lifecycle != nil && spec.Lifecycle.PostStart != nil
+}
+
+// starting tells whether a container is being started, or is to be now.
+func (p *planner) starting(name string) bool {
+	return p.in.Busy[name].Kind == Start ||
+		slices.ContainsFunc(p.plan.Steps, func(s Step) bool { return s.Kind == Start && s.Container == name })
 }
 
 // killUnwanted ends containers whose name is not in the pod (any more).

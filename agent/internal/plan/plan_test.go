@@ -52,6 +52,11 @@ func rule(operator string, code int32) func(*corev1.Pod) {
 	}
 }
 
+// hooked gives container a a postStart hook.
+func hooked(p *corev1.Pod) {
+	p.Spec.Containers[0].Lifecycle = &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{}}
+}
+
 // inits adds init containers; "s!" is a sidecar.
 func inits(names ...string) func(*corev1.Pod) {
 	return func(p *corev1.Pod) {
@@ -165,6 +170,17 @@ func TestNext(t *testing.T) {
 		}), "start a"},
 		{"all up", in(web(), runs("a"), runs("b")), ""},
 		{"created and never started", in(web(), with(runs("a"), func(c *observe.Container) { c.State = observe.Created }), runs("b")), "remove container a a1"},
+		// A postStart hook.
+		{"one with a hook first", in(web(hooked)), "b waits: ContainerCreating, start a"},
+		{"its hook runs", change(in(web(hooked), runs("a")), func(i *Input) { i.Busy["a"] = Busy{Kind: Start} }), "b waits: ContainerCreating"},
+		{"its hook has ended", in(web(hooked), runs("a")), "start b"},
+		{"its image cannot be had", change(in(web(hooked)), func(i *Input) {
+			i.Failures["a"] = Failure{Reason: "ErrImagePull", Until: now.Add(time.Second)}
+		}), "a waits: ErrImagePull, start b"},
+		{"its hook runs again, the other one is sick", change(in(web(hooked), runs("b")), func(i *Input) {
+			i.Busy["a"] = Busy{Kind: Start}
+			i.Probes["b1"] = Probe{Failed: "bad"}
+		}), "kill b b1"},
 		// Deaths.
 		{"first death", in(web(), died("a", 1, 0), runs("b")), "start a"},
 		{"death in back-off", in(web(), with(died("a", 1, time.Second), func(c *observe.Container) { c.Backoff = 10 * time.Second }), runs("b")), "a waits: CrashLoopBackOff"},

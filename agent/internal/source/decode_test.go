@@ -58,6 +58,8 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{container(`, livenessProbe: {tcpSocket: {port: 1}, successThreshold: 2}`), "successThreshold: Invalid value: 2: must be 1"},
 		{container(`, env: [{name: A, value: b, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]`), "together with value"},
 		{container(`, env: [{name: A, valueFrom: {fieldRef: {fieldPath: spec.containers}}}]`), "downward API"},
+		{container(`, env: [{name: A, valueFrom: {resourceFieldRef: {resource: requests.hugepages}}}]`), "must be limits or requests of cpu, memory, ephemeral-storage or hugepages-SIZE"},
+		{container(`, env: [{name: A, valueFrom: {resourceFieldRef: {resource: hugepages-2Mi}}}]`), "must be limits or requests"},
 		{container(`, resources: {limits: {memory: 1Mi}, requests: {memory: 2Mi}}`), "must be at most the limit"},
 		{container(`, resources: {limits: {hugepages-2Mi: 2Mi}}`), "huge pages require cpu or memory"},
 		{container(`, resources: {limits: {memory: 1Mi, hugepages-2Mi: 3Mi}}`), "must be a multiple of the size of a page"},
@@ -120,7 +122,7 @@ metadata: {name: web}
 spec:
   nodeSelector: {a: b}
   containers:
-  - {name: a, image: "busybox"}
+  - {name: a, image: "busybox", env: [{name: H, valueFrom: {resourceFieldRef: {resource: limits.hugepages-2Mi}}}]}
   - {name: b, image: "busybox:1", livenessProbe: {httpGet: {port: 80}}, resources: {limits: {cpu: 1}}}
   volumes:
   - {name: e}

@@ -111,11 +111,17 @@ func (c *podCheck) resourceRef(p *field.Path, r *corev1.ResourceFieldSelector, f
 	if r.ContainerName != "" && !c.hasContainer(r.ContainerName) {
 		c.add(field.NotFound(p.Child("containerName"), r.ContainerName))
 	}
+	_, name, _ := strings.Cut(r.Resource, ".")
 	switch r.Resource {
 	case "limits.cpu", "limits.memory", "limits.ephemeral-storage",
 		"requests.cpu", "requests.memory", "requests.ephemeral-storage":
+	case "limits." + name, "requests." + name:
+		if strings.HasPrefix(name, corev1.ResourceHugePagesPrefix) {
+			break
+		}
+		fallthrough
 	default:
-		c.add(field.Invalid(p.Child("resource"), r.Resource, "must be limits or requests of cpu, memory or ephemeral-storage"))
+		c.add(field.Invalid(p.Child("resource"), r.Resource, "must be limits or requests of cpu, memory, ephemeral-storage or hugepages-SIZE"))
 	}
 	if r.Divisor.Sign() < 0 {
 		c.add(field.Invalid(p.Child("divisor"), r.Divisor.String(), "must not be negative"))

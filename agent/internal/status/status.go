@@ -35,6 +35,8 @@ type Input struct {
 	Runtime   string // name of the container runtime, for container IDs
 	HostIPs   []string
 	StartTime time.Time
+	// Starting are containers whose postStart hook has not ended.
+	Starting map[string]bool
 	// Over: nothing runs and no container will be started any more. Before that no
 	// pod has failed or succeeded, whatever became of its containers.
 	Over   bool
@@ -145,6 +147,9 @@ func (m maker) container(spec *corev1.Container, init bool) corev1.ContainerStat
 	cs.ImageID = c.ImageID
 	probe := m.in.Probes[c.ID]
 	switch {
+	case c.State == observe.Running && m.in.Starting[spec.Name]:
+		cs.State.Waiting = m.waiting(spec)
+		cs.LastTerminationState = m.terminated(m.in.Seen.Previous(spec.Name))
 	case c.State == observe.Running:
 		cs.State.Running = &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(c.Started)}
 		cs.Started = &probe.Started
