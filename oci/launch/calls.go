@@ -46,26 +46,27 @@ const (
 
 // The executor's own operations, numbers that no system call has.
 const (
-	nrWaitMaps  = ^uintptr(0) - iota // wait until the forker has written the id maps
-	nrPrepared                       // tell the forker that the child is prepared, wait for its start
-	nrFork                           // go on in a child of the forker (CLONE_PARENT) with new namespaces
-	nrTest                           // compare data with a value
-	nrTestReg                        // compare a register with a value
-	nrStore                          // store a register into data
-	nrLimitCaps                      // take from a capset what another does not permit
-	nrFail                           // fail with an errno
-	nrWarn                           // tell the forker that this step was passed over
-	nrSignals                        // default action for every signal, empty mask
-	nrCloseAll                       // close everything but stdio, the executor's socket and one more
-	nrFileLimit                      // restore the limit of open files that Go raised
-	nrConsole                        // send a pty's master to the forker
-	nrExecuting                      // tell the forker that all that is left is to execve
-	nrPoint                          // tell the forker that a point is reached, wait for it to let us on
-	nrMakePath                       // open a path inside a root, make what is missing of it
-	nrSet                            // set a register to a value
-	nrListener                       // tell the forker of a seccomp listener, wait until it has it
-	nrCopyUp                         // copy what is in a directory into another
-	nrFirstOwn                       // smallest of them; keep last
+	nrWaitMaps     = ^uintptr(0) - iota // wait until the forker has written the id maps
+	nrPrepared                          // tell the forker that the child is prepared, wait for its start
+	nrFork                              // go on in a child of the forker (CLONE_PARENT) with new namespaces
+	nrTest                              // compare data with a value
+	nrTestReg                           // compare a register with a value
+	nrStore                             // store a register into data
+	nrLimitCaps                         // take from a capset what another does not permit
+	nrFail                              // fail with an errno
+	nrWarn                              // tell the forker that this step was passed over
+	nrSignals                           // default action for every signal, empty mask
+	nrCloseAll                          // close everything but stdio, the executor's socket and one more
+	nrFileLimit                         // restore the limit of open files that Go raised
+	nrConsole                           // send a pty's master to the forker
+	nrExecuting                         // tell the forker that all that is left is to execve
+	nrPoint                             // tell the forker that a point is reached, wait for it to let us on
+	nrMakePath                          // open a path inside a root, make what is missing of it
+	nrSet                               // set a register to a value
+	nrListener                          // tell the forker of a seccomp listener, wait until it has it
+	nrDropBounding                      // drop a set of capabilities from the bounding set
+	nrCopyUp                            // copy what is in a directory into another
+	nrFirstOwn                          // smallest of them; keep last
 )
 
 // Shorthands of the table below.
@@ -218,7 +219,7 @@ var calls = [numCalls]call{
 	cSetDumpable:   {"prctl_set_dumpable", unix.SYS_PRCTL, []param{isConst(unix.PR_SET_DUMPABLE), anInt}},
 	cSetKeepcaps:   {"prctl_set_keepcaps", unix.SYS_PRCTL, []param{isConst(unix.PR_SET_KEEPCAPS), anInt}},
 	cSetNoNewPrivs: {"prctl_set_no_new_privs", unix.SYS_PRCTL, []param{isConst(unix.PR_SET_NO_NEW_PRIVS), anInt}},
-	cDropBounding:  {"prctl_capbset_drop", unix.SYS_PRCTL, []param{isConst(unix.PR_CAPBSET_DROP), shown("cap")}},
+	cDropBounding:  {"drop_bounding", nrDropBounding, []param{shown("capset")}},
 	cClearAmbient:  {"prctl_cap_ambient_clear_all", unix.SYS_PRCTL, []param{isConst(unix.PR_CAP_AMBIENT), isConst(unix.PR_CAP_AMBIENT_CLEAR_ALL)}},
 	cRaiseAmbient:  {"prctl_cap_ambient_raise", unix.SYS_PRCTL, []param{isConst(unix.PR_CAP_AMBIENT), isConst(unix.PR_CAP_AMBIENT_RAISE), shown("cap")}},
 	cCapget:        {"capget", unix.SYS_CAPGET, []param{space(8), space(24)}},

@@ -211,6 +211,8 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 		*(*uint64)(ptr(a[0])) = uint64(a[1])
 	case nrLimitCaps:
 		limitCaps((*[6]uint32)(ptr(a[0])), (*[6]uint32)(ptr(a[1])))
+	case nrDropBounding:
+		return 0, dropBounding(a[0])
 	case nrFail:
 		return 0, syscall.Errno(a[0])
 	case nrWarn:
@@ -256,6 +258,23 @@ func limitCaps(want, have *[6]uint32) {
 			want[3*word+set] &= have[3*word+1]
 		}
 	}
+}
+
+// dropBounding drops a set of capabilities, as far as the kernel has them.
+//
+//go:nosplit
+//go:norace
+func dropBounding(set uintptr) syscall.Errno {
+	for n := uintptr(0); set != 0; n, set = n+1, set>>1 {
+		if set&1 == 0 {
+			continue
+		}
+		_, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0, 0)
+		if e != 0 && e != syscall.EINVAL {
+			return e
+		}
+	}
+	return 0
 }
 
 // wait waits for a byte of the forker. If the forker is gone instead, so is

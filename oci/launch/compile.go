@@ -20,6 +20,7 @@ type compiler struct {
 	spec      *specs.Spec
 	proc      *specs.Process
 	opt       Options
+	into      bool                              // it joins a container that runs
 	new       uint64                            // namespaces to be made
 	join      map[specs.LinuxNamespaceType]reg  // namespaces to be joined
 	has       map[specs.LinuxNamespaceType]bool // either
@@ -169,10 +170,26 @@ func (c *compiler) bornInCgroup(dir string) {
 	}
 }
 
+// writeCgroups joins the groups of a host with cgroup v1. The child opens the
+// files itself, unless it is in a new user namespace and may not.
 func (c *compiler) writeCgroups(files []string) {
+	step := "join cgroup "
+	if c.into {
+		step = joinCgroupStep
+	}
+	fd := none
 	for _, f := range files {
-		s := c.addSlot(slot{kind: slotFile, path: f, flags: unix.O_WRONLY, label: "join cgroup"})
-		c.do("join cgroup "+path.Dir(f), cWrite, s, "0", 1)
+		text := step + path.Dir(f)
+		if c.p.clone&unix.CLONE_NEWUSER != 0 {
+			s := c.addSlot(slot{kind: slotFile, path: f, flags: unix.O_WRONLY, label: text})
+			c.do(text, cWrite, s, "0", 1)
+			continue
+		}
+		if fd == none {
+			fd = c.newReg()
+		}
+		c.do(text, cOpenat, unix.AT_FDCWD, f, unix.O_WRONLY|unix.O_CLOEXEC, 0).out = uint16(fd)
+		c.do(text, cWrite, fd, "0", 1)
 	}
 }
 

@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -9,7 +10,11 @@ import (
 // formatVersion is the first byte of an encoded program. Engine and supervisor
 // may be of different versions during an upgrade: a program of another format
 // is refused, not guessed at.
-const formatVersion = 2
+const formatVersion = 3
+
+// maxData bounds what a false length can allocate. A program of many mounts has
+// some hundred KiB.
+const maxData = 16 << 20
 
 // MarshalBinary encodes the program for the supervisor.
 func (p *Program) MarshalBinary() ([]byte, error) {
@@ -57,7 +62,7 @@ func (p *Program) walk(c *codec) {
 	list(c, &p.passed, func(s *int, c *codec) { number(c, s) })
 	number(c, &p.regs)
 	list(c, &p.ops, (*op).walk)
-	c.bytes(&p.data)
+	c.sparse(&p.data)
 	list(c, &p.relocs, func(r *reloc, c *codec) {
 		number(c, &r.at)
 		number(c, &r.to)
@@ -176,6 +181,56 @@ func (c *codec) bytes(v *[]byte) {
 		*v = append([]byte(nil), c.buf[:n]...)
 		c.buf = c.buf[n:]
 	}
+}
+
+// sparse is bytes for what is zeros for the most part: its runs of them are
+// counted.
+func (c *codec) sparse(v *[]byte) {
+	n := len(*v)
+	number(c, &n)
+	if n < 0 || n > maxData {
+		c.fail(fmt.Errorf("%d bytes of data", n))
+	}
+	if c.err != nil {
+		return
+	}
+	if !c.encoding {
+		*v = make([]byte, n)
+	}
+	for rest := *v; len(rest) > 0 && c.err == nil; {
+		zeros, other := 0, rest
+		if c.encoding {
+			zeros, other = firstRun(rest)
+		}
+		number(c, &zeros)
+		if c.err != nil || zeros < 0 || zeros > len(rest) {
+			c.fail(errShort)
+			return
+		}
+		rest = rest[zeros:]
+		c.bytes(&other)
+		if len(other) > len(rest) || zeros+len(other) == 0 {
+			c.fail(errShort)
+			return
+		}
+		if !c.encoding {
+			copy(rest, other)
+		}
+		rest = rest[len(other):]
+	}
+}
+
+// firstRun returns how many zeros are at the beginning of b, and what follows
+// up to the next run that is worth it.
+func firstRun(b []byte) (zeros int, other []byte) {
+	for zeros < len(b) && b[zeros] == 0 {
+		zeros++
+	}
+	other = b[zeros:]
+	if i := bytes.Index(other, make([]byte, 16)); i >= 0 {
+		other = other[:i]
+	}
+	return zeros, other
 }
 
 func (c *codec) text(v *string) {

@@ -17,6 +17,7 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if opt.Pid <= 0 {
 		return nil, fmt.Errorf("launch %s: no process to join", opt.ID)
 	}
+	c.into = true
 	flags := uint64(unix.CLONE_NEWNS)
 	for _, ns := range c.spec.Linux.Namespaces {
 		f, ok := namespaceFlag[ns.Type]

@@ -132,11 +132,8 @@ func (c *compiler) identity() {
 		c.fail(fmt.Errorf("process.capabilities.%w", err))
 		return
 	}
-	for n := range numCapabilities {
-		if sets.bounding&(1<<n) == 0 {
-			// EINVAL: a capability that this kernel does not have.
-			c.do("drop "+capabilityNames[n]+" from the bounding set", cDropBounding, n).passing(syscall.EINVAL)
-		}
+	if drop := (uint64(1)<<numCapabilities - 1) &^ sets.bounding; drop != 0 {
+		c.do("drop capabilities from the bounding set", cDropBounding, drop)
 	}
 	c.do("keep capabilities", cSetKeepcaps, 1)
 	u := c.proc.User

@@ -182,7 +182,7 @@ func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err e
 	return pid, int(m.pidfd), err
 }
 
-// inPidNamespace runs f on a thread whose children are born in the pid
+// inPidNamespace runs f while the children of this thread are born in the pid
 // namespace ns. (Joining a pid namespace never moves the caller itself.)
 func inPidNamespace(ns int, f func() error) error {
 	own, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
@@ -190,23 +190,18 @@ func inPidNamespace(ns int, f func() error) error {
 		return fmt.Errorf("open own pid namespace: %w", err)
 	}
 	defer unix.Close(own)
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
-			runtime.UnlockOSThread()
-			done <- fmt.Errorf("join pid namespace: %w", err)
-			return
-		}
-		err := f()
-		// If it cannot come back, the thread stays locked, and so ends with
-		// this goroutine.
-		if unix.Setns(own, unix.CLONE_NEWPID) == nil {
-			runtime.UnlockOSThread()
-		}
-		done <- err
-	}()
-	return <-done
+	// If it cannot come back, the thread stays locked, and so ends with this
+	// goroutine.
+	runtime.LockOSThread()
+	if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
+		runtime.UnlockOSThread()
+		return fmt.Errorf("join pid namespace: %w", err)
+	}
+	err = f()
+	if unix.Setns(own, unix.CLONE_NEWPID) == nil {
+		runtime.UnlockOSThread()
+	}
+	return err
 }
 
 // rawClone forks. In the child it executes the machine and does not return.

@@ -211,6 +211,14 @@ func showInt(v uint64, as string) string {
 		if v < uint64(numCapabilities) {
 			return capabilityNames[v]
 		}
+	case "capset":
+		var list []string
+		for n, name := range capabilityNames {
+			if v&(1<<n) != 0 {
+				list = append(list, name)
+			}
+		}
+		return strings.Join(list, "|")
 	case "rlimit":
 		for name, n := range rlimitNumbers {
 			if uint64(n) == v {

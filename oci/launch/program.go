@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"strings"
 	"syscall"
 )
 
@@ -121,6 +122,10 @@ type reloc struct{ at, to uint32 }
 // since it was opened.
 const joinStep = "join the container's namespaces"
 
+// joinCgroupStep begins the steps that fail with ENOENT or ENODEV if the cgroup of
+// the container to join is gone.
+const joinCgroupStep = "join the container's cgroup "
+
 // StepError says which step of a launch failed. errors.Is finds its Errno, and
 // os.ErrProcessDone if the process that was to be joined has ended.
 type StepError struct {
@@ -140,7 +145,11 @@ func (e *StepError) Unwrap() error { return e.Errno }
 
 // Is tells of the end of the process that was to be joined.
 func (e *StepError) Is(target error) bool {
-	return target == os.ErrProcessDone && e.Step == joinStep && e.Errno == syscall.ESRCH
+	if target != os.ErrProcessDone {
+		return false
+	}
+	return e.Step == joinStep && e.Errno == syscall.ESRCH ||
+		strings.HasPrefix(e.Step, joinCgroupStep) && (e.Errno == syscall.ENOENT || e.Errno == syscall.ENODEV)
 }
 
 // Terminal tells whether the child makes a pty (then Child.Console is set).
