@@ -116,7 +116,9 @@ func (x *execution) begin(ctx context.Context, h handler.Handler, p handler.Exec
 		}
 		return fmt.Errorf("exec in container %s: %w", c.id, err)
 	}
-	e.exits.launched(x.id)
+	if x.process.State != supervisor.Exited {
+		e.exits.launched(x.id)
+	}
 	if x.console == nil {
 		return nil
 	}
@@ -138,6 +140,9 @@ func execProcess(of *specs.Process, cmd []string, tty bool) *specs.Process {
 
 // wait returns the exit code of the process.
 func (x *execution) wait(ctx context.Context) (int, error) {
+	if x.process.State == supervisor.Exited { // before its launch was answered
+		return x.process.ExitCode, nil
+	}
 	select {
 	case p := <-x.exited:
 		x.process = p

@@ -2,6 +2,7 @@ package supervisor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
@@ -177,13 +178,82 @@ func TestContainer(t *testing.T) {
 	if p := endReal(t, ctx, c, "a/1", 0); p.ExitCode != 4 || !strings.HasPrefix(string(got[:n]), "in ") {
 		t.Errorf("exec: %q, %+v", got[:n], p)
 	}
+	for { // it has something to say first
+		b, err := os.ReadFile(dir + "/a.log")
+		if strings.Contains(string(b), " stdout F 1\n") && strings.Contains(string(b), " stderr F to\n") {
+			break
+		}
+		if err != nil || ctx.Err() != nil {
+			t.Fatalf("log: %s, %v", b, err)
+		}
+		time.Sleep(time.Millisecond)
+	}
 	if p := endReal(t, ctx, c, "a", unix.SIGKILL); p.ExitCode != 137 {
 		t.Errorf("%+v", p)
 	}
-	b, err := os.ReadFile(dir + "/a.log")
-	if err != nil || !strings.Contains(string(b), " stdout F 1\n") || !strings.Contains(string(b), " stderr F to\n") {
-		t.Errorf("log: %s, %v", b, err)
+}
+
+// execer execs in a container of its own, for tests of what is dropped when its
+// exit was told.
+type execer struct {
+	*testing.T
+	ctx       context.Context
+	dir       string
+	c         *Client
+	container Process
+}
+
+func newExecer(t *testing.T) *execer {
+	ctx, dir, c := startReal(t)
+	return &execer{t, ctx, dir, c, launchReal(t, ctx, c, "a", "", "exec sleep 1000", true)}
+}
+
+// exec runs a program with an input.
+func (x *execer) exec(id string, stdin *os.File, args ...string) (Process, error) {
+	x.Helper()
+	program, err := launch.CompileExec(containerSpec(x.T, ""), &specs.Process{Args: args, Cwd: "/"}, launch.ExecOptions{ID: id, Pid: x.container.Pid})
+	if err != nil {
+		x.Fatal(err)
 	}
+	files, err := program.Open()
+	if err != nil {
+		x.Fatal(err)
+	}
+	defer sys.CloseAll(files)
+	p, _, err := x.c.Launch(x.ctx, Launch{ID: id, Program: program, Files: files, Stdio: launch.Stdio{Stdin: stdin}, Start: true, Once: true})
+	return p, err
+}
+
+// held begins a process that exits with a code when it is let go.
+func (x *execer) held(id string, code int) (release func()) {
+	x.Helper()
+	r, w, err := os.Pipe()
+	if err != nil {
+		x.Fatal(err)
+	}
+	defer r.Close()
+	p, err := x.exec(id, r, "/bin/sh", "-c", fmt.Sprintf("read x; exit %d", code))
+	if err != nil || p.State != Running || p.ID != id || p.StartTicks == 0 {
+		x.Fatalf("%+v, %v", p, err)
+	}
+	return func() { w.Close() }
+}
+
+// left lists the processes that the supervisor knows; each has a record.
+func (x *execer) left() (ids []string) {
+	x.Helper()
+	processes, err := x.c.List(x.ctx)
+	if err != nil {
+		x.Fatal(err)
+	}
+	for _, p := range processes {
+		ids = append(ids, p.ID)
+	}
+	records, err := filepath.Glob(x.dir + "/" + protocol.StateDir + "/*.process")
+	if err != nil || len(records) != len(ids) {
+		x.Errorf("records %v of %v: %v", records, ids, err)
+	}
+	return ids
 }
 
 // TestOnce: a process whose exit nobody is going to ask for leaves nothing when
@@ -191,64 +261,30 @@ func TestContainer(t *testing.T) {
 // and a failed launch leaves nothing either way.
 func TestOnce(t *testing.T) {
 	t.Parallel()
-	ctx, dir, c := startReal(t)
-	container := launchReal(t, ctx, c, "a", "", "exec sleep 1000", true)
-	exec := func(id string, args ...string) error {
-		program, err := launch.CompileExec(containerSpec(t, ""), &specs.Process{Args: args, Cwd: "/"}, launch.ExecOptions{ID: id, Pid: container.Pid})
-		if err != nil {
-			t.Fatal(err)
-		}
-		files, err := program.Open()
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer sys.CloseAll(files)
-		_, _, err = c.Launch(ctx, Launch{ID: id, Program: program, Files: files, Start: true, Once: true})
-		return err
-	}
-	left := func() (ids []string) {
-		t.Helper()
-		processes, err := c.List(ctx)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, p := range processes {
-			ids = append(ids, p.ID)
-		}
-		records, err := filepath.Glob(dir + "/" + protocol.StateDir + "/*.process")
-		if err != nil || len(records) != len(ids) {
-			t.Errorf("records %v of %v: %v", records, ids, err)
-		}
-		return ids
-	}
-	if err := exec("a/1", "/bin/sh", "-c", "exit 3"); err != nil {
-		t.Fatal(err)
-	}
+	x := newExecer(t)
+	ctx, c := x.ctx, x.c
+	x.held("a/1", 3)()
 	for p, err := c.Get(ctx, "a/1"); p.State != Exited; p, err = c.Get(ctx, "a/1") {
 		if err != nil {
 			t.Fatal(err)
 		}
 		time.Sleep(time.Millisecond)
 	}
-	if err := exec("a/2", "/no/such/program"); err == nil {
-		t.Error("nothing was executed without an error")
+	if _, err := x.exec("a/2", nil, "/no/such/program"); err == nil || !strings.Contains(err.Error(), `exec: "/no/such/program": no such file`) {
+		t.Errorf("nothing was executed, and the error is %v", err)
 	}
-	if ids := left(); !slices.Equal(ids, []string{"a", "a/1"}) {
+	if ids := x.left(); !slices.Equal(ids, []string{"a", "a/1"}) {
 		t.Errorf("not told: %v are left", ids)
 	}
 	events, err := c.Events(ctx)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := exec("a/3", "/bin/sh", "-c", "exit 4"); err != nil {
-		t.Fatal(err)
-	}
+	x.held("a/3", 4)()
 	if e := <-events; e.Process.ID != "a/3" || e.Process.ExitCode != 4 {
 		t.Errorf("%+v", e)
 	}
-	if err := exec("a/4", "/bin/sleep", "1000"); err != nil {
-		t.Fatal(err)
-	}
+	x.held("a/4", 5)
 	if err := c.Upgrade(ctx, ""); err != nil {
 		t.Fatal(err)
 	}
@@ -258,13 +294,103 @@ func TestOnce(t *testing.T) {
 	if e := <-events; e.Process.ID != "a/4" || e.Process.ExitCode != 137 {
 		t.Errorf("%+v", e)
 	}
-	if ids := left(); !slices.Equal(ids, []string{"a", "a/1"}) {
+	if ids := x.left(); !slices.Equal(ids, []string{"a", "a/1"}) {
 		t.Errorf("told: %v are left", ids)
 	}
 	if err := c.Forget(ctx, "a/1"); err != nil {
 		t.Error(err)
 	}
 	endReal(t, ctx, c, "a", unix.SIGKILL)
+}
+
+// TestOnceAtOnce: the exit of one that ends before its launch was answered is in
+// the answer or, should it take longer after all, an event, and never both. Other
+// clients have an event of each.
+func TestOnceAtOnce(t *testing.T) {
+	t.Parallel()
+	x := newExecer(t)
+	other, err := Connect(x.ctx, x.dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	own, err := x.c.Events(x.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	others, err := other.Events(x.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	answered := 0
+	for i := range 50 {
+		id := fmt.Sprint("a/", i)
+		p, err := x.exec(id, nil, "/bin/sh", "-c", fmt.Sprintf("exit %d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if p.State == Exited {
+			answered++
+		} else if e := <-own; e.Process.ID == id {
+			p = e.Process
+		}
+		if p.ID != id || p.State != Exited || p.ExitCode != i || p.ExitedAt.Before(p.StartedAt) {
+			t.Errorf("%+v", p)
+		}
+		if e := <-others; e.Process.ID != id || e.Process.ExitCode != i {
+			t.Errorf("the other client's event %d: %+v", i, e)
+		}
+	}
+	t.Logf("%d of 50 were answered when they had ended", answered)
+	// What comes next is of somebody else: no event was left over.
+	x.held("a/last", 6)()
+	if e := <-own; e.Process.ID != "a/last" {
+		t.Errorf("%+v", e)
+	}
+	if ids := x.left(); !slices.Equal(ids, []string{"a"}) {
+		t.Errorf("%v are left", ids)
+	}
+	endReal(t, x.ctx, x.c, "a", unix.SIGKILL)
+}
+
+// TestOnceKilled: SIGKILL ends one whose launch is under way, whenever it comes.
+func TestOnceKilled(t *testing.T) {
+	t.Parallel()
+	x := newExecer(t)
+	events, err := x.c.Events(x.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 30 {
+		id := fmt.Sprint("a/", i)
+		done := make(chan error, 1)
+		var p Process
+		go func() {
+			var err error
+			p, err = x.exec(id, nil, "/bin/sleep", "1000")
+			done <- err
+		}()
+		for {
+			err := x.c.Signal(x.ctx, id, int(unix.SIGKILL))
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, os.ErrNotExist) {
+				t.Fatal(err)
+			}
+		}
+		err := <-done
+		if err == nil && p.State != Exited { // it was there already
+			p = (<-events).Process
+		}
+		if err == nil && (p.ID != id || p.ExitCode != 137) || err != nil && !errors.Is(err, os.ErrProcessDone) {
+			t.Errorf("%s: %+v, %v", id, p, err)
+		}
+	}
+	if ids := x.left(); !slices.Equal(ids, []string{"a"}) {
+		t.Errorf("%v are left", ids)
+	}
+	endReal(t, x.ctx, x.c, "a", unix.SIGKILL)
 }
 
 func TestFailedStartIsNamed(t *testing.T) {

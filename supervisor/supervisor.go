@@ -70,7 +70,9 @@ type Launch struct {
 	Hooks *os.File
 	// Once drops the process at the supervisor when its exit was told to a client
 	// that follows Events: nobody has to Forget it. If there is none at that
-	// moment, it stays.
+	// moment, it stays. With Start, and without a log, Launch may not be answered
+	// before the process has run for some milliseconds: one that has ended by then
+	// is Exited in the answer, and Events of the same Client do not tell of it.
 	Once bool
 	// LaterConsole tells that Client.Become will bring a pty: until then there
 	// are no stdio.

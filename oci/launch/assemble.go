@@ -30,7 +30,7 @@ type (
 
 func newAssembler(id string) *assembler {
 	return &assembler{
-		p:       &Program{id: id, cgroup: -1, pidns: -1, ops: make([]op, 0, 256), data: make([]byte, 0, 8192)},
+		p:       &Program{id: id, cgroup: -1, pidns: -1, ops: make([]op, 0, 96), data: make([]byte, 0, 8192)},
 		strings: map[string]ref{},
 		hows:    map[unix.OpenHow]ref{},
 	}

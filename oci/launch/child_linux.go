@@ -37,12 +37,12 @@ type machine struct {
 	started  bool // do not wait for the start
 	prologue int  // how many of ops come before the program's own
 	regs     []uintptr
-	reg0     *uintptr // of regs
-	sync     uintptr  // socket to the forker
-	listen   uintptr  // socket to accept the starter's connection from, or noListener
-	extra    uintptr  // descriptors from 3 on that the container gets
-	path     makePath
-	copyUp   *copyUp // nil if the program does not copy
+	reg0     *uintptr  // of regs
+	sync     uintptr   // socket to the forker
+	listen   uintptr   // socket to accept the starter's connection from, or noListener
+	extra    uintptr   // descriptors from 3 on that the container gets
+	path     *makePath // nil if the program makes no paths
+	copyUp   *copyUp   // nil if the program does not copy
 	msg      message
 	in       [8]byte
 	nofile   rlimit.Limit

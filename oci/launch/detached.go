@@ -32,6 +32,10 @@ type ForkOptions struct {
 	// the new image runs, and a child whose start failed is reaped. It saves
 	// what it takes to wake up twice, a third of an exec.
 	Start bool
+	// NoWait has ForkWith return as soon as the child is there, if it is started
+	// and gets to its execve without an answer (then Child.Alone); Child.Outcome
+	// tells what came of it, and whoever called reaps it.
+	NoWait bool
 	// Cloned, if not nil, is called when the child is there, with its number and
 	// start time, while it gets on by itself. It is not called for a program
 	// whose process is going to be another one than its first.

@@ -18,7 +18,7 @@ const maxData = 16 << 20
 
 // MarshalBinary encodes the program for the supervisor.
 func (p *Program) MarshalBinary() ([]byte, error) {
-	c := codec{buf: make([]byte, 0, 2*len(p.data)+64*len(p.ops)), encoding: true}
+	c := codec{buf: make([]byte, 0, len(p.data)+64*len(p.ops)), encoding: true}
 	q := *p
 	q.walk(&c)
 	return c.buf, c.err
@@ -227,16 +227,25 @@ func firstRun(b []byte) (zeros int, other []byte) {
 		zeros++
 	}
 	other = b[zeros:]
-	if i := bytes.Index(other, make([]byte, 16)); i >= 0 {
+	if i := bytes.Index(other, make([]byte, 32)); i >= 0 {
 		other = other[:i]
 	}
 	return zeros, other
 }
 
 func (c *codec) text(v *string) {
-	b := []byte(*v)
-	c.bytes(&b)
-	*v = string(b)
+	n := len(*v)
+	number(c, &n)
+	switch {
+	case c.err != nil:
+	case c.encoding:
+		c.buf = append(c.buf, *v...)
+	case n < 0 || n > len(c.buf):
+		c.fail(errShort)
+	default:
+		*v = string(c.buf[:n])
+		c.buf = c.buf[n:]
+	}
 }
 
 func (c *codec) maps(v **idMaps) {

@@ -59,6 +59,7 @@ type Child struct {
 	mapIDs    func(pid int, uid, gid string) error // nil: by the files of /proc
 	executing bool
 	listened  bool // the listener was handed over
+	alone     bool // nobody follows it on its way, see ForkOptions.NoWait
 }
 
 // Adopt makes a Child of a prepared one that was forked before this process
@@ -116,7 +117,11 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
 		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p, mapIDs: opt.WriteMaps,
 	}
-	if err := c.cloned(opt.Cloned, started); err != nil {
+	c.alone = started && c.needsNoAnswer()
+	if opt.NoWait && c.alone {
+		return c, nil
+	}
+	if err := c.cloned(opt.Cloned); err != nil {
 		c.discard()
 		return nil, err
 	}
@@ -133,16 +138,24 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	return c, nil
 }
 
-// cloned does what needs no answer of the child, while that is at work. With
-// nothing to answer it either, it is then left alone until it is done: to wake
-// up for each of its messages would take the processor from it.
-func (c *Child) cloned(f func(*Child), started bool) error {
+// needsNoAnswer tells whether a child that was started gets to its execve by itself.
+func (c *Child) needsNoAnswer() bool {
 	for i := range c.program.ops {
 		switch c.program.ops[i].call {
-		case cFork: // it is another one that goes on
+		case cFork, cWaitMaps, cPoint, cConsole, cListener:
+			return false
+		}
+	}
+	return c.program.maps == nil
+}
+
+// cloned does what needs no answer of the child, while that is at work. One that
+// is alone is then left so until it is done: to wake up for each of its messages
+// would take the processor from it.
+func (c *Child) cloned(f func(*Child)) error {
+	for i := range c.program.ops {
+		if c.program.ops[i].call == cFork { // it is another one that goes on
 			return nil
-		case cWaitMaps, cPoint, cConsole, cListener:
-			started = false
 		}
 	}
 	var err error
@@ -152,10 +165,24 @@ func (c *Child) cloned(f func(*Child), started bool) error {
 	if f != nil {
 		f(c)
 	}
-	if !started || c.program.maps != nil {
+	if !c.alone {
 		return nil
 	}
 	return c.hangup()
+}
+
+// Outcome waits until a child of ForkOptions.NoWait executes its image, or has
+// ended, and returns the error of the step that failed. It does not reap it.
+func (c *Child) Outcome() error {
+	err := c.hangup()
+	if err == nil {
+		err = c.prepare()
+	}
+	if err != nil {
+		c.Control.Close()
+		return err
+	}
+	return c.finish(true)
 }
 
 // hangup waits until the child has executed its image or has ended.
@@ -304,8 +331,8 @@ func (c *Child) prepared() error {
 			return fmt.Errorf("%s: %w", s.label, err)
 		}
 	}
-	if c.StartTime != 0 {
-		return nil
+	if c.StartTime != 0 || c.alone {
+		return nil // it is known, or does not matter for one that may have ended
 	}
 	var err error
 	if c.StartTime, err = sys.StartTime(c.Pid); err != nil {
@@ -313,6 +340,9 @@ func (c *Child) prepared() error {
 	}
 	return nil
 }
+
+// Alone tells whether the child was left on its way, for ForkOptions.NoWait.
+func (c *Child) Alone() bool { return c.alone }
 
 // Start lets the child execute the rest, execve last, and returns when the new
 // image runs or with the error of the failed step; after an error the child

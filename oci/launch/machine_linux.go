@@ -38,10 +38,14 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 		keep = append(keep, int(f.Fd()))
 	}
 	first := prologue(std, keep)
-	copies := slices.ContainsFunc(p.ops, func(o op) bool { return o.call == cCopyUp })
+	has := func(c callID) bool { return slices.ContainsFunc(p.ops, func(o op) bool { return o.call == c }) }
+	copies, makes := has(cCopyUp), has(cMakePath)
 	size := sizeOf[machine](1) + sizeOf[byte](len(p.data)+8) + sizeOf[uintptr](p.regs+1) + sizeOf[rawOp](len(first)+len(p.ops))
 	if copies {
 		size += sizeOf[copyUp](1)
+	}
+	if makes {
+		size += sizeOf[makePath](1)
 	}
 	s, err := newStage(size)
 	if err != nil {
@@ -60,6 +64,9 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 	}
 	if copies {
 		m.copyUp = &place[copyUp](s, 1)[0]
+	}
+	if makes {
+		m.path = &place[makePath](s, 1)[0]
 	}
 	data := place[byte](s, len(p.data)+8)
 	copy(data, p.data)

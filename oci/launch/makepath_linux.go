@@ -74,7 +74,7 @@ func (m *machine) makePath(root, path, mode, resolve uintptr) (uintptr, syscall.
 //go:norace
 //go:nocheckptr
 func (m *machine) makeParts(mode uintptr) (fd uintptr, again bool, e syscall.Errno) {
-	p := &m.path
+	p := m.path
 	parent, start := p.root, 0
 	for i := 0; i < len(p.path); i++ {
 		c := *p.path.at(i)
@@ -140,7 +140,7 @@ func (m *machine) makePart(parent uintptr, start int, mode uintptr, last bool) (
 //go:norace
 //go:nocheckptr
 func (m *machine) followLink(start, end int) syscall.Errno {
-	p := &m.path
+	p := m.path
 	n := 0
 	for *p.link.at(n) != 0 {
 		n++

@@ -24,7 +24,9 @@ type Child interface {
 // Forked is what a Forker returns. The descriptors belong to the caller,
 // except Control, which is the Child's.
 type Forked struct {
-	Child      Child // nil: it was started and its image runs
+	Child Child // nil: it was started and its image runs
+	// Alone is in place of Child for one that was started and is on its way.
+	Alone      *launch.Child
 	Pid        int
 	StartTicks uint64
 	Pidfd      *os.File
@@ -69,7 +71,10 @@ func (Programs) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (
 		Console:    c.Console,
 		Warnings:   c.Warnings,
 	}
-	if !opt.Start {
+	switch {
+	case opt.NoWait && c.Alone():
+		f.Alone = c
+	case !opt.Start:
 		f.Child, f.Control = programChild{c}, c.Control
 	}
 	return f, nil

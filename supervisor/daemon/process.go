@@ -48,7 +48,7 @@ type process struct {
 	stdin    int       // write end of its input, -1 if none or closed; a pty: the master
 	io       *stdio    // nil if its stdio was passed through
 	reaps    bool      // it is our child, not one of a supervisor before us
-	recorded bool      // its record was written while its launch was under way
+	recorded bool      // it has a record
 	attached map[*attachment]bool
 
 	exitSeen  bool // it is dead; State follows when its output is drained
@@ -56,9 +56,20 @@ type process struct {
 	startErr  error
 	discarded bool // forget it once it is dead: its launch failed
 	cancelled bool // SIGKILL came while its launch was under way
-	// launching and startWaiters are called when the launch or the start ends.
-	launching    []func(error)
+	// alone is it as long as it is on its way to its image and nobody follows it,
+	// see leaveAlone; young is when that ends.
+	alone *launch.Child
+	young *time.Timer
+	// launching are answered when the launch ends, startWaiters called when the
+	// start does.
+	launching    []asked
 	startWaiters []func(error)
+}
+
+// asked is a request whose answer comes later.
+type asked struct {
+	conn *conn
+	seq  uint32
 }
 
 // process finds one by its ID.
@@ -78,6 +89,9 @@ func (p *process) signal(n int) error {
 			return fmt.Errorf("process %s: %w", p.ID, errNotExist)
 		}
 		p.cancelled = true
+		if p.alone != nil {
+			p.killAlone()
+		}
 		return nil
 	}
 	if p.exitSeen || p.pidfd == nil {

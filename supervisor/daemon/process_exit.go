@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -24,6 +25,9 @@ func (d *daemon) pidfdReady(p *process) {
 	d.poll.remove(int(p.pidfd.Fd()), p.token)
 	p.pidfd.Close()
 	p.pidfd = nil
+	if p.alone != nil && !d.endedAlone(p) {
+		return
+	}
 	if !p.starting {
 		d.drainExited(p)
 	}
@@ -75,9 +79,15 @@ func (d *daemon) exitKnown(p *process) {
 		d.launchEnded(p, p.startErr)
 		return
 	}
+	// A launch that was not answered yet is told so.
 	told := false
+	var asked []*conn
+	for _, a := range p.launching {
+		told, asked = told || !a.conn.closed, append(asked, a.conn)
+	}
+	d.launchEnded(p, nil)
 	for c := range d.conns {
-		if c.watching {
+		if c.watching && !slices.Contains(asked, c) {
 			c.send(&protocol.Packet{Op: protocol.Event, Seq: c.watch, Body: protocol.Encode(&p.Process)})
 			told = told || !c.closed
 		}

@@ -32,22 +32,12 @@ func checkID(id string) error {
 // beside the loop. A second request for an ID whose launch is under way waits
 // for the same launch.
 func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []int) error {
-	answer := func(p *process) func(error) {
-		return func(err error) {
-			if err != nil {
-				c.answer(seq, nil, err)
-				return
-			}
-			h, fds := p.handle()
-			c.answer(seq, h, nil, fds...)
-		}
-	}
 	if p := d.procs[req.ID]; p != nil {
 		protocol.CloseFds(fds)
 		if p.launching == nil {
 			return fmt.Errorf("launch %s: it is %s: %w", req.ID, p.State, errExist)
 		}
-		p.launching = append(p.launching, answer(p))
+		p.launching = append(p.launching, asked{c, seq})
 		return nil
 	}
 	p := &process{
@@ -59,7 +49,7 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 		reaps:     true,
 		attached:  map[*attachment]bool{},
 	}
-	p.launching = []func(error){answer(p)}
+	p.launching = []asked{{c, seq}}
 	d.procs[req.ID] = p
 	d.forks++
 	go func() {
@@ -99,6 +89,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 		slots--
 		opt.AtPoint = hooksBy(files[slots], launch.PointCreated)
 	} else if req.Start {
+		opt.NoWait = req.Once && !req.Logged
 		opt.Cloned = func(c *launch.Child) { // work for while the child is at its own
 			closeTheirs()
 			written := make(chan struct{})
@@ -126,6 +117,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 		return err
 	}
 	p.Pid, p.StartTicks, p.pidfd = forked.Pid, forked.StartTicks, forked.Pidfd
+	p.alone = forked.Alone
 	if forked.Child == nil {
 		if !p.recorded {
 			p.StartedAt = time.Now()
@@ -284,6 +276,11 @@ func newStdio(d *daemon, p *process, log *crilog.Writer, outs [2]int, pty bool) 
 
 // launched takes a forked process into the loop, or reports why there is none.
 func (d *daemon) launched(p *process, err error) {
+	if err == nil && p.alone != nil {
+		if err = d.leaveAlone(p); err == nil {
+			return
+		}
+	}
 	if err == nil {
 		p.State = created
 		if p.child == nil {
@@ -292,12 +289,7 @@ func (d *daemon) launched(p *process, err error) {
 		err = d.watchProcess(p)
 	}
 	if err != nil {
-		delete(d.procs, p.ID)
-		if p.recorded {
-			d.removeRecord(p)
-		}
-		d.launchEnded(p, err)
-		d.sweep()
+		d.launchFailed(p, err)
 		return
 	}
 	if p.cancelled {
@@ -311,10 +303,21 @@ func (d *daemon) launched(p *process, err error) {
 	d.sweep()
 }
 
+// launchFailed forgets a process that is not there.
+func (d *daemon) launchFailed(p *process, err error) {
+	delete(d.procs, p.ID)
+	d.removeRecord(p)
+	d.launchEnded(p, err)
+	d.sweep()
+}
+
 // recordEarly writes the record of a process that is on its way to its image. A
 // supervisor after this one, if it is killed now, finds it there or gone.
 func (d *daemon) recordEarly(p *process, pid int, startTicks uint64) {
-	p.recorded, p.StartedAt = true, time.Now()
+	p.recorded = true
+	if p.StartedAt.IsZero() {
+		p.StartedAt = time.Now()
+	}
 	early := *p
 	early.State, early.Pid, early.StartTicks = running, pid, startTicks
 	d.writeRecord(&early)
@@ -332,8 +335,13 @@ func (d *daemon) discard(p *process, err error) {
 func (d *daemon) launchEnded(p *process, err error) {
 	waiters := p.launching
 	p.launching = nil
-	for _, done := range waiters {
-		done(err)
+	h, fds := p.handle()
+	for _, a := range waiters {
+		if err != nil {
+			a.conn.answer(a.seq, nil, err)
+		} else {
+			a.conn.answer(a.seq, h, nil, fds...)
+		}
 	}
 	if p.io == nil && p.stdin >= 0 { // a pty that its client has now
 		p.closeStdin()

@@ -31,10 +31,15 @@ func (d *daemon) statePath(name string) string {
 func (d *daemon) writeRecord(p *process) {
 	s := p.save()
 	s.Program = nil
+	p.recorded = true
 	d.writeState(d.recordPath(p.ID), &s)
 }
 
-func (d *daemon) removeRecord(p *process) { os.Remove(d.recordPath(p.ID)) }
+func (d *daemon) removeRecord(p *process) {
+	if p.recorded {
+		os.Remove(d.recordPath(p.ID))
+	}
+}
 
 func (d *daemon) writeEngine() {
 	s := d.engine.save()

@@ -42,6 +42,7 @@ func newProcess(s *savedProcess) *process {
 		program:   s.Program,
 		pipes:     s.Pipes,
 		stdin:     -1,
+		recorded:  true,
 		exitSeen:  s.Process.State == exited,
 		attached:  map[*attachment]bool{},
 	}

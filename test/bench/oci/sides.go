@@ -298,7 +298,8 @@ func (s *supervised) exec() (sample, error) {
 			return err
 		}
 		defer sys.CloseAll(files)
-		if _, _, err := s.client.Launch(s.ctx, supervisor.Launch{ID: "long/x", Program: program, Files: files, Start: true, Once: true}); err != nil {
+		p, _, err := s.client.Launch(s.ctx, supervisor.Launch{ID: "long/x", Program: program, Files: files, Start: true, Once: true})
+		if err != nil || p.State == supervisor.Exited {
 			return err
 		}
 		return s.ended("long/x", told)
