@@ -141,17 +141,24 @@ func execProcess(of *specs.Process, cmd []string, tty bool) *specs.Process {
 // wait returns the exit code of the process.
 func (x *execution) wait(ctx context.Context) (int, error) {
 	if x.process.State == supervisor.Exited { // before its launch was answered
-		return x.process.ExitCode, nil
+		return x.code()
 	}
 	select {
 	case p := <-x.exited:
 		x.process = p
-		return p.ExitCode, nil
+		return x.code()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	case <-x.e.life.Done():
 		return 0, cri.Errorf(codes.Unavailable, "the engine is stopping")
 	}
+}
+
+func (x *execution) code() (int, error) {
+	if x.process.ExitCode < 0 {
+		return 0, cri.Errorf(codes.Unavailable, "how the command in container %s ended is lost, with the supervisor that knew it", x.c.id)
+	}
+	return x.process.ExitCode, nil
 }
 
 // reapTimeout bounds how long killed processes of an exec are waited for.

@@ -110,12 +110,10 @@ func (e *Engine) resubscribe() <-chan supervisor.Event {
 			return nil
 		case <-time.After(resubscribeDelay):
 		}
-		events, err := e.cfg.Supervisor.Events(e.life)
+		events, err := e.catchUp()
 		if err == nil {
-			if err = e.catchUp(); err == nil {
-				e.supervisorGone.Store(false)
-				return events
-			}
+			e.supervisorGone.Store(false)
+			return events
 		}
 		if !said && e.life.Err() == nil {
 			e.log.Error("the supervisor's events ended; trying again", "error", err)
@@ -125,9 +123,10 @@ func (e *Engine) resubscribe() <-chan supervisor.Event {
 
 // catchUp handles what happened while no events came: processes that ended, and
 // those that a new supervisor does not know, because its predecessor took what
-// waited for its start along, or nobody held their descriptors.
-func (e *Engine) catchUp() error {
-	// What is launched from here on cannot be missing in the list.
+// waited for its start along, or nobody held their descriptors. It returns the
+// events that follow.
+func (e *Engine) catchUp() (<-chan supervisor.Event, error) {
+	// What is launched from here on cannot be lost.
 	execs := e.exits.running()
 	var containers []*container
 	for _, c := range e.allContainers() {
@@ -141,24 +140,29 @@ func (e *Engine) catchUp() error {
 			ready = append(ready, s)
 		}
 	}
-	list, err := e.cfg.Supervisor.List(e.life)
+	f, err := e.cfg.Supervisor.Follow(e.life)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	for _, ev := range f.Ended {
+		e.processExited(ev.Process)
 	}
 	known := map[string]bool{}
-	for _, p := range list {
+	for _, p := range f.List {
 		known[p.ID] = true
 		if p.State != supervisor.Exited {
 			continue
 		}
-		if !e.exits.deliver(p) {
+		waited := e.exits.deliver(p)
+		// Nobody's is an exec whose launch broke off with the supervisor.
+		if pod, _ := handler.PodOfProcess(p.ID); !waited && e.owned(pod) {
 			e.processExited(p)
 		} else if err := e.cfg.Supervisor.Forget(e.life, p.ID); err != nil { // no event dropped it
-			return err
+			return nil, err
 		}
 	}
 	for _, id := range execs {
-		if !known[id] {
+		if !known[id] { // nor among those that ended: they are not waited for any more
 			e.exits.deliver(supervisor.Process{ID: id, State: supervisor.Exited, ExitCode: -1, ExitedAt: time.Now()})
 		}
 	}
@@ -175,7 +179,7 @@ func (e *Engine) catchUp() error {
 			}
 		}
 	}
-	return nil
+	return f.Events, nil
 }
 
 // containerLost ends a container that the supervisor does not know: it cannot

@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -246,4 +247,36 @@ func testSupervisorDies(t *testing.T, handlers ...config.Handler) {
 	if next.ExitCode != 8 {
 		t.Errorf("a later container: %v", next)
 	}
+}
+
+// TestExecsWhileSupervisorDies: each exec ends, as the command did or with an
+// error, never with an exit code that the command does not have; and nothing of
+// them stays (see node.end).
+func TestExecsWhileSupervisorDies(t *testing.T) {
+	n := newNode(t)
+	c := n.ready(n.begin(n.run(n.pod()), n.script(forever)))
+	three := func() bool {
+		out, err := n.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"sh", "-c", "exit 3"}})
+		if err == nil && out.ExitCode != 3 {
+			t.Errorf("exit 3 ends with %d", out.ExitCode)
+		}
+		return err == nil
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var work sync.WaitGroup
+	for range 4 {
+		work.Go(func() {
+			for ctx.Err() == nil {
+				three()
+			}
+		})
+	}
+	for range 4 {
+		eventually(t, "an exec works", three)
+		n.killSupervisor(n.supervisorDir)
+	}
+	eventually(t, "an exec works", three)
+	cancel()
+	work.Wait()
 }

@@ -217,8 +217,15 @@ func (c *Client) Signal(ctx context.Context, id string, signal int) error {
 // List returns all processes, those whose launch is under way and exited ones
 // that were not forgotten included, ordered by ID.
 func (c *Client) List(ctx context.Context) ([]Process, error) {
+	return list(func(l *protocol.ProcessList) error {
+		_, err := c.ask(ctx, protocol.List, nil, l)
+		return err
+	})
+}
+
+func list(ask func(*protocol.ProcessList) error) ([]Process, error) {
 	var l protocol.ProcessList
-	if _, err := c.ask(ctx, protocol.List, nil, &l); err != nil {
+	if err := ask(&l); err != nil {
 		return nil, err
 	}
 	ps := make([]Process, len(l.Processes))
@@ -239,16 +246,70 @@ func (c *Client) Forget(ctx context.Context, id string) error {
 
 // Events delivers every exit from now on, in order, until ctx or the
 // connection ends; then the channel is closed. Who lists after Events returned
-// misses nothing. Events wait for a slow receiver. One set of events at a time
+// misses nothing of what is kept until it is forgotten; see Follow for the rest.
+// Events wait for a slow receiver. One set of events at a time
 // for each Client: a later call takes over from an earlier one.
 func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
-	w, err := c.connected(ctx)
+	_, call, err := c.watch(ctx)
 	if err != nil {
 		return nil, err
 	}
-	call, err := w.begin(protocol.Watch, nil, nil)
+	return c.forward(ctx, call), nil
+}
+
+// Following is where Follow begins.
+type Following struct {
+	// Ended are exits that came before the list was made: it may leave them out,
+	// since a process launched with Once is dropped as soon as its exit is told.
+	Ended []Event
+	List  []Process
+	// Events are the exits from then on.
+	Events <-chan Event
+}
+
+// Follow is Events, and List as of its beginning: a process that ran before is
+// among those that ended, or in the list, or lost with another supervisor.
+func (c *Client) Follow(ctx context.Context) (*Following, error) {
+	w, call, err := c.watch(ctx)
 	if err != nil {
 		return nil, err
+	}
+	return c.follow(ctx, w, call)
+}
+
+// follow is Follow once it is told of exits.
+func (c *Client) follow(ctx context.Context, w *wire, call *call) (f *Following, err error) {
+	f = &Following{}
+	if f.List, err = list(func(l *protocol.ProcessList) error {
+		_, err := w.ask(ctx, protocol.List, nil, nil, l)
+		return err
+	}); err != nil {
+		call.end()
+		return nil, err
+	}
+	// Packets are handed out in the order in which they came: what the list leaves
+	// out is here by now.
+	for _, packet := range call.taken() {
+		ev, err := c.event(packet)
+		if err != nil {
+			call.end()
+			return nil, err
+		}
+		f.Ended = append(f.Ended, ev)
+	}
+	f.Events = c.forward(ctx, call)
+	return f, nil
+}
+
+// watch asks for events. The call must be ended.
+func (c *Client) watch(ctx context.Context) (*wire, *call, error) {
+	w, err := c.connected(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	call, err := w.begin(protocol.Watch, nil, nil)
+	if err != nil {
+		return nil, nil, err
 	}
 	first, err := call.next(ctx)
 	if err == nil {
@@ -256,8 +317,22 @@ func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
 	}
 	if err != nil {
 		call.end()
-		return nil, err
+		return nil, nil, err
 	}
+	return w, call, nil
+}
+
+func (c *Client) event(packet *protocol.Packet) (Event, error) {
+	var p protocol.Process
+	if _, err := open(packet, &p); err != nil {
+		return Event{}, err
+	}
+	c.release(p.ID)
+	return Event{Process(p)}, nil
+}
+
+// forward hands out the events of a call, and ends it.
+func (c *Client) forward(ctx context.Context, call *call) <-chan Event {
 	events := make(chan Event)
 	go func() {
 		defer close(events)
@@ -267,19 +342,18 @@ func (c *Client) Events(ctx context.Context) (<-chan Event, error) {
 			if err != nil {
 				return
 			}
-			var p protocol.Process
-			if _, err := open(packet, &p); err != nil {
+			ev, err := c.event(packet)
+			if err != nil {
 				return
 			}
-			c.release(p.ID)
 			select {
-			case events <- Event{Process(p)}:
+			case events <- ev:
 			case <-ctx.Done():
 				return
 			}
 		}
 	}()
-	return events, nil
+	return events
 }
 
 // Resize sets the window of a logged process's pty. That of any other process

@@ -86,13 +86,19 @@ func connect(fd int, runDir string) error {
 func (w *wire) receive() {
 	buf := make([]byte, protocol.BufferSize)
 	raw, err := w.sock.SyscallConn()
-	for err == nil {
+	for reset := false; err == nil; {
 		var p *protocol.Packet
 		var rerr error
 		err = raw.Read(func(fd uintptr) bool {
 			p, rerr = protocol.RecvPacket(int(fd), buf)
 			return rerr != unix.EAGAIN
 		})
+		if rerr == unix.ECONNRESET && !reset {
+			// It was killed before it read a request of ours. What it sent before is
+			// there all the same: exits that nobody tells a second time.
+			reset = true
+			continue
+		}
 		if err = errors.Join(err, rerr); err == nil {
 			p.Body = append([]byte(nil), p.Body...)
 			w.deliver(p)
@@ -199,6 +205,15 @@ func (c *call) next(ctx context.Context) (*protocol.Packet, error) {
 			}
 		}
 	}
+}
+
+// taken takes the answers that are there.
+func (c *call) taken() []*protocol.Packet {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	all := c.answers
+	c.answers = nil
+	return all
 }
 
 func (c *call) notify() {

@@ -373,6 +373,39 @@ func TestEventsAreInOrderAndComplete(t *testing.T) {
 	}
 }
 
+// A process that is dropped with its exit is not in the list of those who follow
+// from just before it: it is among those that ended.
+func TestFollowMissesNobody(t *testing.T) {
+	f := start(t)
+	w, call, err := f.watch(f.ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range []string{"first", "second"} {
+		if _, _, err := f.launch(f.ctx, Launch{ID: id, Start: true, Once: true}, sh("sleep 0.1; exit 3"), false); err != nil {
+			t.Fatal(err)
+		}
+		f.eventually(id+" is dropped", func() bool {
+			_, err := f.Get(f.ctx, id)
+			return errors.Is(err, os.ErrNotExist)
+		})
+	}
+	got, err := f.follow(f.ctx, w, call)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(got.List) != 0 || len(got.Ended) != 2 || got.Ended[0].Process.ID != "first" || got.Ended[1].Process.ExitCode != 3 {
+		t.Errorf("%+v", got)
+	}
+	f.run("third", sh("exit 4"))
+	if e := <-got.Events; e.Process.ID != "third" || e.Process.ExitCode != 4 {
+		t.Errorf("%+v", e)
+	}
+	if got, err := f.Follow(f.ctx); err != nil || len(got.List) != 1 || len(got.Ended) != 0 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
 func TestListeners(t *testing.T) {
 	f := start(t)
 	path := f.dir + "/cri.sock"
