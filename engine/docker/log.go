@@ -158,23 +158,34 @@ func (l *logs) copy(c *ctr, f *copying) {
 			last = true // looked at before the files are, so that nothing comes later
 		default:
 		}
-		err := p.run()
+		more, err := p.run()
 		if err != nil && err.Error() != complaint {
 			complaint = err.Error()
 			l.log.Error("a log is not copied for now", "container", c.id, "error", err)
 		}
-		if last && err == nil {
+		if last && err == nil && !more {
 			complete = true
 			return
 		}
-		if !l.wait(f, p, last) {
+		if !l.wait(f, p, last, more) {
 			return
 		}
 	}
 }
 
-// wait returns when there may be something to do, false if nothing any more.
-func (l *logs) wait(f *copying, p *pump, last bool) bool {
+// wait returns when there may be something to do, which is at once if there is
+// more to copy; false if nothing any more.
+func (l *logs) wait(f *copying, p *pump, last, more bool) bool {
+	if more {
+		select {
+		case <-f.life.Done():
+			return false
+		case answer := <-f.reopen:
+			answer <- p.reopen()
+		default:
+		}
+		return true
+	}
 	ended := f.last
 	if last {
 		ended = nil

@@ -109,12 +109,19 @@ func (p *pump) openTarget() error {
 	return nil
 }
 
-// reopen goes on in a new file.
+// reopen goes on in a new file. What there is comes into the old one before,
+// as far as a container that never stops writing lets it.
 func (p *pump) reopen() error {
-	if err := p.run(); err != nil {
-		return err
+	for i := 0; i < burst || p.skip > 0; i++ {
+		more, err := p.step()
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
 	}
-	if err := p.openTarget(); err != nil {
+	if err := errors.Join(p.flush(), p.openTarget()); err != nil {
 		return err
 	}
 	return p.save()
@@ -128,29 +135,34 @@ func identity(f *os.File) (inode uint64, size int64, err error) {
 	return st.Ino, st.Size, nil
 }
 
-// run moves all that there is.
-func (p *pump) run() error {
-	for {
-		if err := p.flush(); err != nil {
-			return err
-		}
-		if p.in == nil {
-			if err := p.openSource(); err != nil || p.in == nil {
-				return err
-			}
-		}
-		n, err := p.read()
-		if err != nil {
-			return err
-		}
-		if n > 0 {
-			continue
-		}
-		more, err := p.next()
-		if err != nil || !more {
-			return err
+// burst is how many pieces are moved before anything else is looked at.
+const burst = 16
+
+// run moves what there is, burst pieces at most, and tells whether there is more.
+func (p *pump) run() (more bool, err error) {
+	for range burst {
+		if more, err = p.step(); err != nil || !more {
+			return false, err
 		}
 	}
+	return true, nil
+}
+
+// step moves a piece of what there is, or goes on to the next file, and tells
+// whether there is more.
+func (p *pump) step() (more bool, err error) {
+	if err := p.flush(); err != nil {
+		return false, err
+	}
+	if p.in == nil {
+		if err := p.openSource(); err != nil || p.in == nil {
+			return false, err
+		}
+	}
+	if n, err := p.read(); err != nil || n > 0 {
+		return n > 0, err
+	}
+	return p.next()
 }
 
 // read takes the next piece of the source, and translates its whole lines.

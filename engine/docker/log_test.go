@@ -1,15 +1,20 @@
 package docker
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"log/slog"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
+
+	"github.com/moby/moby/api/types/container"
 )
 
 func wantError(t *testing.T, word string, err error) {
@@ -120,6 +125,69 @@ func wantLines(t *testing.T, n int, files ...string) {
 	}
 }
 
+// all moves all that there is.
+func (p *pump) all() error {
+	for {
+		if more, err := p.run(); err != nil || !more {
+			return err
+		}
+	}
+}
+
+// TestLogThatNeverPauses reopens the log of a container that writes faster than
+// its output is copied, and lets go of it.
+func TestLogThatNeverPauses(t *testing.T) {
+	l := newDockerLog(t)
+	entry := []byte(`{"log":"` + strings.Repeat("x", 100) + `\n","stream":"stdout","time":"2026-11-22T02:23:09Z"}` + "\n")
+	block := bytes.Repeat(entry, 2*burst*readSize/len(entry))
+	target := filepath.Join(t.TempDir(), "0.log")
+	stop := make(chan struct{})
+	var writer sync.WaitGroup
+	writer.Go(func() {
+		for written := int64(0); ; { // always more ahead than is looked at without a pause
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			if st, err := os.Stat(target); err != nil || written < 2*st.Size()+int64(len(block)) {
+				l.file.Write(block)
+				written += int64(len(block))
+			}
+		}
+	})
+	all, err := newLogs(func(string) string { return filepath.Join(filepath.Dir(target), "state") }, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := all.follow(&ctr{id: "c", rec: containerRecord{LogPath: target}, seen: &container.InspectResponse{LogPath: l.path}})
+	answer := make(chan error, 1)
+	deadline := time.After(time.Minute)
+	for begun := false; !begun; {
+		st, err := os.Stat(target)
+		begun = err == nil && st.Size() > 0
+		select {
+		case <-deadline:
+			t.Fatal("nothing is copied")
+		case <-time.After(time.Millisecond): // between two looks
+		}
+	}
+	select {
+	case f.reopen <- answer:
+		if err := <-answer; err != nil {
+			t.Error(err)
+		}
+	case <-deadline:
+		t.Error("it is not opened again")
+	}
+	close(stop)
+	writer.Wait()
+	all.forget("c")
+	if err := all.close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestPumpAcrossCrashes begins a new pump again and again, sometimes with a
 // position that is older than what was written, as after a crash, while Docker
 // writes and rotates.
@@ -134,7 +202,7 @@ func TestPumpAcrossCrashes(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.run(); err != nil {
+		if err := p.all(); err != nil {
 			t.Fatal(err)
 		}
 		before, err := os.ReadFile(position)
@@ -146,7 +214,7 @@ func TestPumpAcrossCrashes(t *testing.T) {
 			l.rotate(4)
 			l.write(random.IntN(3))
 		}
-		if err := p.run(); err != nil {
+		if err := p.all(); err != nil {
 			t.Fatal(err)
 		}
 		p.close()
@@ -177,7 +245,7 @@ func TestPumpAcrossCrashes(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer p.close()
-	if err := p.run(); err != nil {
+	if err := p.all(); err != nil {
 		t.Fatal(err)
 	}
 	wantLines(t, l.n, target)
@@ -201,7 +269,7 @@ func TestPumpReopens(t *testing.T) {
 	wantLines(t, 3, target+".1")
 	wantLines(t, 0, target)
 	l.write(2)
-	if err := p.run(); err != nil {
+	if err := p.all(); err != nil {
 		t.Fatal(err)
 	}
 	wantLines(t, 5, target+".1", target)
@@ -218,7 +286,7 @@ func TestPumpLeavesRemovedLogs(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.run(); err != nil {
+		if err := p.all(); err != nil {
 			t.Fatal(err)
 		}
 		p.close()

@@ -86,6 +86,7 @@ var containerdDeviates = map[string]string{
 	"exec/too much output is cut, without an error":         "cut at 16 MiB, which makes a message that is too large",
 	"log/binary data":                                       "a carriage return before a line's end is dropped",
 	"log/all of it is there when the exit is seen":          "the exit is told before the output is read to its end",
+	"resources/killed for memory":                           "the OOM killer is told of by an event, which may come after the exit",
 	"stats/list holds what runs":                            "exited containers are listed, too",
 	"figures/memory without a limit":                        "0 are available",
 	"figures/swap":                                          "swap came in CRI 0.28",
