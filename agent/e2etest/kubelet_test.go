@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"crypto/tls"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -90,28 +92,33 @@ func insecure() *http.Client {
 	return &http.Client{Timeout: patience, Transport: &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, DisableKeepAlives: true}}
 }
 
-// fetched gets a URL, as soon as it is served, whose body has to have all parts.
+// fetched gets a URL, as soon as it is served and its body has all parts.
 func (n *node) fetched(from string, parts ...string) string {
 	n.Helper()
-	resp, err := insecure().Get(from)
-	for deadline := time.After(patience); err != nil; resp, err = insecure().Get(from) {
-		select {
-		case <-deadline:
-			n.Fatal(err)
-		case <-time.After(10 * time.Millisecond):
+	for deadline := time.Now().Add(patience); ; {
+		body, err := fetch(from)
+		missing := slices.DeleteFunc(slices.Clone(parts), func(p string) bool { return strings.Contains(body, p) })
+		if err == nil && len(missing) == 0 {
+			return body
 		}
+		if time.Now().After(deadline) {
+			n.Fatalf("%s: %v, no %q in\n%s", from, err, missing, body)
+		}
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+}
+
+func fetch(from string) (string, error) {
+	resp, err := insecure().Get(from)
+	if err != nil {
+		return "", err
 	}
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		n.Errorf("%s: %s, %v", from, resp.Status, err)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
 	}
-	for _, p := range parts {
-		if !strings.Contains(string(body), p) {
-			n.Errorf("%s: no %q in\n%s", from, p, body)
-		}
-	}
-	return string(body)
+	return string(body), err
 }
 
 // summary checks the figures of the one pod.

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -292,6 +293,21 @@ func (n *node) log(name string, o client.LogOptions) string {
 	return string(data)
 }
 
+// logged waits until a container's log has all parts.
+func (n *node) logged(name, container string, parts ...string) {
+	n.Helper()
+	for deadline := time.Now().Add(patience); ; {
+		text := n.log(name, client.LogOptions{Container: container})
+		missing := slices.DeleteFunc(slices.Clone(parts), func(p string) bool { return strings.Contains(text, p) })
+		if len(missing) == 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.Fatalf("the log has no %q:\n%s", missing, text)
+		}
+	}
+}
+
 // line waits for the first line of a container's log.
 func (n *node) line(name, container string) string {
 	n.Helper()
@@ -337,7 +353,12 @@ func (n *node) clean() {
 			n.Errorf("left mounted: %s", line)
 		}
 	}
-	if err := n.left(); err != nil {
+	// A shim ends by itself when its pod has gone.
+	err = n.left()
+	for deadline := time.Now().Add(patience); err != nil && time.Now().Before(deadline); err = n.left() {
+		time.Sleep(10 * time.Millisecond) // between two looks
+	}
+	if err != nil {
 		n.Error(err)
 	}
 }

@@ -56,7 +56,7 @@ func (p *program) says(command ...string) string {
 // until runs a command until what it prints has all patterns.
 func (p *program) until(command string, patterns ...string) string {
 	p.Helper()
-	ctx, cancel := context.WithTimeout(p.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(p.Context(), patience)
 	defer cancel()
 	for {
 		out := p.says(strings.Fields(command)...)
@@ -143,9 +143,9 @@ const troubled = `
   command: [cat, /data/hang], volumeMounts: [{name: data, mountPath: /data}]}], volumes: [{name: data, hostPath: {path: %[3]s}}]}}
 ---
 {kind: Pod, apiVersion: v1, metadata: {name: probes}, spec: {terminationGracePeriodSeconds: 0, containers: [
-  {name: unready, image: test.local/busybox:1, command: [sleep, "100000"], readinessProbe: {periodSeconds: 1, exec: {command: [sh, -c, "echo not today; exit 1"]}}},
-  {name: unstarted, image: test.local/busybox:1, command: [sleep, "100000"], startupProbe: {periodSeconds: 1, failureThreshold: 1000, exec: {command: [sh, -c, "echo still loading; exit 1"]}}},
-  {name: unwell, image: test.local/busybox:1, command: [sleep, "100000"], livenessProbe: {periodSeconds: 1, failureThreshold: 1000, exec: {command: [sh, -c, "echo feverish; exit 1"]}}}]}}
+  {name: unready, image: test.local/busybox:1, command: [sleep, "100000"], readinessProbe: {periodSeconds: 1, timeoutSeconds: 300, exec: {command: [sh, -c, "echo not today; exit 1"]}}},
+  {name: unstarted, image: test.local/busybox:1, command: [sleep, "100000"], startupProbe: {periodSeconds: 1, timeoutSeconds: 300, failureThreshold: 1000, exec: {command: [sh, -c, "echo still loading; exit 1"]}}},
+  {name: unwell, image: test.local/busybox:1, command: [sleep, "100000"], livenessProbe: {periodSeconds: 1, timeoutSeconds: 300, failureThreshold: 1000, exec: {command: [sh, -c, "echo feverish; exit 1"]}}}]}}
 ---
 {kind: Pod, apiVersion: v1, metadata: {name: crash}, spec: {containers: [{name: c, image: test.local/busybox:1, command: ["false"]}]}}
 ---
