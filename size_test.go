@@ -4,6 +4,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"testing"
 )
 
@@ -44,6 +45,19 @@ func TestOtherArchitecture(t *testing.T) {
 	cmd := exec.Command("go", "build", "-ldflags", "-s -w", "-o", os.DevNull, "./cmd/podstead-supervisor")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOARCH=arm64")
 	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("build: %v\n%s", err, out)
+	}
+}
+
+// TestFuzzable links the same with what fuzzing adds to each function.
+func TestFuzzable(t *testing.T) {
+	if testing.Short() {
+		t.Skip("linking is not short")
+	}
+	if runtime.GOARCH != "amd64" {
+		t.Skip("they do not fit elsewhere")
+	}
+	if out, err := exec.Command("go", "test", "-c", "-o", os.DevNull, "-fuzz", "FuzzDecode", "./oci/launch").CombinedOutput(); err != nil {
 		t.Errorf("build: %v\n%s", err, out)
 	}
 }

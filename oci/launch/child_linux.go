@@ -34,8 +34,9 @@ type machine struct {
 	ops      []rawOp
 	first    *rawOp // of ops
 	count    int
-	started  bool // do not wait for the start
-	prologue int  // how many of ops come before the program's own
+	started  bool       // do not wait for the start
+	prologue int        // how many of ops come before the program's own
+	args     [6]uintptr // of the op that is executed; here and not on the stack, which is small
 	regs     []uintptr
 	reg0     *uintptr  // of regs
 	sync     uintptr   // socket to the forker
@@ -121,7 +122,7 @@ type msghdr struct {
 func runMachine(m *machine) {
 	for pc := 0; pc < m.count; pc++ {
 		o := (*rawOp)(unsafe.Add(unsafe.Pointer(m.first), uintptr(pc)*unsafe.Sizeof(rawOp{})))
-		var a [6]uintptr
+		a := &m.args
 		for i := range a {
 			a[i] = o.args[i]
 			if o.regs[i] != noReg {
@@ -132,10 +133,12 @@ func runMachine(m *machine) {
 		errno := syscall.EINTR
 		for n := 0; errno == syscall.EINTR || errno == syscall.EAGAIN && o.nr == unix.SYS_OPENAT2 && n < openTries; n++ {
 			switch {
-			case o.nr == nrCopyUp: // from here, because it needs the most stack
+			case o.nr == nrCopyUp: // these from here, because they need the most stack
 				errno = m.copyUp.run(a[0], a[1], a[2])
+			case o.nr == nrMakePath:
+				ret, errno = m.makePath(a[0], a[1], a[2], a[3])
 			case o.nr >= nrFirstOwn:
-				ret, errno = m.own(pc, o.nr, &a)
+				ret, errno = m.own(pc, o.nr, a)
 			default:
 				ret, _, errno = syscall.RawSyscall6(o.nr, a[0], a[1], a[2], a[3], a[4], a[5])
 			}
@@ -193,8 +196,6 @@ func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno
 	case nrPoint:
 		m.tell(msgPoint, pc, uint32(a[0]))
 		m.wait()
-	case nrMakePath:
-		return m.makePath(a[0], a[1], a[2], a[3])
 	case nrFork:
 		return 0, m.fork(pc, a[0])
 	case nrTest:

@@ -12,9 +12,9 @@ import (
 // is refused, not guessed at.
 const formatVersion = 3
 
-// maxData bounds what a false length can allocate. A program of many mounts has
-// some hundred KiB.
-const maxData = 16 << 20
+// maxZeros bounds what a false length can allocate, beyond what was sent. A
+// program has some KiB of room for results.
+const maxZeros = 256 << 10
 
 // MarshalBinary encodes the program for the supervisor.
 func (p *Program) MarshalBinary() ([]byte, error) {
@@ -30,8 +30,8 @@ func (p *Program) UnmarshalBinary(b []byte) error {
 	c := codec{buf: b}
 	var q Program
 	q.walk(&c)
-	if c.err == nil && len(c.buf) > 0 {
-		c.err = fmt.Errorf("%d bytes too many", len(c.buf))
+	if n := len(c.rest()); c.err == nil && n > 0 {
+		c.err = fmt.Errorf("%d bytes too many", n)
 	}
 	if c.err == nil {
 		c.err = q.check()
@@ -122,12 +122,16 @@ func textItem(s *string, c *codec) { c.text(s) }
 
 // codec encodes or decodes. The first error ends both.
 type codec struct {
-	buf      []byte // what was encoded, or what is left to decode
+	buf      []byte // what was encoded, or what is to be decoded
+	at       int    // how much of it was
 	encoding bool
 	err      error
 }
 
 var errShort = errors.New("too short")
+
+// rest is what is left to decode.
+func (c *codec) rest() []byte { return c.buf[c.at:] }
 
 func (c *codec) fail(err error) {
 	if c.err == nil {
@@ -147,12 +151,12 @@ func number[T integer](c *codec, v *T) {
 		c.buf = binary.AppendVarint(c.buf, int64(*v))
 		return
 	}
-	x, n := binary.Varint(c.buf)
+	x, n := binary.Varint(c.rest())
 	if n <= 0 {
 		c.fail(errShort)
 		return
 	}
-	c.buf = c.buf[n:]
+	c.at += n
 	*v = T(x)
 	if int64(*v) != x {
 		c.fail(fmt.Errorf("number %d is out of range", x))
@@ -175,11 +179,11 @@ func (c *codec) bytes(v *[]byte) {
 	case c.err != nil:
 	case c.encoding:
 		c.buf = append(c.buf, *v...)
-	case n < 0 || n > len(c.buf):
+	case n < 0 || n > len(c.rest()):
 		c.fail(errShort)
 	default:
-		*v = append([]byte(nil), c.buf[:n]...)
-		c.buf = c.buf[n:]
+		*v = append([]byte(nil), c.rest()[:n]...)
+		c.at += n
 	}
 }
 
@@ -188,7 +192,7 @@ func (c *codec) bytes(v *[]byte) {
 func (c *codec) sparse(v *[]byte) {
 	n := len(*v)
 	number(c, &n)
-	if n < 0 || n > maxData {
+	if n < 0 || !c.encoding && n > len(c.rest())+maxZeros {
 		c.fail(fmt.Errorf("%d bytes of data", n))
 	}
 	if c.err != nil {
@@ -240,11 +244,11 @@ func (c *codec) text(v *string) {
 	case c.err != nil:
 	case c.encoding:
 		c.buf = append(c.buf, *v...)
-	case n < 0 || n > len(c.buf):
+	case n < 0 || n > len(c.rest()):
 		c.fail(errShort)
 	default:
-		*v = string(c.buf[:n])
-		c.buf = c.buf[n:]
+		*v = string(c.rest()[:n])
+		c.at += n
 	}
 }
 
@@ -270,7 +274,7 @@ func list[T any](c *codec, v *[]T, visit func(*T, *codec)) {
 		return
 	}
 	if !c.encoding {
-		if n < 0 || n > len(c.buf) {
+		if n < 0 || n > len(c.rest()) {
 			c.fail(errShort)
 			return
 		}

@@ -106,7 +106,7 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	defer closeStd()
 	// Limits set from outside need a child that stands still.
 	started := opt.Start && len(p.parent) == 0
-	pid, pidfd, err := p.fork(files, std, peer, opt.Listener, started)
+	pid, pidfd, err := p.fork(files, std, peer, &opt, started)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("launch %s: clone: %w", p.id, err)

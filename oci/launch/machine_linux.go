@@ -144,25 +144,25 @@ func prologue(std []int, keep []int) []rawOp {
 }
 
 // fork makes the child; sync is its end of the control socket.
-func (p *Program) fork(files []*os.File, std []int, sync int, listener *os.File, started bool) (pid, pidfd int, err error) {
+func (p *Program) fork(files []*os.File, std []int, sync int, opt *ForkOptions, started bool) (pid, pidfd int, err error) {
 	// Between here and the clone nobody else may keep memory from children, or
 	// they would keep this stage.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
 	keepMemory()
-	m, stage, err := newMachine(p, files, std, sync, listener)
+	m, stage, err := newMachine(p, files, std, sync, opt.Listener)
 	if err != nil {
 		return 0, -1, err
 	}
 	defer stage.close()
 	m.started = started
-	pid, pidfd, err = cloneChild(p, m, files)
+	pid, pidfd, err = cloneChild(p, m, files, opt)
 	runtime.KeepAlive(files)
 	return pid, pidfd, err
 }
 
 // cloneChild makes the child, in a pid namespace of files if the program says so.
-func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err error) {
+func cloneChild(p *Program, m *machine, files []*os.File, opt *ForkOptions) (pid, pidfd int, err error) {
 	m.clone.flags = p.clone | unix.CLONE_PIDFD | unix.CLONE_SETTLS | unix.CLONE_CLEAR_SIGHAND
 	if p.cgroup >= 0 {
 		m.clone.flags |= unix.CLONE_INTO_CGROUP
@@ -176,7 +176,7 @@ func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err e
 		}
 		return pid, int(m.pidfd), nil
 	}
-	err = inPidNamespace(int(files[p.pidns].Fd()), func() error {
+	err = inPidNamespace(int(files[p.pidns].Fd()), opt.PidNamespace, func() error {
 		var errno syscall.Errno
 		switch pid, errno = rawClone(m); errno {
 		case 0:
@@ -191,12 +191,14 @@ func cloneChild(p *Program, m *machine, files []*os.File) (pid, pidfd int, err e
 
 // inPidNamespace runs f while the children of this thread are born in the pid
 // namespace ns. (Joining a pid namespace never moves the caller itself.)
-func inPidNamespace(ns int, f func() error) error {
-	own, err := unix.Open("/proc/self/ns/pid", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open own pid namespace: %w", err)
+func inPidNamespace(ns int, own *os.File, f func() error) error {
+	if own == nil {
+		var err error
+		if own, err = os.Open("/proc/self/ns/pid"); err != nil {
+			return fmt.Errorf("open own pid namespace: %w", err)
+		}
+		defer own.Close()
 	}
-	defer unix.Close(own)
 	// If it cannot come back, the thread stays locked, and so ends with this
 	// goroutine.
 	runtime.LockOSThread()
@@ -204,8 +206,8 @@ func inPidNamespace(ns int, f func() error) error {
 		runtime.UnlockOSThread()
 		return fmt.Errorf("join pid namespace: %w", err)
 	}
-	err = f()
-	if unix.Setns(own, unix.CLONE_NEWPID) == nil {
+	err := f()
+	if unix.Setns(int(own.Fd()), unix.CLONE_NEWPID) == nil {
 		runtime.UnlockOSThread()
 	}
 	return err

@@ -150,11 +150,13 @@ func (p *Program) printArg(param param, a arg, o *op) string {
 			return strconv.Quote(string(p.data[a.value : a.value+n]))
 		}
 	case pInts:
-		var list []string
-		for i := range o.args[param.n].value {
-			list = append(list, fmt.Sprint(binary.NativeEndian.Uint32(p.data[a.value+4*i:])))
+		if n := o.args[param.n].value; n <= 256 {
+			var list []string
+			for i := range n {
+				list = append(list, fmt.Sprint(binary.NativeEndian.Uint32(p.data[a.value+4*i:])))
+			}
+			return "[" + strings.Join(list, " ") + "]"
 		}
-		return "[" + strings.Join(list, " ") + "]"
 	case pBuffer:
 		return showBuffer(p.data[a.value:a.value+param.n], param.show)
 	}

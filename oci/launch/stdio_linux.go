@@ -11,7 +11,7 @@ import (
 // lowFds are the descriptors that become the child's 0, 1, 2 and further ones, all
 // above those.
 func (p *Program) lowFds(opt *ForkOptions, peer int, files []*os.File) (fds []int, closeAll func(), err error) {
-	fds, closeStdio, err := p.stdioFds(opt.Stdio)
+	fds, closeStdio, err := p.stdioFds(opt.Stdio, opt.Null)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -26,7 +26,7 @@ func (p *Program) lowFds(opt *ForkOptions, peer int, files []*os.File) (fds []in
 // stdioFds returns descriptors above 2 for the child's stdio, and a function
 // that closes those it opened. Pipes and terminals are given to the
 // container's user, so that it can open /dev/stdout.
-func (p *Program) stdioFds(s Stdio) (fds []int, closeAll func(), err error) {
+func (p *Program) stdioFds(s Stdio, devNull *os.File) (fds []int, closeAll func(), err error) {
 	fds = make([]int, 3)
 	var opened []int
 	closeAll = func() {
@@ -35,6 +35,9 @@ func (p *Program) stdioFds(s Stdio) (fds []int, closeAll func(), err error) {
 		}
 	}
 	null := -1
+	if devNull != nil && devNull.Fd() > 2 {
+		null = int(devNull.Fd())
+	}
 	for i, f := range []*os.File{s.Stdin, s.Stdout, s.Stderr} {
 		if f == nil {
 			if null < 0 {

@@ -65,6 +65,7 @@ type daemon struct {
 	posts chan func()
 	lock  *os.File
 	null  *os.File
+	pidns *os.File // the supervisor's own
 
 	listener    int
 	listenToken token
@@ -119,6 +120,9 @@ func (d *daemon) setup() error {
 	}
 	var err error
 	if d.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
+		return err
+	}
+	if d.pidns, err = os.Open("/proc/self/ns/pid"); err != nil {
 		return err
 	}
 	if d.poll, err = newPoller(); err != nil {

@@ -84,7 +84,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 		}
 	}()
 	slots := len(files)
-	opt := launch.ForkOptions{Start: req.Start}
+	opt := launch.ForkOptions{Start: req.Start, Null: d.null, PidNamespace: d.pidns}
 	if req.Hooks && slots > 0 {
 		slots--
 		opt.AtPoint = hooksBy(files[slots], launch.PointCreated)
