@@ -82,6 +82,9 @@ type Config struct {
 	// FileSystemUsage is a command that calls FileSystemUsage with its last argument:
 	// it, and not the agent, waits for file systems that do not answer. nil: the agent.
 	FileSystemUsage []string
+	// HostPathCheck is a command that calls CheckHostPath with its last two arguments,
+	// the same for hostPath volumes.
+	HostPathCheck []string
 	// Images is what the runtime can do with images beyond CRI; nil: nothing.
 	Images ImageExtras
 	// Listener serves the agent's API (unix socket, mode 0600); nil for none.

@@ -11,6 +11,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/fsusage"
+	"podstead/agent/internal/hostpath"
 	"podstead/agent/internal/kubeletapi"
 	"podstead/agent/internal/metric"
 	"podstead/agent/internal/observe"
@@ -101,6 +102,12 @@ func (n *node) askVolume(ctx context.Context, at volume.Place) (fsusage.Usage, e
 		return n.csi.Stats(ctx, at.Path)
 	}
 	return n.asker.Ask(ctx, at.Path)
+}
+
+// CheckHostPath writes what is wrong with a path of the host that is to be of a
+// type, for the agent that has asked for it (Config.HostPathCheck).
+func CheckHostPath(w io.Writer, path, kind string) error {
+	return hostpath.Answer(w, path, corev1.HostPathType(kind))
 }
 
 // FileSystemUsage writes how full the file system at a path is, for the agent

@@ -31,6 +31,7 @@ import (
 	"podstead/agent/internal/event"
 	"podstead/agent/internal/flight"
 	"podstead/agent/internal/fsusage"
+	"podstead/agent/internal/hostpath"
 	"podstead/agent/internal/image"
 	"podstead/agent/internal/metric"
 	"podstead/agent/internal/probe"
@@ -57,6 +58,7 @@ type node struct {
 	userns         *userns.Blocks
 	projects       *quota.Pool // of emptyDirs; nil: the file system counts none
 	asker          fsusage.Asker
+	hostPaths      *hostpath.Checker
 	limits         limits
 	minBackoff     time.Duration
 	maxBackoff     time.Duration
@@ -112,9 +114,10 @@ func newNode(cfg Config, metrics *metric.Metrics) (*node, error) {
 			CPU:    *resource.NewQuantity(int64(runtime.NumCPU()), resource.DecimalSI),
 			Memory: *resource.NewQuantity(memory, resource.BinarySI),
 		},
-		features: map[string]*runtimeapi.RuntimeHandlerFeatures{},
-		asker:    fsusage.Asker{Program: cfg.FileSystemUsage},
-		log:      cfg.Log,
+		features:  map[string]*runtimeapi.RuntimeHandlerFeatures{},
+		asker:     fsusage.Asker{Program: cfg.FileSystemUsage},
+		hostPaths: &hostpath.Checker{Program: cfg.HostPathCheck},
+		log:       cfg.Log,
 	}
 	if cfg.RunDir != "" {
 		n.probesDir = filepath.Join(cfg.RunDir, "probes")

@@ -77,6 +77,7 @@ func (j job) prepare(ctx context.Context) *stepError {
 		return failedStep(failedMount, err)
 	}
 	volumes, err := j.publish(ctx)
+	volumes.HostPath = func(path string, kind corev1.HostPathType) error { return j.hostPaths.Check(ctx, path, kind) }
 	volumes.Watch = func(what string) func(error) { return flight.Part(ctx, client.FlightStep, what) }
 	if err = errors.Join(err, volumes.Setup(j.objs, j.podFacts())); err != nil {
 		for _, one := range each(err) {

@@ -192,7 +192,7 @@ func (n *node) start() {
 	}
 	a, err := agent.New(agent.Config{
 		Runtime: n.runtime, ManifestDir: n.manifests, ManifestURL: n.url, StateDir: filepath.Join(n.dir, "state"), RunDir: filepath.Join(n.dir, "run"), PodLogsDir: filepath.Join(n.dir, "logs"),
-		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Tracing: n.tracing, RootDir: n.rootDir, FileSystemUsage: []string{os.Getenv(podsteadVariable), "file-system-usage"}, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
+		NodeName: "node1", Policy: n.policy, CredentialProviders: n.providers, Kubelet: n.kubelet, Tracing: n.tracing, RootDir: n.rootDir, FileSystemUsage: []string{os.Getenv(podsteadVariable), "file-system-usage"}, HostPathCheck: []string{os.Getenv(podsteadVariable), "host-path-check"}, Cgroups: cgroups, CgroupRoot: host.Cgroup(), Listener: listener,
 		Log: slog.New(slog.NewTextHandler(n.Output(), nil)),
 	})
 	if err != nil {

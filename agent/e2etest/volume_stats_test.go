@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -175,4 +176,55 @@ func inStatfs(pid string) (n int) {
 		}
 	}
 	return n
+}
+
+const onHungHost = `
+{apiVersion: v1, kind: Pod, metadata: {name: hung}, spec: {terminationGracePeriodSeconds: 1,
+  containers: [{name: c, image: "test.local/busybox:1", imagePullPolicy: Never, command: [sleep, "100000"], volumeMounts: [{name: data, mountPath: /data}]}],
+  volumes: [{name: data, hostPath: {path: %[1]s, type: Directory}}]}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: well}, spec: {terminationGracePeriodSeconds: 1,
+  containers: [{name: c, image: "test.local/busybox:1", imagePullPolicy: Never, command: [sleep, "100000"], volumeMounts: [{name: data, mountPath: /data}]}],
+  volumes: [{name: data, hostPath: {path: %[2]s, type: Directory}}]}}
+`
+
+// TestHostPathThatDoesNotAnswer: a process of its own waits for it. The pod waits
+// and may be deleted meanwhile, and the agent ends when it is told to.
+func TestHostPathThatDoesNotAnswer(t *testing.T) {
+	host.Require(t)
+	n := onPodstead(t)
+	remote, letGo := mountHungFS(t, mkdir(t))
+	letGo = sync.OnceFunc(letGo)
+	t.Cleanup(letGo)
+	n.apply(fmt.Sprintf(strings.ReplaceAll(onHungHost, "name: hung}", "name: answers}"), remote.dir, mkdir(t)))
+	n.until("answers", "ready", ready)
+	remote.hung.Store(true)
+	n.apply(fmt.Sprintf(onHungHost, remote.dir, mkdir(t)))
+	n.until("well", "ready", ready)
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for end := time.Now().Add(patience); len(children(t, "host-path-check")) != 1; <-tick.C {
+		if time.Now().After(end) {
+			t.Fatalf("the processes %v look at the path", children(t, "host-path-check"))
+		}
+	}
+	why, err := n.client.Why(t.Context(), "default", "hung")
+	if err != nil || len(why.Waiting) != 1 || !strings.Contains(why.Waiting[0].Message, remote.dir) {
+		t.Errorf("%v: %+v", err, why)
+	}
+	n.stop() // which it does: nothing of it is in the kernel
+	n.start()
+	for _, name := range []string{"hung", "well"} {
+		if err := n.client.DeletePod(t.Context(), "default", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.until(name, "gone", gone)
+	}
+	remote.hung.Store(false)
+	letGo()
+	if err := n.client.DeletePod(t.Context(), "default", "answers", nil); err != nil {
+		t.Fatal(err)
+	}
+	n.until("answers", "gone", gone)
+	n.clean()
 }

@@ -17,3 +17,15 @@ func fileSystemCommand() *cobra.Command {
 		},
 	}
 }
+
+// hostPathCommand tells the agent what is at a path that may not answer. Nobody
+// else calls it.
+func hostPathCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "host-path-check PATH TYPE", Hidden: true, Args: cobra.ExactArgs(2),
+		Short: "Tell whether what is at PATH is of TYPE, and make it if it is to be made",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return agent.CheckHostPath(cmd.OutOrStdout(), args[0], args[1])
+		},
+	}
+}

@@ -67,7 +67,7 @@ func rootCommand() *cobra.Command {
 		nodeCommand(&opt), criCommand(&opt), ociCommand(),
 		upCommand(&opt), downCommand(&opt), checkCommand(),
 		getCommand(&opt), describeCommand(&opt), whyCommand(&opt), logsCommand(&opt), execCommand(&opt), debugCommand(&opt), conditionCommand(&opt), topCommand(&opt), shutdownCommand(&opt), deleteCommand(&opt),
-		imageCommand(&opt), shimCommand(), fileSystemCommand(),
+		imageCommand(&opt), shimCommand(), fileSystemCommand(), hostPathCommand(),
 		ctl.Command(func() string { return "unix://" + opt.criSocket() }),
 	)
 	return root

@@ -318,7 +318,7 @@ func (n *nodeOptions) agentConfig(rt cri.Runtime, cgroups *cgroup.Hierarchy, soc
 		StateDir: filepath.Join(n.stateDir, "agent"), RunDir: n.runDir, PodLogsDir: cmp.Or(n.podLogs, n.logsDir()),
 		RootDir: n.rootDir, DockerConfigs: n.dockerConfigs(), CredentialProviders: n.providers,
 		Cgroups: cgroups, CgroupRoot: cmp.Or(n.kubeCgroups, n.cgroupRoot()),
-		Policy: &n.policy, Kubelet: n.kubeletAPI, FileSystemUsage: []string{"/proc/self/exe", "file-system-usage"}, Listener: socket, Log: log,
+		Policy: &n.policy, Kubelet: n.kubeletAPI, FileSystemUsage: []string{"/proc/self/exe", "file-system-usage"}, HostPathCheck: []string{"/proc/self/exe", "host-path-check"}, Listener: socket, Log: log,
 	}
 }
 

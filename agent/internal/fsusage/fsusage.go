@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -117,6 +118,50 @@ func near(path string) (Usage, bool) {
 	return usage(&st), true
 }
 
+// Local tells whether a look at a path asks nobody outside the kernel: whether all
+// file systems that it leads through, by links, too, are the kernel's own. What is
+// not there is where it would be.
+func Local(path string) bool {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil || !filepath.IsAbs(path) {
+		return false
+	}
+	at, rest := "/", strings.Split(filepath.Clean(path), "/")
+	for links := 0; len(rest) > 0; {
+		next := filepath.Join(at, rest[0])
+		rest = rest[1:]
+		if next == at {
+			continue
+		}
+		if !own(typeOf(bytes.NewReader(table), next)) {
+			return false
+		}
+		st, err := os.Lstat(next)
+		if errors.Is(err, fs.ErrNotExist) {
+			return true
+		}
+		if err != nil {
+			return false
+		}
+		if st.Mode()&fs.ModeSymlink == 0 {
+			at = next
+			continue
+		}
+		to, err := os.Readlink(next)
+		if links++; err != nil || links > maxLinks {
+			return false
+		}
+		if filepath.IsAbs(to) {
+			at = "/"
+		}
+		rest = append(strings.Split(to, "/"), rest...)
+	}
+	return true
+}
+
+// maxLinks is how many links a path may lead through, as the kernel has it.
+const maxLinks = 40
+
 // typeOf is that of the file system at a path, as the table of mounts has it; ""
 // if that cannot be told.
 func typeOf(mounts io.Reader, path string) (kind string) {
@@ -152,6 +197,7 @@ func unescape(s string) string {
 func own(kind string) bool {
 	switch kind {
 	case "ext2", "ext3", "ext4", "xfs", "btrfs", "bcachefs", "f2fs", "zfs", "jfs", "tmpfs", "ramfs", "devtmpfs", "hugetlbfs",
+		"proc", "sysfs", "devpts", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs", "bpf", "mqueue", "rootfs",
 		"overlay", "vfat", "exfat", "ntfs3", "erofs", "squashfs", "iso9660", "udf":
 		return true
 	}

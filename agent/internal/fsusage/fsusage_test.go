@@ -93,3 +93,19 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+func TestLocal(t *testing.T) {
+	dir := t.TempDir()
+	for from, to := range map[string]string{"link": dir, "loop": "loop", "up": "../../..", "gone": "nowhere/at/all"} {
+		if err := os.Symlink(to, filepath.Join(dir, from)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for path, want := range map[string]bool{
+		dir: true, dir + "/none/at/all": true, dir + "/link/link": true, dir + "/up": true, dir + "/gone": true, dir + "/loop": false, "/proc/self": true, "relative": false, "": false,
+	} {
+		if got := Local(path); got != want {
+			t.Errorf("%s: %t", path, got)
+		}
+	}
+}

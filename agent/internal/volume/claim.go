@@ -38,7 +38,7 @@ func (p Pod) claim(v *corev1.Volume) error {
 	case c.Err != nil:
 		return c.Err
 	case c.HostPath != nil:
-		return checkHostPath(c.HostPath) // as the kubelet, without fsGroup
+		return p.hostPath(c.HostPath) // as the kubelet, without fsGroup
 	case c.CSI:
 		if !c.Own {
 			return nil
@@ -48,8 +48,9 @@ func (p Pod) claim(v *corev1.Volume) error {
 			return err
 		}
 	default:
-		if st, err := os.Stat(c.Local); err != nil || !st.IsDir() {
-			return fmt.Errorf("local volume: %s is not a directory of this node", c.Local)
+		directory := corev1.HostPathDirectory
+		if err := p.hostPath(&corev1.HostPathVolumeSource{Path: c.Local, Type: &directory}); err != nil {
+			return fmt.Errorf("local volume: %s is not a directory of this node: %w", c.Local, err)
 		}
 	}
 	return p.own(v, p.path(v))

@@ -18,6 +18,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"podstead/agent/internal/env"
+	"podstead/agent/internal/hostpath"
 	"podstead/agent/internal/request"
 	"podstead/sys"
 	"podstead/sys/quota"
@@ -31,6 +32,9 @@ type Pod struct {
 	// Watch, if not nil, is called as Setup begins with a volume; the function that
 	// it returns, when that is done.
 	Watch func(what string) (done func(error))
+	// HostPath checks that a path of the host is of a type, and makes what is to be
+	// made; nil: hostpath.Check does.
+	HostPath func(path string, kind corev1.HostPathType) error
 	// Projects counts what is in emptyDirs on disk; nil: nobody does.
 	Projects *quota.Pool
 }
@@ -79,7 +83,7 @@ func (p Pod) watch(v *corev1.Volume) func(error) {
 func (p Pod) setup(v *corev1.Volume, objs env.Objects, facts env.Facts) error {
 	switch {
 	case v.HostPath != nil:
-		return checkHostPath(v.HostPath)
+		return p.hostPath(v.HostPath)
 	case v.EmptyDir != nil, v.Ephemeral != nil:
 		return p.emptyDir(v)
 	case v.PersistentVolumeClaim != nil:
@@ -267,43 +271,12 @@ func mountTmpfs(dir string, size int64, mode uint32, group *int64) error {
 	return nil
 }
 
-func checkHostPath(h *corev1.HostPathVolumeSource) error {
+func (p Pod) hostPath(h *corev1.HostPathVolumeSource) error {
 	if h.Type == nil || *h.Type == corev1.HostPathUnset {
 		return nil
 	}
-	st, err := os.Stat(h.Path)
-	if errors.Is(err, fs.ErrNotExist) {
-		switch *h.Type {
-		case corev1.HostPathDirectoryOrCreate:
-			return os.MkdirAll(h.Path, 0o755)
-		case corev1.HostPathFileOrCreate:
-			f, err := os.OpenFile(h.Path, os.O_CREATE|os.O_WRONLY, 0o644)
-			if err != nil {
-				return err
-			}
-			return f.Close()
-		}
+	if p.HostPath != nil {
+		return p.HostPath(h.Path, *h.Type)
 	}
-	if err != nil {
-		return fmt.Errorf("hostPath type check failed: %w", err)
-	}
-	var ok bool
-	var what string
-	mode := st.Mode()
-	switch *h.Type {
-	case corev1.HostPathDirectory, corev1.HostPathDirectoryOrCreate:
-		ok, what = mode.IsDir(), "directory"
-	case corev1.HostPathFile, corev1.HostPathFileOrCreate:
-		ok, what = mode.IsRegular(), "file"
-	case corev1.HostPathSocket:
-		ok, what = mode&fs.ModeSocket != 0, "socket file"
-	case corev1.HostPathCharDev:
-		ok, what = mode&fs.ModeCharDevice != 0, "character device"
-	case corev1.HostPathBlockDev:
-		ok, what = mode&fs.ModeDevice != 0 && mode&fs.ModeCharDevice == 0, "block device"
-	}
-	if !ok {
-		return fmt.Errorf("hostPath type check failed: %s is not a %s", h.Path, what)
-	}
-	return nil
+	return hostpath.Check(h.Path, *h.Type)
 }

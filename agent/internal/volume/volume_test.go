@@ -331,35 +331,6 @@ func TestHugePages(t *testing.T) {
 	must(t, Remove(p.Dir))
 }
 
-func TestHostPathTypes(t *testing.T) {
-	dir := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(dir, "f"), nil, 0o600))
-	for _, c := range []struct {
-		path string
-		kind corev1.HostPathType
-		want string
-	}{
-		{"/nowhere/at/all", corev1.HostPathUnset, ""},
-		{dir, corev1.HostPathDirectory, ""},
-		{dir, corev1.HostPathFile, "is not a file"},
-		{dir + "/f", corev1.HostPathFile, ""},
-		{dir + "/f", corev1.HostPathDirectory, "is not a directory"},
-		{dir + "/f", corev1.HostPathDirectoryOrCreate, "is not a directory"},
-		{dir + "/new/dir", corev1.HostPathDirectoryOrCreate, ""},
-		{dir + "/newfile", corev1.HostPathFileOrCreate, ""},
-		{dir + "/none", corev1.HostPathDirectory, "no such file"},
-		{dir + "/none", corev1.HostPathSocket, "no such file"},
-		{"/dev/null", corev1.HostPathCharDev, ""},
-		{"/dev/null", corev1.HostPathBlockDev, "is not a block device"},
-		{dir, corev1.HostPathSocket, "is not a socket"},
-	} {
-		err := checkHostPath(&corev1.HostPathVolumeSource{Path: c.path, Type: &c.kind})
-		if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
-			t.Errorf("%s as %q: %v, want %q", c.path, c.kind, err, c.want)
-		}
-	}
-}
-
 func mountOf(p Pod, sub string) ([]*runtimeapi.Mount, error) {
 	return p.Mounts(&corev1.Container{Name: "app", VolumeMounts: []corev1.VolumeMount{{Name: "v", MountPath: "/v", SubPath: sub}}}, Options{})
 }
