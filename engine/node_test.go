@@ -388,7 +388,7 @@ func (n *node) exited(id string) *runtimeapi.ContainerStatus {
 func (n *node) sh(container, script string) *runtimeapi.ExecSyncResponse {
 	n.t.Helper()
 	resp, err := n.ExecSync(context.Background(), &runtimeapi.ExecSyncRequest{
-		ContainerId: container, Cmd: []string{"/bin/sh", "-c", script}, Timeout: 30,
+		ContainerId: container, Cmd: []string{"/bin/sh", "-c", script}, Timeout: int64(patience.Seconds()),
 	})
 	if err != nil {
 		n.t.Fatalf("ExecSync %s: %v", script, err)

@@ -227,7 +227,7 @@ func testSupervisorDies(t *testing.T, handlers ...config.Handler) {
 		t.Errorf("a container that waited for its start: %v", st)
 	}
 	eventually(t, "exec works again", func() bool {
-		out, err := n.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"echo", "back"}, Timeout: 30})
+		out, err := n.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: c, Cmd: []string{"echo", "back"}, Timeout: int64(patience.Seconds())})
 		return err == nil && string(out.Stdout) == "back\n"
 	})
 	if st := n.status(c); st.State != runtimeapi.ContainerState_CONTAINER_RUNNING {

@@ -42,7 +42,7 @@ spec:
     image: test.local/busybox:1
     imagePullPolicy: Never
     command: [sh, -c, "echo served > /scratch/file; httpd -p 8080 -h /scratch; echo hello; exec sleep 100000"]
-    readinessProbe: {exec: {command: ["true"]}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, exec: {command: ["true"]}, periodSeconds: 1}
     volumeMounts: [{name: scratch, mountPath: /scratch}]
   volumes: [{name: scratch, emptyDir: {}}]
 `)

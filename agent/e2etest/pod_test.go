@@ -66,7 +66,7 @@ spec:
     envFrom: [{prefix: ALL_, configMapRef: {name: conf}}]
     ports: [{name: http, containerPort: 8080}]
     resources: {limits: {memory: 64Mi, cpu: 500m}}
-    readinessProbe: {httpGet: {path: /file.txt, port: http}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, httpGet: {path: /file.txt, port: http}, periodSeconds: 1}
     volumeMounts:
     - {name: shared, mountPath: /shared}
     - {name: shared, mountPath: /sub, subPath: sub}

@@ -28,8 +28,8 @@ spec:
     image: %s/app/web:1
     command: [httpd, -f, -p, "8080", -h, /etc]
     env: [{name: PASSWORD, value: s3cret}]
-    startupProbe: {tcpSocket: {port: 8080}, periodSeconds: 1}
-    readinessProbe: {httpGet: {path: /passwd, port: 8080}, periodSeconds: 1}
+    startupProbe: {timeoutSeconds: 300, tcpSocket: {port: 8080}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, httpGet: {path: /passwd, port: 8080}, periodSeconds: 1}
 `
 
 // TestTraces: a pod's start is one trace, from its first sight until it is

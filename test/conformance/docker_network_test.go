@@ -179,8 +179,8 @@ func runContainer(t *testing.T, r cri.Runtime, pod string, sandbox *runtimeapi.P
 // wantPage waits for a web server to answer.
 func wantPage(t *testing.T, address string) {
 	t.Helper()
-	client := http.Client{Timeout: 2 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
-	deadline := time.Now().Add(time.Minute)
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		resp, err := client.Get("http://" + address + "/passwd")
 		if err == nil {
@@ -202,7 +202,7 @@ func wantPage(t *testing.T, address string) {
 // wantExec runs a command that must print 0.
 func wantExec(t *testing.T, r cri.Runtime, id string, cmd ...string) {
 	t.Helper()
-	out, err := r.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 30})
+	out, err := r.ExecSync(t.Context(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 300})
 	if err != nil || string(out.Stdout) != "0\n" {
 		t.Errorf("%v prints %q (%s), %v", cmd, out.GetStdout(), out.GetStderr(), err)
 	}

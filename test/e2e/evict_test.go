@@ -26,7 +26,7 @@ spec:
     image: %s
     imagePullPolicy: Never
     command: [sh, -c, "%s; touch /done; exec sleep 100000"]
-    readinessProbe: {periodSeconds: 1, exec: {command: [test, -e, /done]}}
+    readinessProbe: {timeoutSeconds: 300, periodSeconds: 1, exec: {command: [test, -e, /done]}}
     %s
 `, name, pod, busybox, command, container)
 }

@@ -25,7 +25,7 @@ spec:
     image: localhost/busybox:latest
     imagePullPolicy: Never
     command: [sh, -c, "dmesg | grep -i gvisor; mkdir /www; echo hi >/www/index.html; exec httpd -f -p 80 -h /www"]
-    readinessProbe: {exec: {command: [test, -e, /www/index.html]}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, exec: {command: [test, -e, /www/index.html]}, periodSeconds: 1}
   - name: other
     image: localhost/busybox:latest
     imagePullPolicy: Never

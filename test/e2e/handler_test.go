@@ -29,7 +29,7 @@ spec:
     imagePullPolicy: Never
     command: [sh, -c, "cat /v/f; mkdir /www; echo hi >/www/index.html; exec httpd -f -p 80 -h /www"]
     volumeMounts: [{name: v, mountPath: /v}]
-    readinessProbe: {exec: {command: [test, -e, /www/index.html]}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, exec: {command: [test, -e, /www/index.html]}, periodSeconds: 1}
     resources: {limits: {memory: 64Mi, cpu: 500m}}
   - name: other
     image: localhost/busybox:latest

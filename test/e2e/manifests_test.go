@@ -37,7 +37,7 @@ spec:
     command: [sh, -c, "echo serving $GREETING; trap 'echo bye; exit 0' TERM; httpd -f -p 8080 -h /shared & wait"]
     env: [{name: GREETING, value: %s}]
     ports: [{containerPort: 8080, hostPort: 18080}]
-    readinessProbe: {httpGet: {path: /index.html, port: 8080}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, httpGet: {path: /index.html, port: 8080}, periodSeconds: 1}
     volumeMounts: [{name: shared, mountPath: /shared}]
   - name: side
     image: localhost/busybox:latest
@@ -274,8 +274,8 @@ spec:
   - name: a
     image: localhost/busybox:latest
     imagePullPolicy: Never
-    command: [sh, -c, "touch /tmp/well; sleep 1000"]
-    livenessProbe: {exec: {command: [test, -e, /tmp/well]}, periodSeconds: 1, failureThreshold: 1}
+    command: [sleep, "1000"]
+    livenessProbe: {exec: {command: [test, "!", -e, /tmp/ill]}, periodSeconds: 1, timeoutSeconds: 300, failureThreshold: 1}
 `)
 	crashes := n.await("crashes", "restarted and in back-off", func(p *corev1.Pod) bool {
 		s := p.Status.ContainerStatuses
@@ -293,7 +293,7 @@ spec:
 		t.Errorf("ended as %+v", end)
 	}
 	n.await("sick", "ready", ready)
-	n.do("exec", "sick", "--", "rm", "/tmp/well")
+	n.do("exec", "sick", "--", "touch", "/tmp/ill")
 	n.await("sick", "restarted by its liveness probe", func(p *corev1.Pod) bool {
 		s := p.Status.ContainerStatuses
 		return len(s) == 1 && s[0].RestartCount == 1 && ready(p)

@@ -304,7 +304,7 @@ func containerID(p *corev1.Pod, container string) string {
 
 // get fetches a URL.
 func get(url string) (string, error) {
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	c := http.Client{Timeout: bound, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := c.Get(url)
 	if err != nil {
 		return "", err

@@ -24,7 +24,7 @@ spec:
     imagePullPolicy: Never
     command: [sh, -c, "echo up; mkdir /www; echo hi >/www/index.html; httpd -f -p 80 -h /www"]
     ports: [{containerPort: 80, hostPort: 18081}]
-    readinessProbe: {tcpSocket: {port: 80}, periodSeconds: 1}
+    readinessProbe: {timeoutSeconds: 300, tcpSocket: {port: 80}, periodSeconds: 1}
 `
 
 func writeFile(t *testing.T, name, content string) string {

@@ -388,7 +388,7 @@ func (p *pod) log(c *runtimeapi.ContainerConfig) string {
 }
 
 func (p *pod) exec(id string, cmd ...string) (*runtimeapi.ExecSyncResponse, error) {
-	return p.rt.ExecSync(p.ctx(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 20})
+	return p.rt.ExecSync(p.ctx(), &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(bound.Seconds())})
 }
 
 // wantError demands an error that names its cause, once and in bearable length.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -167,7 +168,7 @@ func (w *world) status(id string) (status *runtimeapi.ContainerStatus) {
 func (w *world) exec(id string, cmd ...string) (stdout string) {
 	w.Helper()
 	w.call(func(ctx context.Context, r *remote.Runtime) error {
-		response, err := r.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: 30})
+		response, err := r.ExecSync(ctx, &runtimeapi.ExecSyncRequest{ContainerId: id, Cmd: cmd, Timeout: int64(patience.Seconds())})
 		stdout = string(response.GetStdout())
 		return err
 	})
@@ -277,13 +278,17 @@ func TestExitWhileNoEngineRuns(t *testing.T) {
 	w := newWorld(t)
 	id := w.start("mortal", "while ! test -e /go; do sleep 0.01; done; exit 9")
 	engine := w.find("podstead", "cri")
+	mortal := processesRunning("/go;")
 	w.exec(id, "sh", "-c", "(sleep 0.3; touch /go) > /dev/null 2>&1 &")
 	// Stopped, it cannot see the exit; killed then, it never has.
 	if err := syscall.Kill(engine, syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	w.until("the container's process has ended", func() bool {
-		return len(processesRunning("/go;")) == 0
+	w.until("the container's process has ended, and the supervisor has seen it", func() bool {
+		return !slices.ContainsFunc(mortal, func(dir string) bool {
+			_, err := os.Stat(dir)
+			return err == nil
+		})
 	})
 	ended := time.Now()
 	if err := syscall.Kill(engine, syscall.SIGKILL); err != nil {
@@ -298,14 +303,14 @@ func TestExitWhileNoEngineRuns(t *testing.T) {
 	}
 }
 
-// processesRunning lists processes whose command line has part.
+// processesRunning lists processes whose command line has part, as directories.
 func processesRunning(part string) []string {
 	var found []string
-	files, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, file := range files {
-		cmdline, err := os.ReadFile(file)
+	dirs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, dir := range dirs {
+		cmdline, err := os.ReadFile(dir + "/cmdline")
 		if err == nil && bytes.Contains(cmdline, []byte(part)) {
-			found = append(found, string(cmdline))
+			found = append(found, dir)
 		}
 	}
 	return found
