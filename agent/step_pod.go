@@ -81,6 +81,9 @@ func (j job) prepare(ctx context.Context) *stepError {
 	volumes.Watch = func(what string) func(error) { return flight.Part(ctx, client.FlightStep, what) }
 	if err = errors.Join(err, volumes.Setup(j.objs, j.podFacts())); err != nil {
 		for _, one := range each(err) {
+			if ctx.Err() != nil {
+				break // nobody waits for it any more
+			}
 			j.event(j.pod, "", corev1.EventTypeWarning, failedMount, "%v", one)
 		}
 		return failedStep(failedMount, err)

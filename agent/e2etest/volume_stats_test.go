@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	corev1 "k8s.io/api/core/v1"
 	stats "k8s.io/kubelet/pkg/apis/stats/v1alpha1"
 
 	"podstead/agent"
@@ -196,11 +197,13 @@ func TestHostPathThatDoesNotAnswer(t *testing.T) {
 	remote, letGo := mountHungFS(t, mkdir(t))
 	letGo = sync.OnceFunc(letGo)
 	t.Cleanup(letGo)
-	n.apply(fmt.Sprintf(strings.ReplaceAll(onHungHost, "name: hung}", "name: answers}"), remote.dir, mkdir(t)))
+	near := mkdir(t)
+	n.apply(fmt.Sprintf(strings.NewReplacer("name: hung}", "name: answers}", "name: well}", "name: there}").Replace(onHungHost), remote.dir, near))
 	n.until("answers", "ready", ready)
 	remote.hung.Store(true)
-	n.apply(fmt.Sprintf(onHungHost, remote.dir, mkdir(t)))
+	n.apply(fmt.Sprintf(onHungHost, remote.dir, near))
 	n.until("well", "ready", ready)
+	n.until("hung", "there", func(p *corev1.Pod) bool { return p != nil && p.Status.Phase == corev1.PodPending })
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
 	for end := time.Now().Add(patience); len(children(t, "host-path-check")) != 1; <-tick.C {
@@ -222,9 +225,11 @@ func TestHostPathThatDoesNotAnswer(t *testing.T) {
 	}
 	remote.hung.Store(false)
 	letGo()
-	if err := n.client.DeletePod(t.Context(), "default", "answers", nil); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"answers", "there"} {
+		if err := n.client.DeletePod(t.Context(), "default", name, nil); err != nil {
+			t.Fatal(err)
+		}
+		n.until(name, "gone", gone)
 	}
-	n.until("answers", "gone", gone)
 	n.clean()
 }
