@@ -287,7 +287,7 @@ func TestPropagation(t *testing.T) {
 // in other runtimes.
 func TestUnprivilegedPort(t *testing.T) {
 	n := newNode(t)
-	c := n.exited(n.begin(n.run(n.pod()), n.script("nc -l -p 80 -e true & sleep 0.1; cat /proc/sys/net/ipv4/ip_unprivileged_port_start; echo | nc 127.0.0.1 80", func(c *runtimeapi.ContainerConfig) {
+	c := n.exited(n.begin(n.run(n.pod()), n.script("nc -l -p 80 -e true & until cat /proc/net/tcp* | grep -q ':0050 [0-9A-F:]* 0A'; do sleep 0.01; done; echo | nc 127.0.0.1 80", func(c *runtimeapi.ContainerConfig) {
 		c.Linux.SecurityContext.RunAsUser = &runtimeapi.Int64Value{Value: 1000}
 	})))
 	if log, err := os.ReadFile(c.LogPath); err != nil || c.ExitCode != 0 {

@@ -31,7 +31,8 @@ for dir in /proc/[0-9]*; do
 done
 exec 3</proc/$victim/exe || exit 1
 kill -9 $victim
-for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do # it runs for a moment yet
+i=0
+while [ $((i+=1)) -lt 600 ]; do # it runs for a moment yet
 	said=$( (echo overwritten >/proc/self/fd/3) 2>&1 ) && break
 	case "$said" in *Read-only*) break ;; esac
 	sleep 0.1

@@ -38,7 +38,7 @@ func TestPause(t *testing.T) {
 	if _, status := run(t, c, Options{}); status.ExitStatus() != 0 {
 		t.Errorf("status %v", status)
 	}
-	c = testSpec(rootfs(t), "while ps | grep -q '[s]leep 0.05'; do sleep 0.01; done; ps; ls -l /proc/1/root 2>&1")
+	c = testSpec(rootfs(t), "i=0; while ps | grep -q '[s]leep' && [ $((i+=1)) -lt 3000 ]; do sleep 0.01; done; ps; ls -l /proc/1/root 2>&1")
 	c.Linux.Namespaces[0].Path = procFile(pause, "ns/pid")
 	out, _ := run(t, c, Options{})
 	if !strings.Contains(out, "pause") || strings.Contains(out, "Z") {

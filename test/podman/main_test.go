@@ -49,6 +49,9 @@ type podman struct{ client }
 
 const image = "localhost/box"
 
+// patience bounds every wait.
+const patience = 5 * time.Minute
+
 func newPodman(t *testing.T) *podman {
 	t.Helper()
 	host.Require(t)
@@ -145,7 +148,7 @@ func (c *client) runWith(stdin string, args ...string) result {
 // runIn has more in the environment.
 func (c *client) runIn(env []string, stdin string, args ...string) result {
 	c.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, c.program, append(c.global[:len(c.global):len(c.global)], args...)...)
 	cmd.Env = slices.Concat(os.Environ(), c.env, env)
@@ -178,7 +181,7 @@ func (c *client) inspect(name, field string) string {
 
 func (c *client) eventually(what string, ok func() bool) {
 	c.Helper()
-	deadline := time.After(time.Minute)
+	deadline := time.After(patience)
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for !ok() {

@@ -56,9 +56,7 @@ func testExec(p *podman) {
 	}
 	p.must("exec", "-d", "exec", "sh", "-c", "echo done > /tmp-of-exec; sleep 1000")
 	p.eventually("a detached exec", func() bool { return p.run("exec", "exec", "cat", "/tmp-of-exec").stdout == "done\n" })
-	if out := p.must("top", "exec", "pid", "comm"); strings.Count(out, "sleep") != 2 {
-		p.Errorf("top: %s", out)
-	}
+	p.eventually("both sleep", func() bool { return strings.Count(p.must("top", "exec", "pid", "comm"), "sleep") == 2 })
 	file := filepath.Join(p.TempDir(), "copied")
 	p.must("cp", "exec:/tmp-of-exec", file)
 	if b, err := os.ReadFile(file); err != nil || string(b) != "done\n" {
