@@ -35,7 +35,9 @@ func TestPreemptionOfOld(t *testing.T) {
 	} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Log(what)
-			live(t, seed, kind{narrow: true, gates: seed != 18960862327717928})
+			for range lives {
+				live(t, seed, kind{narrow: true, gates: seed != 18960862327717928})
+			}
 		})
 	}
 }
