@@ -13,6 +13,7 @@ import (
 
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
+	"podstead/supervisor"
 	"podstead/sys"
 )
 
@@ -95,7 +96,7 @@ func TestEventsOfTheTimeBetween(t *testing.T) {
 	}
 	eventually(t, "the process has ended", func() bool {
 		p, err = n.client.Get(ctx, ends)
-		return err == nil && !p.ExitedAt.IsZero()
+		return err == nil && p.State == supervisor.Exited
 	})
 	if err := sys.ReleaseNamespace(n.namespacePath(lost, sys.NetNamespace)); err != nil {
 		t.Fatal(err)

@@ -13,6 +13,7 @@ import (
 	runtimeapi "k8s.io/cri-api/pkg/apis/runtime/v1"
 
 	"podstead/engine/config"
+	"podstead/supervisor"
 )
 
 // TestRestart ends the engine while containers run, and one ends meanwhile: its
@@ -47,7 +48,7 @@ func testRestart(t *testing.T, handlers ...config.Handler) {
 	}
 	eventually(t, "the process has ended", func() bool {
 		p, err := n.client.Get(ctx, ending)
-		return err == nil && !p.ExitedAt.IsZero()
+		return err == nil && p.State == supervisor.Exited
 	})
 	back := time.Now()
 	n.start()

@@ -58,11 +58,17 @@ const engineScript = `trap 'exit 3' TERM; echo $$ $PODSTEAD_SUPERVISED >> "$0/li
 
 func startFront(t *testing.T, dir string, engine ...string) *front {
 	t.Helper()
+	return startFrontWithGrace(t, dir, bound, engine...)
+}
+
+// startFrontWithGrace has the engine killed that takes longer for its end.
+func startFrontWithGrace(t *testing.T, dir string, grace time.Duration, engine ...string) *front {
+	t.Helper()
 	if len(engine) == 0 {
 		engine = []string{"/bin/sh", "-c", engineScript, dir}
 	}
 	f := &front{t: t, done: make(chan struct{})}
-	f.Cmd = exec.Command(program(t), append([]string{"run", "--run", dir, "--grace", "500ms", "--"}, engine...)...)
+	f.Cmd = exec.Command(program(t), append([]string{"run", "--run", dir, "--grace", grace.String(), "--"}, engine...)...)
 	f.Env = realEnv()
 	// A file, because the engine holds it open longer than the front.
 	log, err := os.OpenFile(dir+"/front.log", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
@@ -176,7 +182,7 @@ func TestFrontIsKilled(t *testing.T) {
 	}
 	ctx, stop := context.WithCancel(testContext(t))
 	code, err := RunEngine(ctx, dir, Engine{
-		Argv: []string{"/bin/false"}, Stdout: os.Stdout, Stderr: os.Stderr, Grace: time.Second,
+		Argv: []string{"/bin/false"}, Stdout: os.Stdout, Stderr: os.Stderr, Grace: bound,
 		Running: func(got int) {
 			if got != pid {
 				t.Errorf("the next front runs engine %d, not %d", got, pid)
@@ -236,7 +242,7 @@ func TestFrontErrors(t *testing.T) {
 	if log, _ := os.ReadFile(dir + "/front.log"); !strings.Contains(string(log), "/nonexistent/engine: no such file") {
 		t.Errorf("it says %s", log)
 	}
-	stubborn := startFront(t, dir, "/bin/sh", "-c", `trap "" TERM; echo $$ `+dir+` >> "$0/lives"; while :; do sleep 0.05; done`, dir)
+	stubborn := startFrontWithGrace(t, dir, 100*time.Millisecond, "/bin/sh", "-c", `trap "" TERM; echo $$ `+dir+` >> "$0/lives"; while :; do sleep 0.05; done`, dir)
 	pid := lives(t, dir, 1)[0]
 	if code := stubborn.end(syscall.SIGTERM); code != 128+9 || alive(pid) {
 		t.Errorf("a stubborn engine: exit code %d", code)
