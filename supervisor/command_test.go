@@ -192,3 +192,65 @@ func children(t *testing.T, pid int) (pids []int) {
 	}
 	return pids
 }
+
+// TestOrphans: from the first command on, what others leave behind is the
+// supervisor's, which does not leave it a zombie; also after an upgrade. Until
+// then it does not even hear of its children by signals.
+func TestOrphans(t *testing.T) {
+	ctx, _, c := startReal(t)
+	if catchesSIGCHLD(t, c.daemonPid()) {
+		t.Error("SIGCHLD is caught though nobody leaves orphans")
+	}
+	for i := range 2 {
+		work := t.TempDir()
+		command := shCommand(work, "exec sleep 1000")
+		command.Run[2] = "while [ ! -e go ]; do sleep 0.01; done & echo $! >orphan; " + command.Run[2]
+		id := fmt.Sprint("c", i)
+		if _, _, err := c.Launch(ctx, Launch{ID: id, Command: command, Start: true}); err != nil {
+			t.Fatal(err)
+		}
+		var orphan int
+		if text, err := os.ReadFile(filepath.Join(work, "orphan")); err != nil {
+			t.Fatal(err)
+		} else if _, err := fmt.Sscan(string(text), &orphan); err != nil {
+			t.Fatal(err)
+		}
+		if ppid := parent(t, orphan); ppid != c.daemonPid() {
+			t.Errorf("the orphan's parent is %d, not the supervisor %d", ppid, c.daemonPid())
+		}
+		if i == 0 {
+			if err := c.Upgrade(ctx, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(work, "go"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for dir := fmt.Sprint("/proc/", orphan); ; time.Sleep(time.Millisecond) {
+			if _, err := os.Stat(dir); os.IsNotExist(err) {
+				break
+			}
+			if ctx.Err() != nil {
+				t.Fatal("the orphan was not reaped")
+			}
+		}
+		if err := c.Signal(ctx, id, 9); err != nil {
+			t.Fatal(err)
+		}
+		awaitExit(t, c, id)
+	}
+}
+
+// catchesSIGCHLD tells whether a process has a handler for it.
+func catchesSIGCHLD(t *testing.T, pid int) bool {
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(status), "SigCgt:")
+	var caught uint64
+	if _, err := fmt.Sscanf(strings.TrimSpace(rest), "%x", &caught); err != nil {
+		t.Fatal(err)
+	}
+	return caught&(1<<(unix.SIGCHLD-1)) != 0
+}

@@ -76,6 +76,8 @@ type daemon struct {
 	engine      engine
 
 	forks    int // launches and starts under way
+	adopts   bool
+	onChild  sigaction // what Go's runtime does at SIGCHLD, until the supervisor adopts
 	exe      string
 	upgrade  *upgrade
 	quiet    bool // an upgrade is near: no new work
@@ -109,15 +111,12 @@ func Run(cfg Config) error {
 	if err := d.setup(); err != nil {
 		return err
 	}
-	d.loop()
+	err := d.loop()
 	d.end()
-	return nil
+	return err
 }
 
 func (d *daemon) setup() error {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become subreaper: %w", err)
-	}
 	var err error
 	if d.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
 		return err
@@ -215,14 +214,16 @@ func (d *daemon) serve(fd int) error {
 // post runs f in the loop. It must not be called from the loop itself.
 func (d *daemon) post(f func()) { d.posts <- f }
 
-func (d *daemon) loop() {
+func (d *daemon) loop() error {
 	signals := make(chan os.Signal, 16)
 	signal.Notify(signals, unix.SIGCHLD, unix.SIGHUP, unix.SIGTERM, unix.SIGINT)
 	defer signal.Stop(signals)
 	// Caught and not ignored: that would be inherited by commands.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGPIPE)
+	if err := d.beParent(); err != nil {
+		return err
+	}
 	go d.poll.run()
-	d.sweep()
 	d.idleAfter(firstGrace)
 	for !d.done {
 		select {
@@ -236,6 +237,7 @@ func (d *daemon) loop() {
 		d.checkIdle()
 	}
 	d.poll.close()
+	return nil
 }
 
 func (d *daemon) signalled(s os.Signal) {

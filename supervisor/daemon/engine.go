@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -119,7 +120,7 @@ func (d *daemon) spawnEngine() {
 	d.log.Info("engine runs", "pid", pid)
 	d.writeEngine()
 	if e.token, err = d.poll.add(e.pidfd, unix.EPOLLIN, func(uint32) { d.engineReady() }); err != nil {
-		d.log.Error("watch engine", "err", err) // SIGCHLD will tell
+		d.log.Error("watch engine", "err", errors.Join(err, d.adopt())) // SIGCHLD will tell
 	}
 	d.engineRuns()
 }

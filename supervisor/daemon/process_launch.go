@@ -40,6 +40,12 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 		p.launching = append(p.launching, asked{c, seq})
 		return nil
 	}
+	if protocol.IsCommand(req.Program) {
+		if err := d.adopt(); err != nil {
+			protocol.CloseFds(fds)
+			return fmt.Errorf("launch %s: %w", req.ID, err)
+		}
+	}
 	p := &process{
 		Process:   protocol.Process{ID: req.ID, Console: req.Terminal},
 		Log:       req.Log,

@@ -36,9 +36,12 @@ func (m *Command) Code(c *Coder) {
 // EncodeCommand encodes a command to stand where launch programs do.
 func EncodeCommand(m *Command) []byte { return append([]byte{commandMark}, Encode(m)...) }
 
+// IsCommand tells whether b is a command, and no launch program.
+func IsCommand(b []byte) bool { return len(b) > 0 && b[0] == commandMark }
+
 // DecodeCommand tells whether b is a command, and decodes it.
 func DecodeCommand(b []byte) (m *Command, ok bool, err error) {
-	if len(b) == 0 || b[0] != commandMark {
+	if !IsCommand(b) {
 		return nil, false, nil
 	}
 	m = &Command{}
