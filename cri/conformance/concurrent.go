@@ -82,7 +82,7 @@ var concurrentTests = []test{
 	{"many execs at once", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
 		each(20, func(i int) {
-			r, err := c.execSync(t, fmt.Sprintf("echo %d; exit %d", i, i), 60)
+			r, err := c.execSync(t, fmt.Sprintf("echo %d; exit %d", i, i), int64(patience.Seconds()))
 			if err != nil || string(r.GetStdout()) != fmt.Sprintln(i) || r.GetExitCode() != int32(i) {
 				t.Errorf("exec %d: %q, exit code %d, error %v", i, r.GetStdout(), r.GetExitCode(), err)
 			}

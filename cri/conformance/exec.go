@@ -13,7 +13,7 @@ import (
 var execTests = []test{
 	{"output and exit code", "ExecSync ExecSyncRequest.{container_id,cmd} ExecSyncResponse.*", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
-		r, err := c.execSync(t, "echo out; echo err >&2; exit 3", 60)
+		r, err := c.execSync(t, "echo out; echo err >&2; exit 3", int64(patience.Seconds()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -42,7 +42,7 @@ var execTests = []test{
 	}},
 	{"inherited output does not hang", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
-		r, err := c.execSync(t, "sleep 1000 & echo started", 30)
+		r, err := c.execSync(t, "sleep 1000 & echo started", int64(patience.Seconds()))
 		if err != nil || string(r.GetStdout()) != "started\n" {
 			t.Errorf("output is %q, error %v", r.GetStdout(), err)
 		}
@@ -64,7 +64,7 @@ var execTests = []test{
 	}},
 	{"much output", "ExecSync", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
-		r, err := c.execSync(t, "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2", 60)
+		r, err := c.execSync(t, "head -c 3000000 /dev/zero; head -c 2000000 /dev/zero >&2", int64(patience.Seconds()))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -74,7 +74,7 @@ var execTests = []test{
 	}},
 	{"too much output is cut, without an error", "ExecSyncResponse.stdout", func(t *testing.T, s *suite) {
 		c := s.pod(t).sh(t, "sleep 1000")
-		r, err := c.execSync(t, "head -c 20000000 /dev/zero; exit 4", 60)
+		r, err := c.execSync(t, "head -c 20000000 /dev/zero; exit 4", int64(patience.Seconds()))
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -95,7 +95,7 @@ var networkTests = []test{
 		})
 		p.sh(t, echoServer)
 		wantEcho(t, fmt.Sprintf("127.0.0.1:%d", port))
-		ask := fmt.Sprintf(`echo hello | nc -w 5 $(ip route | sed -n "s/default via \([^ ]*\) .*/\1/p") %d`, port)
+		ask := fmt.Sprintf(`echo hello | nc -w 60 $(ip route | sed -n "s/default via \([^ ]*\) .*/\1/p") %d`, port)
 		for from, in := range map[string]*pod{"the pod itself": p, "another pod": s.pod(t)} {
 			if got := in.sh(t, ask).output(t); got != "hello\n" {
 				t.Errorf("%s got %q", from, got)
