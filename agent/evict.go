@@ -177,7 +177,8 @@ func (e *evictor) judge(ctx context.Context) eviction.Verdict {
 			e.log.Warn("the node is short of something", "what", m.String())
 		}
 	}
-	if e.agent.node.pressure.set(v.Conditions) {
+	if before, _ := e.agent.node.pressure.get(); e.agent.node.pressure.set(v.Conditions) {
+		e.agent.node.tellPressure(before, v.Conditions)
 		e.log.Info("the node's conditions changed", "conditions", fmt.Sprint(v.Conditions))
 		e.agent.do(ctx, func(context.Context) {
 			for _, w := range e.agent.workers {
@@ -225,6 +226,7 @@ func (e *evictor) reclaim(ctx context.Context, m eviction.Met) bool {
 		}
 		return false
 	}
+	e.agent.node.events.AddNode(corev1.EventTypeWarning, "EvictionThresholdMet", "Attempting to reclaim "+string(m.Signal.Resource()))
 	layout := eviction.Host{OwnImageFs: e.host.OwnImageFs()}
 	image := m.Signal == eviction.ImageFsAvailable || m.Signal == eviction.ImageFsInodes
 	if m.Signal.Disk() && (image || !layout.OwnImageFs) {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -192,6 +193,21 @@ func TestPressureHoldsNewPods(t *testing.T) {
 			!strings.Contains(p.why.Waiting[0].Message, "The node had condition: [MemoryPressure]") {
 			b.Errorf("%+v %+v", p.pod.Status, p.why)
 		}
+		told := func() (list []string) {
+			for _, e := range b.agent.node.events.OfNode() {
+				list = append(list, e.Type+" "+e.Reason+": "+e.Message)
+			}
+			return list
+		}
+		if got := told(); !slices.Equal(got, []string{"Normal NodeHasInsufficientMemory: Node n1 status is now: NodeHasInsufficientMemory",
+			"Warning EvictionThresholdMet: Attempting to reclaim memory"}) {
+			b.Errorf("events of the node: %q", got)
+		}
+		defer func() {
+			if got := told(); len(got) != 3 || got[2] != "Normal NodeHasSufficientMemory: Node n1 status is now: NodeHasSufficientMemory" {
+				b.Errorf("events of the node in the end: %q", got)
+			}
+		}()
 		b.host.set(eviction.MemoryAvailable, 900*mib, 1000*mib)
 		b.after(4 * time.Minute)
 		if b.ready("any") {

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"cmp"
 	"context"
+	"fmt"
 	"os"
 	"runtime"
 	"slices"
@@ -122,4 +123,25 @@ func kernel() string {
 		return ""
 	}
 	return unix.ByteSliceToString(u.Release[:])
+}
+
+// tellPressure makes an event of the node, in the kubelet's words, of each condition
+// that it has got or lost.
+func (n *node) tellPressure(before, now []corev1.NodeConditionType) {
+	for _, c := range []struct {
+		kind    corev1.NodeConditionType
+		yes, no string
+	}{
+		{corev1.NodeMemoryPressure, "NodeHasInsufficientMemory", "NodeHasSufficientMemory"},
+		{corev1.NodeDiskPressure, "NodeHasDiskPressure", "NodeHasNoDiskPressure"},
+		{corev1.NodePIDPressure, "NodeHasInsufficientPID", "NodeHasSufficientPID"},
+	} {
+		reason := c.no
+		if slices.Contains(now, c.kind) {
+			reason = c.yes
+		}
+		if slices.Contains(before, c.kind) != slices.Contains(now, c.kind) {
+			n.events.AddNode(corev1.EventTypeNormal, reason, fmt.Sprintf("Node %s status is now: %s", n.facts.NodeName, reason))
+		}
+	}
 }

@@ -89,6 +89,7 @@ func (a *Agent) shutdown(ctx context.Context) error {
 		a.cfg.Log.Warn("an agent that starts now would start pods", "error", err)
 	}
 	a.cfg.Log.Info("the machine goes down, pods end")
+	a.node.events.AddNode(corev1.EventTypeNormal, "Shutdown", "Shutdown manager detected shutdown event")
 	a.node.metrics.Shutdown(false)
 	defer a.node.metrics.Shutdown(true)
 	tiers := a.tiers()

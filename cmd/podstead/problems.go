@@ -60,7 +60,9 @@ func hint(cmd *cobra.Command, c *client.Client, pods int) {
 	list, err := c.Problems(cmd.Context())
 	switch {
 	case err != nil:
-	case len(list) > 0:
+	case len(list) == 1:
+		fmt.Fprintln(cmd.ErrOrStderr(), "a problem with a manifest or the node: podstead get problems")
+	case len(list) > 1:
 		fmt.Fprintf(cmd.ErrOrStderr(), "%d problems with manifests or the node: podstead get problems\n", len(list))
 	case pods == 0:
 		fmt.Fprintln(cmd.ErrOrStderr(), "no pods")

@@ -47,8 +47,8 @@ func (s Signal) Condition() corev1.NodeConditionType {
 	return corev1.NodeDiskPressure
 }
 
-// resource is what the pods are short of, as the evicted pod's message has it.
-func (s Signal) resource() corev1.ResourceName {
+// Resource is what the pods are short of, as the evicted pod's message has it.
+func (s Signal) Resource() corev1.ResourceName {
 	switch s {
 	case MemoryAvailable, AllocatableMemory:
 		return corev1.ResourceMemory
@@ -211,7 +211,7 @@ func (m Met) String() string {
 }
 
 func (m Met) quantity(n int64) string {
-	if r := m.resource(); r == "inodes" || r == "pids" {
+	if r := m.Resource(); r == "inodes" || r == "pids" {
 		return resource.NewQuantity(n, resource.DecimalSI).String()
 	}
 	return resource.NewQuantity(n, resource.BinarySI).String()

@@ -89,7 +89,7 @@ func (h Host) Rank(s Signal, pods []Usage) []Usage {
 		if Critical(u.Pod) || used <= 0 {
 			continue
 		}
-		list = append(list, entry{u, used, used - requested(u.Pod, s.resource())})
+		list = append(list, entry{u, used, used - requested(u.Pod, s.Resource())})
 	}
 	slices.SortStableFunc(list, func(a, b entry) int {
 		exceeds := 0
@@ -150,19 +150,19 @@ func of(s Signal, d Disk) int64 {
 func (h Host) Message(m Met, u Usage) string {
 	var text strings.Builder
 	fmt.Fprintf(&text, "The node was low on resource: %s. Threshold quantity: %s, available: %s. ",
-		m.resource(), m.quantity(m.limit()), m.quantity(m.Available))
+		m.Resource(), m.quantity(m.limit()), m.quantity(m.Available))
 	for _, c := range u.Pod.Spec.Containers {
 		used, ok := u.Containers[c.Name]
 		n := used.Memory
 		if m.Signal.Disk() {
 			n = of(m.Signal, h.container(m.Signal, used))
 		}
-		request := c.Resources.Requests[m.resource()]
+		request := c.Resources.Requests[m.Resource()]
 		if !ok || m.Signal == PidsAvailable || n <= request.Value() {
 			continue
 		}
 		fmt.Fprintf(&text, "Container %s was using %s, request is %s, has larger consumption of %s. ",
-			c.Name, m.quantity(n), request.String(), m.resource())
+			c.Name, m.quantity(n), request.String(), m.Resource())
 	}
 	return text.String()
 }
