@@ -284,9 +284,10 @@ func (c *Client) SaveImages(ctx context.Context, names ...string) (io.ReadCloser
 	return c.stream(ctx, http.MethodGet, "/images/save", url.Values{"name": names}, nil)
 }
 
-// RemoveImage removes an image with all its names; a missing one is no error.
-func (c *Client) RemoveImage(ctx context.Context, name string) error {
-	_, err := c.bytes(ctx, http.MethodDelete, "/images", url.Values{"name": {name}}, nil)
+// RemoveImage removes an image with all its names. One that is missing or used by a
+// pod is an error, unless force is set.
+func (c *Client) RemoveImage(ctx context.Context, name string, force bool) error {
+	_, err := c.bytes(ctx, http.MethodDelete, "/images", url.Values{"name": {name}, "force": {strconv.FormatBool(force)}}, nil)
 	return err
 }
 

@@ -33,7 +33,7 @@
 //	POST   /images/pull                  PullRequest → stream of PullUpdate, one a line
 //	POST   /images/load                  archive → LoadResult
 //	GET    /images/save?name=&name=      archive
-//	DELETE /images?name=
+//	DELETE /images?name=&force=          one that pods use goes by force only
 //
 // Errors are metav1.Status objects with the HTTP code that fits; the client
 // turns them into *apierrors.StatusError, so apierrors.IsNotFound works.

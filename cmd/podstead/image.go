@@ -211,7 +211,8 @@ func shortID(id string) string {
 }
 
 func imageRemove(opt *options) *cobra.Command {
-	return &cobra.Command{
+	var force bool
+	cmd := &cobra.Command{
 		Use:     "rm IMAGE…",
 		Aliases: []string{"remove"},
 		Short:   "Remove images with all their names",
@@ -220,11 +221,14 @@ func imageRemove(opt *options) *cobra.Command {
 			c := opt.client()
 			defer c.Close()
 			for _, name := range args {
-				if err := c.RemoveImage(cmd.Context(), name); err != nil {
+				if err := c.RemoveImage(cmd.Context(), name, force); err != nil {
 					return fmt.Errorf("remove %s: %w", name, err)
 				}
+				fmt.Fprintln(cmd.OutOrStdout(), "removed", name)
 			}
 			return nil
 		},
 	}
+	cmd.Flags().BoolVarP(&force, "force", "f", false, "also if pods use it, and without a word if it is not there")
+	return cmd
 }

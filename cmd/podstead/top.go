@@ -15,7 +15,7 @@ import (
 
 func topCommand(opt *options) *cobra.Command {
 	var namespace, sortBy string
-	var containers bool
+	var containers, all bool
 	cmd := &cobra.Command{
 		Use:   "top pods [NAME…] | top node",
 		Short: "Show what pods or the node use of cpu and memory",
@@ -34,11 +34,15 @@ func topCommand(opt *options) *cobra.Command {
 			if isNode(args[0]) {
 				return topNode(cmd, c)
 			}
+			if all {
+				namespace = ""
+			}
 			return topPods(cmd, c, namespace, args[1:], sortBy, containers)
 		},
 	}
 	f := cmd.Flags()
 	f.StringVarP(&namespace, "namespace", "n", "", "only pods of this `NAMESPACE`")
+	f.BoolVarP(&all, "all-namespaces", "A", false, "pods of all namespaces, as without --namespace")
 	f.StringVar(&sortBy, "sort-by", "", "cpu or memory; by name if not given")
 	f.BoolVar(&containers, "containers", false, "show each container")
 	return cmd

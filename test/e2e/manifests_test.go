@@ -121,6 +121,15 @@ func TestManifestLivesItsLife(t *testing.T) {
 			t.Errorf("cat gives %q, %v", out, err)
 		}
 	})
+	t.Run("image rm", func(t *testing.T) {
+		if _, err := n.try("image", "rm", "localhost/busybox:latest"); err == nil || !strings.Contains(err.Error(), "used by the pod default/web;") {
+			t.Errorf("an image that a pod uses is removed: %v", err)
+		}
+		if _, err := n.try("image", "rm", "localhost/none:1"); err == nil || !strings.Contains(err.Error(), "not found") {
+			t.Errorf("an image that is not there is removed: %v", err)
+		}
+		n.do("image", "rm", "-f", "localhost/none:1")
+	})
 	t.Run("delete", func(t *testing.T) {
 		if _, err := n.try("delete", "pod", "web"); err == nil || !strings.Contains(err.Error(), "web.yaml") {
 			t.Errorf("a pod of a file is ended by removing the file, and that is to be said: %v", err)

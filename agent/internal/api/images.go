@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -161,11 +162,36 @@ func (s *server) removeImage(w http.ResponseWriter, r *http.Request) error {
 	if name == "" {
 		return apierrors.NewBadRequest("the request names no image")
 	}
+	if r.URL.Query().Get("force") != "true" {
+		if err := s.spare(r.Context(), name); err != nil {
+			return err
+		}
+	}
 	_, err := s.runtime.RemoveImage(r.Context(), &runtimeapi.RemoveImageRequest{Image: &runtimeapi.ImageSpec{Image: name}})
 	if err != nil {
 		return err
 	}
 	return reply(w, struct{}{})
+}
+
+// spare refuses to remove an image that is not there, or without which a pod's
+// next container would not start.
+func (s *server) spare(ctx context.Context, name string) error {
+	resp, err := s.runtime.ImageStatus(ctx, &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: name}})
+	if err != nil {
+		return err
+	}
+	if resp.Image == nil {
+		return apierrors.NewNotFound(imageResource(), name)
+	}
+	users := s.usedBy()
+	for _, n := range slices.Concat([]string{resp.Image.Id}, resp.Image.RepoTags, resp.Image.RepoDigests) {
+		if pods := users[n]; len(pods) > 0 {
+			return apierrors.NewConflict(imageResource(), name,
+				fmt.Errorf("it is used by the pod %s; --force removes it all the same", strings.Join(slices.Compact(slices.Sorted(slices.Values(pods))), ", ")))
+		}
+	}
+	return nil
 }
 
 func imageResource() schema.GroupResource { return schema.GroupResource{Resource: "images"} }
