@@ -32,7 +32,7 @@ type client struct {
 }
 
 func (c client) command(t *testing.T, args ...string) *exec.Cmd {
-	args = append(append(slices.Clip(c.prefix), "--runtime-endpoint", c.endpoint, "--image-endpoint", c.endpoint, "--timeout", "60s"), args...)
+	args = append(append(slices.Clip(c.prefix), "--runtime-endpoint", c.endpoint, "--image-endpoint", c.endpoint, "--timeout", patience.String()), args...)
 	cmd := exec.CommandContext(t.Context(), c.path, args...)
 	cmd.WaitDelay = 10 * time.Second
 	return cmd
@@ -227,9 +227,7 @@ func attach(t *testing.T, c client, id string) {
 	waitLine(t, lines, "got a line")
 	cmd.Process.Kill() // it takes two interrupts to end
 	cmd.Wait()
-	if out := c.run(t, "logs", id); !strings.Contains(out, "got a line\n") {
-		t.Errorf("logs are %q", out)
-	}
+	eventually(t, "logs show the answer", func() bool { return strings.Contains(c.run(t, "logs", id), "got a line\n") })
 }
 
 func forward(t *testing.T, c client, pod string) {
