@@ -125,7 +125,9 @@ func Handler(b Backend, r cri.Runtime, images Images, log *slog.Logger) http.Han
 func fail(w http.ResponseWriter, err error) {
 	var st apierrors.APIStatus
 	if !errors.As(err, &st) {
-		st = apierrors.NewInternalError(err)
+		internal := apierrors.NewInternalError(err)
+		internal.ErrStatus.Message = err.Error() // "Internal error occurred" before it would say nothing
+		st = internal
 	}
 	status := st.Status()
 	status.Kind, status.APIVersion = "Status", "v1"

@@ -32,7 +32,7 @@ type File struct {
 
 // Files watches a directory of manifests.
 type Files struct {
-	Dir string
+	Dir string // or a single file
 	// KeepDir is where the last good version of each file is kept, so that a
 	// broken edit ends nothing, not even across a restart.
 	KeepDir string
@@ -40,6 +40,7 @@ type Files struct {
 	Log     *slog.Logger
 
 	last map[string]version
+	told map[string]bool // names that are not read
 }
 
 // version is what was last seen of a file.
@@ -236,12 +237,31 @@ func (f *Files) list() (names []string, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	if st, statErr := os.Stat(f.Dir); err != nil && statErr == nil && st.Mode().IsRegular() {
+		return []string{""}, nil
+	}
 	for _, e := range entries {
 		if isManifest(e.Name()) {
 			names = append(names, e.Name())
+		} else {
+			f.passOver(e)
 		}
 	}
 	return names, err
+}
+
+// passOver says, once, of a file that it is not read: a kubelet would. Hidden files
+// and what editors leave behind are nobody's.
+func (f *Files) passOver(e fs.DirEntry) {
+	name := e.Name()
+	if e.IsDir() || strings.HasPrefix(name, ".") || strings.HasSuffix(name, "~") || f.told[name] {
+		return
+	}
+	if f.told == nil {
+		f.told = map[string]bool{}
+	}
+	f.told[name] = true
+	f.Log.Warn("a file is not read: its name does not end with .yaml, .yml or .json", "file", filepath.Join(f.Dir, name))
 }
 
 // read reads and decodes one file; ok is false if it is not there.

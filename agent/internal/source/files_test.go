@@ -1,6 +1,7 @@
 package source
 
 import (
+	"bytes"
 	"context"
 	"log/slog"
 	"os"
@@ -218,5 +219,37 @@ func TestAppliedObjectsComeBack(t *testing.T) {
 	must(t, a.Delete("Pod default/web"))
 	if a.Load(); len(a.Objects()) != 0 {
 		t.Errorf("still there: %v", a.Objects())
+	}
+}
+
+// TestOneFile has a file in the place of the directory, as a kubelet may.
+func TestOneFile(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "pod")
+	w := watchDir(t, path)
+	w.until("")
+	must(t, os.WriteFile(path, []byte(image("a:1")), 0o644))
+	w.until("pod=a:1")
+	must(t, os.WriteFile(path+"2", []byte(image("a:2")), 0o644))
+	must(t, os.Rename(path+"2", path))
+	w.until("pod=a:2")
+	must(t, os.Remove(path))
+	w.until("")
+}
+
+func TestOtherNamesAreNamed(t *testing.T) {
+	dir := t.TempDir()
+	var log bytes.Buffer
+	f := &Files{Dir: dir, Decoder: decoder(t), Log: slog.New(slog.NewTextHandler(&log, nil))}
+	for _, name := range []string{"web.manifest", ".hidden", "web.yaml~", "web.yaml"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), []byte(image("a:1")), 0o644))
+	}
+	for range 2 {
+		if files, _ := f.Scan(); len(files) != 1 {
+			t.Errorf("%d files", len(files))
+		}
+	}
+	if got := log.String(); strings.Count(got, "is not read") != 1 || !strings.Contains(got, "web.manifest") {
+		t.Errorf("the log says\n%s", got)
 	}
 }
