@@ -54,7 +54,7 @@ func serveFakeIn(t *testing.T, dir, kernelLog string) (*client.Client, *fakeRunt
 // watchUntil returns when f is satisfied with a change.
 func watchUntil(t *testing.T, c *client.Client, f func(client.Change) bool) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	stop := errors.New("stop")
 	if err := c.Watch(ctx, "default", "web", func(x client.Change) error {

@@ -38,7 +38,7 @@ func start(t *testing.T, socket string, r cri.Runtime) (stop func()) {
 		s.Serve(l)
 	}()
 	return func() {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -65,18 +65,22 @@ func TestImagesElsewhere(t *testing.T) {
 	dir := t.TempDir()
 	defer start(t, filepath.Join(dir, "cri.sock"), version{})()
 	defer start(t, filepath.Join(dir, "images.sock"), images{})()
-	client, err := remote.NewWith(filepath.Join(dir, "cri.sock"), remote.Settings{Images: "unix://" + filepath.Join(dir, "images.sock"), Limit: 100 * time.Millisecond})
-	if err != nil {
-		t.Fatal(err)
+	with := func(limit time.Duration) *remote.Runtime {
+		r, err := remote.NewWith(filepath.Join(dir, "cri.sock"), remote.Settings{Images: "unix://" + filepath.Join(dir, "images.sock"), Limit: limit})
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { r.Close() })
+		return r
 	}
-	defer client.Close()
+	client, hasty := with(5*time.Minute), with(10*time.Millisecond)
 	if v, err := client.Version(t.Context(), &runtimeapi.VersionRequest{}); err != nil || v.RuntimeName != "fake" {
 		t.Errorf("version: %v, %v", v, err)
 	}
 	if list, err := client.ListImages(t.Context(), &runtimeapi.ListImagesRequest{}); err != nil || len(list.Images) != 1 {
 		t.Errorf("images: %v, %v", list, err)
 	}
-	if _, err := client.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "i"}}); cri.Code(err) != codes.DeadlineExceeded {
+	if _, err := hasty.ImageStatus(t.Context(), &runtimeapi.ImageStatusRequest{Image: &runtimeapi.ImageSpec{Image: "i"}}); cri.Code(err) != codes.DeadlineExceeded {
 		t.Errorf("a call that hangs: %v", err)
 	}
 	if _, err := remote.NewWith(filepath.Join(dir, "cri.sock"), remote.Settings{Images: "images.sock"}); err == nil {
@@ -100,7 +104,7 @@ func TestRuntimeThatComesAndGoes(t *testing.T) {
 	}
 	for range 2 {
 		stop := start(t, socket, version{})
-		deadline := time.Now().Add(30 * time.Second)
+		deadline := time.Now().Add(5 * time.Minute)
 		for err = ask(); cri.Code(err) == codes.Unavailable && time.Now().Before(deadline); {
 			err = ask()
 		}

@@ -89,7 +89,7 @@ func serve(t *testing.T, f cri.Runtime) (s *server.Server, client *remote.Runtim
 	}
 	t.Cleanup(func() {
 		client.Close()
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
 		defer cancel()
 		if err := s.Shutdown(ctx); err != nil {
 			t.Errorf("shutdown: %v", err)
@@ -318,7 +318,7 @@ func TestShutdownEndsEventStreams(t *testing.T) {
 		ended <- client.ContainerEvents(t.Context(), func() { close(subscribed) }, nil)
 	}()
 	<-subscribed
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	if err := s.Shutdown(ctx); err != nil {
 		t.Fatalf("shutdown with an open event stream: %v", err)

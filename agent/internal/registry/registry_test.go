@@ -17,7 +17,7 @@ import (
 	api "k8s.io/kubelet/pkg/apis/pluginregistration/v1"
 )
 
-const patience = 30 * time.Second
+const patience = 5 * time.Minute
 
 // fakePlugin registers itself; what it says and does is a test's.
 type fakePlugin struct {

@@ -43,7 +43,7 @@ func (w *watched) begin() (stop func()) {
 // "!" after a file that cannot be used.
 func (w *watched) until(want string) {
 	w.Helper()
-	timeout := time.After(20 * time.Second)
+	timeout := time.After(5 * time.Minute)
 	got := "nothing"
 	for {
 		select {

@@ -51,7 +51,7 @@ func TestURL(t *testing.T) {
 					text = append(text, "error: "+files[0].Err.Error())
 				}
 				return strings.Join(text, " ")
-			case <-time.After(30 * time.Second):
+			case <-time.After(5 * time.Minute):
 				t.Fatal("no news")
 			}
 			return ""

@@ -29,7 +29,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream/spdy"
 )
 
-const patience = 30 * time.Second
+const patience = 5 * time.Minute
 
 // fake is a Runtime of functions.
 type fake struct {
