@@ -116,6 +116,28 @@ func TestPostStartFails(t *testing.T) {
 	})
 }
 
+// TestLeastGrace: whatever grace a pod or a probe gives, a container has two seconds
+// between TERM and KILL, unless its pod is deleted at once.
+func TestLeastGrace(t *testing.T) {
+	for _, c := range []struct{ pod, probe string }{{"0", ""}, {"30", ", terminationGracePeriodSeconds: 1"}} {
+		simulate(t, func(b *bench) {
+			b.rt.exec = func(string, []string) (int32, error) { return 1, nil }
+			b.apply(strings.NewReplacer("spec:", "spec:\n  terminationGracePeriodSeconds: "+c.pod,
+				`image: "app:1"`, `image: "app:1", livenessProbe: {exec: {command: [check]}, periodSeconds: 1, failureThreshold: 1`+c.probe+`}`).Replace(web))
+			b.after(1500 * time.Millisecond)
+			if got := b.rt.timeouts("app"); !slices.Equal(got, []int64{2}) {
+				b.Errorf("a pod with %s and a probe with %q: stopped with %v", c.pod, c.probe, got)
+			}
+			b.rt.script(func() { b.rt.calls = nil })
+			now := time.Duration(0)
+			b.delete("web", &now)
+			if got := b.rt.timeouts("app"); !slices.Equal(got, []int64{0}) {
+				b.Errorf("deleted at once: stopped with %v", got)
+			}
+		})
+	}
+}
+
 func TestSandboxChangeIsAnEvent(t *testing.T) {
 	simulate(t, func(b *bench) {
 		b.apply(web)

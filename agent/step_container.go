@@ -334,6 +334,9 @@ func (j job) killContainer(ctx context.Context) *stepError {
 	if ctx.Err() != nil {
 		return failedStep(killError, ctx.Err())
 	}
+	if j.step.Reason != plan.PodEnds { // which alone may be told to be at once
+		grace = max(grace, plan.MinGrace)
+	}
 	ctx, cancel := context.WithTimeout(ctx, grace+j.limits.ordinary)
 	defer cancel()
 	seconds := int64((grace + time.Second - 1) / time.Second)
