@@ -2,6 +2,7 @@ package request
 
 import (
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -59,7 +60,7 @@ func (n Node) Container(c Container) (*runtimeapi.ContainerConfig, error) {
 		config.Envs = append(config.Envs, &runtimeapi.KeyValue{Key: v.Name, Value: []byte(v.Value)})
 	}
 	if l := c.Spec.Lifecycle; l != nil && l.StopSignal != nil {
-		config.StopSignal = runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_"+string(*l.StopSignal)])
+		config.StopSignal = StopSignal(*l.StopSignal)
 	}
 	return config, nil
 }
@@ -78,4 +79,11 @@ func annotations(c Container) map[string]string {
 		a[observe.AnnotationGracePeriod] = strconv.FormatInt(*g, 10)
 	}
 	return a
+}
+
+// StopSignal is a signal in the runtime's words, where SIGRTMIN+3 is
+// SIGRTMINPLUS3; 0 if there is none of that name.
+func StopSignal(s corev1.Signal) runtimeapi.Signal {
+	name := strings.NewReplacer("+", "PLUS", "-", "MINUS").Replace(string(s))
+	return runtimeapi.Signal(runtimeapi.Signal_value["SIGNAL_"+name])
 }

@@ -394,3 +394,14 @@ func TestDefaultSysctls(t *testing.T) {
 		}
 	}
 }
+
+func TestStopSignal(t *testing.T) {
+	for name, want := range map[corev1.Signal]runtimeapi.Signal{
+		corev1.SIGTERM: runtimeapi.Signal_SIGNAL_SIGTERM, corev1.SIGRTMINPLUS3: runtimeapi.Signal_SIGNAL_SIGRTMINPLUS3,
+		corev1.SIGRTMAXMINUS14: runtimeapi.Signal_SIGNAL_SIGRTMAXMINUS14, corev1.SIGRTMAX: runtimeapi.Signal_SIGNAL_SIGRTMAX, "SIGFOO": 0, "TERM": 0,
+	} {
+		if got := StopSignal(name); got != want {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+}

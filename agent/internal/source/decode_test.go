@@ -47,6 +47,8 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{pod(`container: []`), `unknown field "spec.container"`},
 		{pod(`containers: [{name: a, image: 5}]`), "image"},
 		{container(`, imagePullPolicy: Sometimes`), "spec.containers[0].imagePullPolicy: Unsupported value"},
+		{container(`, lifecycle: {stopSignal: SIGFOO}`), `spec.containers[0].lifecycle.stopSignal: Invalid value: "SIGFOO": must be the name of a signal`},
+		{container(`, lifecycle: {stopSignal: TERM}`), "lifecycle.stopSignal"},
 		{container(`, restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]`), "spec.containers[0].restartPolicy: Required value"},
 		{container(`, restartPolicy: Never, restartPolicyRules: [{action: RestartAllContainers, exitCodes: {operator: In, values: [1]}}]`), "spec.containers[0].restartPolicyRules[0].action: Forbidden"},
 		{container(`, restartPolicy: Never, restartPolicyRules: [{action: Restart, exitCodes: {operator: Is, values: []}}]`), "spec.containers[0].restartPolicyRules[0].exitCodes.operator: Unsupported value"},
@@ -123,7 +125,7 @@ spec:
   nodeSelector: {a: b}
   containers:
   - {name: a, image: "busybox", env: [{name: H, valueFrom: {resourceFieldRef: {resource: limits.hugepages-2Mi}}}]}
-  - {name: b, image: "busybox:1", livenessProbe: {httpGet: {port: 80}}, resources: {limits: {cpu: 1}}}
+  - {name: b, image: "busybox:1", lifecycle: {stopSignal: SIGRTMIN+1}, livenessProbe: {httpGet: {port: 80}}, resources: {limits: {cpu: 1}}}
   volumes:
   - {name: e}
   - {name: c, configMap: {name: c}}

@@ -75,7 +75,7 @@ func (c *podCheck) container(ctr *corev1.Container, p *field.Path, init bool) {
 	if l := ctr.Lifecycle; l != nil {
 		c.hook(ctr, l.PostStart, p.Child("lifecycle", "postStart"))
 		c.hook(ctr, l.PreStop, p.Child("lifecycle", "preStop"))
-		if l.StopSignal != nil && !strings.HasPrefix(string(*l.StopSignal), "SIG") {
+		if l.StopSignal != nil && request.StopSignal(*l.StopSignal) == 0 {
 			c.add(field.Invalid(p.Child("lifecycle", "stopSignal"), *l.StopSignal, "must be the name of a signal"))
 		}
 	}
