@@ -47,6 +47,8 @@ func TestDecodeRefusesByName(t *testing.T) {
 		{pod(`container: []`), `unknown field "spec.container"`},
 		{pod(`containers: [{name: a, image: 5}]`), "image"},
 		{container(`, imagePullPolicy: Sometimes`), "spec.containers[0].imagePullPolicy: Unsupported value"},
+		{pod(`containers: [{name: a, image: x}], securityContext: {supplementalGroupsPolicy: Strickt}`), `spec.securityContext.supplementalGroupsPolicy: Unsupported value: "Strickt"`},
+		{pod(`containers: [{name: a, image: x}], securityContext: {fsGroupChangePolicy: Never}`), `spec.securityContext.fsGroupChangePolicy: Unsupported value: "Never"`},
 		{container(`, lifecycle: {stopSignal: SIGFOO}`), `spec.containers[0].lifecycle.stopSignal: Invalid value: "SIGFOO": must be the name of a signal`},
 		{container(`, lifecycle: {stopSignal: TERM}`), "lifecycle.stopSignal"},
 		{container(`, restartPolicyRules: [{action: Restart, exitCodes: {operator: In, values: [1]}}]`), "spec.containers[0].restartPolicy: Required value"},

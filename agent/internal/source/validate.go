@@ -197,6 +197,12 @@ func (c *podCheck) podSecurity(p *field.Path) {
 	for i, g := range s.SupplementalGroups {
 		c.invalid(p.Child("supplementalGroups").Index(i), g, validation.IsValidGroupID(g))
 	}
+	if policy := s.SupplementalGroupsPolicy; policy != nil {
+		oneOf(c, p.Child("supplementalGroupsPolicy"), *policy, corev1.SupplementalGroupsPolicyMerge, corev1.SupplementalGroupsPolicyStrict)
+	}
+	if policy := s.FSGroupChangePolicy; policy != nil {
+		oneOf(c, p.Child("fsGroupChangePolicy"), *policy, corev1.FSGroupChangeAlways, corev1.FSGroupChangeOnRootMismatch)
+	}
 	c.seccomp(p.Child("seccompProfile"), s.SeccompProfile)
 	c.apparmor(p.Child("appArmorProfile"), s.AppArmorProfile)
 	seen := map[string]bool{}
