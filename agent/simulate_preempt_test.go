@@ -31,6 +31,7 @@ func TestPreemptionOfOld(t *testing.T) {
 	for seed, what := range map[uint64]string{
 		18960862327717928:   "a pod that had ended for a shutdown was told as failed for no reason when it began again",
 		1761016692087642364: "a pod that had to go while the runtime was away became another one, and a critical pod waited for ever for what it had",
+		73:                  "a container of a pod without grace was told to end, and its preStop hook did not run",
 		1930137478326079715: "a pod was deleted when a shutdown did not come, and that was forgotten",
 	} {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {

@@ -321,6 +321,9 @@ func (j job) postStart(ctx context.Context, id string) *stepError {
 // grace period.
 func (j job) killContainer(ctx context.Context) *stepError {
 	grace := j.step.Grace
+	if j.step.Reason != plan.PodEnds { // which alone may be told to be at once
+		grace = max(grace, plan.MinGrace)
+	}
 	began := time.Now()
 	if j.spec != nil {
 		j.event(j.pod, j.step.Container, corev1.EventTypeNormal, "Killing", "%s", j.step.Message)
@@ -333,9 +336,6 @@ func (j job) killContainer(ctx context.Context) *stepError {
 	}
 	if ctx.Err() != nil {
 		return failedStep(killError, ctx.Err())
-	}
-	if j.step.Reason != plan.PodEnds { // which alone may be told to be at once
-		grace = max(grace, plan.MinGrace)
 	}
 	ctx, cancel := context.WithTimeout(ctx, grace+j.limits.ordinary)
 	defer cancel()
