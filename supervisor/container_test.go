@@ -284,7 +284,7 @@ func TestOnce(t *testing.T) {
 	if e := <-events; e.Process.ID != "a/3" || e.Process.ExitCode != 4 {
 		t.Errorf("%+v", e)
 	}
-	x.held("a/4", 5)
+	defer x.held("a/4", 5)() // only a signal ends it
 	if err := c.Upgrade(ctx, ""); err != nil {
 		t.Fatal(err)
 	}
