@@ -179,7 +179,10 @@ func runContainer(t *testing.T, r cri.Runtime, pod string, sandbox *runtimeapi.P
 // wantPage waits for a web server to answer.
 func wantPage(t *testing.T, address string) {
 	t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	// A connection that was begun before an address was ready never comes about, and
+	// one that nobody waits for any more is not given up.
+	dialer := &net.Dialer{Timeout: 2 * time.Second}
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{DisableKeepAlives: true, DialContext: dialer.DialContext}}
 	deadline := time.Now().Add(5 * time.Minute)
 	for {
 		resp, err := client.Get("http://" + address + "/passwd")
