@@ -11,7 +11,7 @@ import (
 // lowFds are the descriptors that become the child's 0, 1, 2 and further ones, all
 // above those.
 func (p *Program) lowFds(opt *ForkOptions, peer int, files []*os.File) (fds []int, closeAll func(), err error) {
-	fds, closeStdio, err := p.stdioFds(opt.Stdio, opt.Null)
+	fds, closeStdio, err := p.stdioFds(opt)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -26,7 +26,7 @@ func (p *Program) lowFds(opt *ForkOptions, peer int, files []*os.File) (fds []in
 // stdioFds returns descriptors above 2 for the child's stdio, and a function
 // that closes those it opened. Pipes and terminals are given to the
 // container's user, so that it can open /dev/stdout.
-func (p *Program) stdioFds(s Stdio, devNull *os.File) (fds []int, closeAll func(), err error) {
+func (p *Program) stdioFds(opt *ForkOptions) (fds []int, closeAll func(), err error) {
 	fds = make([]int, 3)
 	var opened []int
 	closeAll = func() {
@@ -35,10 +35,10 @@ func (p *Program) stdioFds(s Stdio, devNull *os.File) (fds []int, closeAll func(
 		}
 	}
 	null := -1
-	if devNull != nil && devNull.Fd() > 2 {
-		null = int(devNull.Fd())
+	if f := opt.Null; f != nil && int(f.Fd()) >= 3+len(opt.Extra) { // not where the others go
+		null = int(f.Fd())
 	}
-	for i, f := range []*os.File{s.Stdin, s.Stdout, s.Stderr} {
+	for i, f := range []*os.File{opt.Stdin, opt.Stdout, opt.Stderr} {
 		if f == nil {
 			if null < 0 {
 				if null, err = unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0); err != nil {
