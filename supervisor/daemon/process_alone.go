@@ -65,6 +65,8 @@ func (d *daemon) grownUp(p *process) {
 		if err == nil {
 			d.post(func() { d.recordEarly(p, p.Pid, ticks) })
 			err = c.Outcome()
+		} else {
+			c.Control.Close()
 		}
 		if err != nil {
 			err = errors.Join(err, p.kill())
