@@ -172,18 +172,29 @@ func (c *codec) flag(v *bool) {
 	*v = n != 0
 }
 
-func (c *codec) bytes(v *[]byte) {
-	n := len(*v)
+// piece encodes v with its length, or returns what was decoded, which is the
+// message's.
+func piece[T []byte | string](c *codec, v T) (decoded []byte, ok bool) {
+	n := len(v)
 	number(c, &n)
 	switch {
 	case c.err != nil:
 	case c.encoding:
-		c.buf = append(c.buf, *v...)
+		c.buf = append(c.buf, v...)
 	case n < 0 || n > len(c.rest()):
 		c.fail(errShort)
 	default:
-		*v = append([]byte(nil), c.rest()[:n]...)
+		decoded = c.rest()[:n]
 		c.at += n
+		return decoded, true
+	}
+	return nil, false
+}
+
+func (c *codec) bytes(v *[]byte) {
+	b, ok := piece(c, *v)
+	if ok {
+		*v = append([]byte(nil), b...)
 	}
 }
 
@@ -238,17 +249,9 @@ func firstRun(b []byte) (zeros int, other []byte) {
 }
 
 func (c *codec) text(v *string) {
-	n := len(*v)
-	number(c, &n)
-	switch {
-	case c.err != nil:
-	case c.encoding:
-		c.buf = append(c.buf, *v...)
-	case n < 0 || n > len(c.rest()):
-		c.fail(errShort)
-	default:
-		*v = string(c.rest()[:n])
-		c.at += n
+	b, ok := piece(c, *v)
+	if ok {
+		*v = string(b)
 	}
 }
 
