@@ -118,6 +118,7 @@ type container struct {
 	told          chan struct{} // closed when plugins know of the exit
 	cpu           figure.CPUClock
 	layer         disk.Layer // what the writable layer takes
+	execs         handler.Execs
 
 	saving sync.Mutex // orders writes of the record
 	gone   bool       // guarded by saving: the record is deleted, and is not to come back

@@ -51,7 +51,7 @@ func (e *Engine) exec(ctx context.Context, c *container, cmd []string, tty bool,
 	x := &execution{e: e, c: c, id: c.id + "/" + newID()[:16]}
 	return x, x.launch(ctx, h, handler.Exec{
 		ID: x.id, Spec: s, Bundle: e.containerRecords.Path(c.id), PodDir: e.sandboxRecords.Path(rec.SandboxID), Process: execProcess(s.Process, cmd, tty), Pid: rec.Pid, StartTicks: rec.StartTicks,
-		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Stdio: stdio,
+		CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir(), Stdio: stdio, Last: &c.execs,
 	})
 }
 

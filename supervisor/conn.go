@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"sync"
 
@@ -24,7 +25,7 @@ var errUnsent = fmt.Errorf("request was not sent: %w", ErrDisconnected)
 
 // wire is one connection, with many calls under way.
 type wire struct {
-	sock *os.File
+	sock *socket
 	done chan struct{} // closed when the connection has ended
 	pid  int           // of the supervisor
 
@@ -57,7 +58,11 @@ func dial(ctx context.Context, runDir string) (*wire, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("connect to supervisor %s: %w", path, err)
 	}
-	w := &wire{sock: os.NewFile(uintptr(fd), path), done: make(chan struct{}), calls: map[uint32]*call{}}
+	sock, err := newSocket(fd, path)
+	if err != nil {
+		return nil, fmt.Errorf("connect to supervisor %s: %w", path, err)
+	}
+	w := &wire{sock: sock, done: make(chan struct{}), calls: map[uint32]*call{}}
 	go w.receive()
 	var g protocol.Greeting
 	if _, err := w.ask(ctx, protocol.Hello, &protocol.Number{N: protocol.Version}, nil, &g); err != nil {
@@ -85,31 +90,34 @@ func connect(fd int, runDir string) error {
 // receive hands answers to their calls until the connection ends.
 func (w *wire) receive() {
 	buf := make([]byte, protocol.BufferSize)
-	raw, err := w.sock.SyscallConn()
-	for reset := false; err == nil; {
-		var p *protocol.Packet
-		var rerr error
-		err = raw.Read(func(fd uintptr) bool {
-			p, rerr = protocol.RecvPacket(int(fd), buf)
-			return rerr != unix.EAGAIN
-		})
-		if rerr == unix.ECONNRESET && !reset {
+	for reset := false; ; {
+		p, err := w.sock.receive(buf)
+		if err == unix.EAGAIN {
+			if w.sock.wait() != nil {
+				break
+			}
+			continue
+		}
+		if err == unix.ECONNRESET && !reset {
 			// It was killed before it read a request of ours. What it sent before is
 			// there all the same: exits that nobody tells a second time.
 			reset = true
 			continue
 		}
-		if err = errors.Join(err, rerr); err == nil {
-			p.Body = append([]byte(nil), p.Body...)
-			w.deliver(p)
+		if err != nil {
+			break
 		}
+		p.Body = append([]byte(nil), p.Body...)
+		w.deliver(p)
+		// Who waits for it goes on here, before another thread is awake for it.
+		runtime.Gosched()
 	}
 	w.mu.Lock()
 	w.ended = true
 	calls := w.calls
 	w.calls = nil
 	w.mu.Unlock()
-	w.sock.Close()
+	w.sock.close()
 	close(w.done)
 	for _, c := range calls {
 		c.notify()
@@ -162,15 +170,7 @@ func (w *wire) begin(op protocol.Op, body protocol.Coded, files []*os.File) (*ca
 	c.seq, p.Seq = w.seq, w.seq
 	w.calls[c.seq] = c
 	w.mu.Unlock()
-	raw, err := w.sock.SyscallConn()
-	if err == nil {
-		var serr error
-		err = raw.Write(func(fd uintptr) bool {
-			serr = protocol.SendPacket(int(fd), p)
-			return serr != unix.EAGAIN
-		})
-		err = errors.Join(err, serr)
-	}
+	err := w.sock.send(p)
 	if err != nil {
 		c.end()
 		if errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, os.ErrClosed) {
@@ -287,6 +287,6 @@ func (w *wire) broken() bool {
 }
 
 func (w *wire) close() {
-	w.sock.Close()
+	w.sock.close()
 	<-w.done
 }

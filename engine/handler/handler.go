@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"sync"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -72,16 +73,17 @@ type Container struct {
 
 // Exec is a process to run in a container.
 type Exec struct {
-	ID         string      // "CONTAINER/EXEC"
-	Spec       *specs.Spec // of the container
-	Bundle     string      // of the container
-	PodDir     string      // see Pod.Dir
-	Process    *specs.Process
-	Pid        int // of the container's first process
+	ID         string         // "CONTAINER/EXEC"
+	Spec       *specs.Spec    // of the container
+	Bundle     string         // of the container
+	PodDir     string         // see Pod.Dir
+	Process    *specs.Process // that of Spec, with Args and Terminal of its own
+	Pid        int            // of the container's first process
 	StartTicks uint64
 	CgroupJoin []string
 	CgroupDir  string
 	Stdio      launch.Stdio
+	Last       *Execs // of the container; may be nil
 }
 
 // Builtin is the handler without a runtime binary.
@@ -184,12 +186,14 @@ func (b *Builtin) Pause(ctx context.Context, c Container) (supervisor.Process, e
 
 // Exec implements Handler.
 func (b *Builtin) Exec(ctx context.Context, x Exec) (supervisor.Process, *os.File, error) {
-	filter, err := b.filter(x.Spec)
-	if err != nil {
-		return supervisor.Process{}, nil, err
-	}
-	p, err := launch.CompileExec(x.Spec, x.Process, launch.ExecOptions{
-		ID: x.ID, Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir, Filter: filter,
+	p, err := x.Last.Program(&x, func() (*launch.Program, error) {
+		filter, err := b.filter(x.Spec)
+		if err != nil {
+			return nil, err
+		}
+		return launch.CompileExec(x.Spec, x.Process, launch.ExecOptions{
+			ID: path.Dir(x.ID), Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir, Filter: filter,
+		})
 	})
 	if err != nil {
 		return supervisor.Process{}, nil, err

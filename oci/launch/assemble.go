@@ -28,9 +28,10 @@ type (
 	ref uint32
 )
 
+// newAssembler makes one with room for an exec.
 func newAssembler(id string) *assembler {
 	return &assembler{
-		p:       &Program{id: id, cgroup: -1, pidns: -1, ops: make([]op, 0, 96), data: make([]byte, 0, 8192)},
+		p:       &Program{id: id, cgroup: -1, pidns: -1, ops: make([]op, 0, 64), data: make([]byte, 0, 6<<10)},
 		strings: map[string]ref{},
 		hows:    map[unix.OpenHow]ref{},
 	}
@@ -142,7 +143,9 @@ func (a *assembler) arg(v any) arg {
 
 // passing makes errors of the op that was added last harmless.
 func (o *op) passing(errs ...syscall.Errno) *op {
-	copy(o.pass[:], errs)
+	for i, e := range errs {
+		o.pass[i] = uint16(e)
+	}
 	return o
 }
 

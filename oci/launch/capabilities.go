@@ -20,11 +20,14 @@ const numCapabilities = len(capabilityNames)
 func Capabilities() []string { return append([]string(nil), capabilityNames[:]...) }
 
 func capabilityNumber(name string) (int, bool) {
-	name = strings.ToUpper(name)
-	for n, c := range capabilityNames {
-		if c == name {
-			return n, true
-		}
-	}
-	return 0, false
+	n, ok := capabilityNumbers[strings.ToUpper(name)]
+	return n, ok
 }
+
+var capabilityNumbers = func() map[string]int {
+	m := map[string]int{}
+	for n, name := range capabilityNames {
+		m[name] = n
+	}
+	return m
+}()

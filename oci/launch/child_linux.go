@@ -16,6 +16,22 @@ import (
 // file runs there, and is therefore nosplit and works on what newMachine laid
 // out beforehand.
 
+// systemCall makes a system call. It is here, and not of package syscall, because
+// the child has no page of the program's code yet: each that it comes to costs it
+// as much as ten calls.
+//
+//go:noescape
+func systemCall(nr, a, b, c, d, e, f uintptr) (result, errno uintptr)
+
+// rawCall is systemCall as package syscall has it.
+//
+//go:nosplit
+//go:norace
+func rawCall(nr, a, b, c, d, e, f uintptr) (uintptr, syscall.Errno) {
+	r, errno := systemCall(nr, a, b, c, d, e, f)
+	return r, syscall.Errno(errno)
+}
+
 // rawOp is an op with its arguments resolved for execution.
 type rawOp struct {
 	nr              uintptr
@@ -48,6 +64,7 @@ type machine struct {
 	in       [8]byte
 	nofile   rlimit.Limit
 	sigset   [8]byte  // empty
+	ignored  signals  // by the forker
 	sigact   [40]byte // default action
 	// For the fork of a sibling, and for sending descriptors.
 	clone   cloneArgs
@@ -140,7 +157,7 @@ func runMachine(m *machine) {
 			case o.nr >= nrFirstOwn:
 				ret, errno = m.own(pc, o.nr, a)
 			default:
-				ret, _, errno = syscall.RawSyscall6(o.nr, a[0], a[1], a[2], a[3], a[4], a[5])
+				ret, errno = rawCall(o.nr, a[0], a[1], a[2], a[3], a[4], a[5])
 			}
 		}
 		if errno == 0 {
@@ -183,57 +200,57 @@ func (o *rawOp) passes(errno syscall.Errno) bool {
 //go:norace
 //go:nocheckptr
 func (m *machine) own(pc int, nr uintptr, a *[6]uintptr) (uintptr, syscall.Errno) {
-	switch nr {
-	case nrWaitMaps:
+	switch { // not by a table, which would be on a page of its own
+	case nr == nrWaitMaps:
 		m.wait()
-	case nrPrepared:
+	case nr == nrPrepared:
 		if m.started {
 			break
 		}
 		m.tell(msgPrepared, pc, 0)
 		m.accept()
 		m.wait()
-	case nrPoint:
+	case nr == nrPoint:
 		m.tell(msgPoint, pc, uint32(a[0]))
 		m.wait()
-	case nrFork:
+	case nr == nrFork:
 		return 0, m.fork(pc, a[0])
-	case nrTest:
+	case nr == nrTest:
 		if *(*uint64)(ptr(a[0]))&uint64(a[1]) != uint64(a[2]) {
 			return 0, syscall.Errno(a[3])
 		}
-	case nrTestReg:
+	case nr == nrTestReg:
 		if a[0] != a[1] {
 			return 0, syscall.Errno(a[2])
 		}
-	case nrSet:
+	case nr == nrSet:
 		return a[0], 0
-	case nrStore:
+	case nr == nrStore:
 		*(*uint64)(ptr(a[0])) = uint64(a[1])
-	case nrLimitCaps:
+	case nr == nrLimitCaps:
 		limitCaps((*[6]uint32)(ptr(a[0])), (*[6]uint32)(ptr(a[1])))
-	case nrDropBounding:
+	case nr == nrDropBounding:
 		return 0, dropBounding(a[0])
-	case nrFail:
+	case nr == nrFail:
 		return 0, syscall.Errno(a[0])
-	case nrWarn:
+	case nr == nrWarn:
 		m.tell(msgWarning, pc, 0)
-	case nrSignals:
+	case nr == nrSignals:
 		m.resetSignals()
-	case nrCloseAll:
+	case nr == nrCloseAll:
 		return 0, m.closeAll(a[0])
-	case nrFileLimit:
-		_, _, e := syscall.RawSyscall6(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&m.nofile)), 0, 0, 0)
+	case nr == nrFileLimit:
+		_, e := rawCall(unix.SYS_PRLIMIT64, 0, unix.RLIMIT_NOFILE, uintptr(unsafe.Pointer(&m.nofile)), 0, 0, 0)
 		return 0, e
-	case nrConsole:
+	case nr == nrConsole:
 		return 0, m.tellWithFd(msgConsole, pc, 0, int32(a[0]))
-	case nrListener:
+	case nr == nrListener:
 		// The filter may refuse it.
 		if e := m.tell(msgListener, pc, uint32(a[0])); e != 0 {
 			return 0, e
 		}
 		m.wait()
-	case nrExecuting:
+	case nr == nrExecuting:
 		m.tell(msgExecuting, pc, 0)
 	default:
 		return 0, syscall.ENOSYS
@@ -270,7 +287,7 @@ func dropBounding(set uintptr) syscall.Errno {
 		if set&1 == 0 {
 			continue
 		}
-		_, _, e := syscall.RawSyscall6(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0, 0)
+		_, e := rawCall(unix.SYS_PRCTL, unix.PR_CAPBSET_DROP, n, 0, 0, 0, 0)
 		if e != 0 && e != syscall.EINVAL {
 			return e
 		}
@@ -285,7 +302,7 @@ func dropBounding(set uintptr) syscall.Errno {
 //go:norace
 func (m *machine) wait() {
 	for {
-		n, _, e := syscall.RawSyscall6(unix.SYS_READ, m.sync, uintptr(unsafe.Pointer(&m.in)), 1, 0, 0, 0)
+		n, e := rawCall(unix.SYS_READ, m.sync, uintptr(unsafe.Pointer(&m.in)), 1, 0, 0, 0)
 		if e == syscall.EINTR {
 			continue
 		}
@@ -301,7 +318,7 @@ func (m *machine) wait() {
 func (m *machine) tell(kind uint32, pc int, value uint32) syscall.Errno {
 	m.msg.Kind, m.msg.Op, m.msg.Value = kind, uint32(pc-m.prologue), value
 	for {
-		_, _, e := syscall.RawSyscall6(unix.SYS_WRITE, m.sync, uintptr(unsafe.Pointer(&m.msg)), messageSize, 0, 0, 0)
+		_, e := rawCall(unix.SYS_WRITE, m.sync, uintptr(unsafe.Pointer(&m.msg)), messageSize, 0, 0, 0)
 		if e != syscall.EINTR {
 			return e
 		}
@@ -315,7 +332,7 @@ func (m *machine) tellWithFd(kind uint32, pc int, value uint32, fd int32) syscal
 	m.msg.Kind, m.msg.Op, m.msg.Value = kind, uint32(pc-m.prologue), value
 	*(*int32)(unsafe.Pointer(&m.control[16])) = fd
 	for {
-		_, _, e := syscall.RawSyscall6(unix.SYS_SENDMSG, m.sync, uintptr(unsafe.Pointer(&m.hdr)), unix.MSG_NOSIGNAL, 0, 0, 0)
+		_, e := rawCall(unix.SYS_SENDMSG, m.sync, uintptr(unsafe.Pointer(&m.hdr)), unix.MSG_NOSIGNAL, 0, 0, 0)
 		if e != syscall.EINTR {
 			return e
 		}
@@ -332,7 +349,7 @@ func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
 	m.clone.exitSignal = 0 // that of this process, as CLONE_PARENT wants it
 	// It goes on where this one is.
 	m.clone.stack, m.clone.stackSize, m.clone.cgroup = 0, 0, 0
-	pid, _, e := syscall.RawSyscall6(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
+	pid, e := rawCall(unix.SYS_CLONE3, uintptr(unsafe.Pointer(&m.clone)), unsafe.Sizeof(m.clone), 0, 0, 0, 0)
 	if e != 0 {
 		return e
 	}
@@ -352,15 +369,19 @@ func (m *machine) fork(pc int, namespaces uintptr) syscall.Errno {
 }
 
 // resetSignals gives the container the signal state of a fresh process; an
-// ignored signal would otherwise stay ignored through execve.
+// ignored signal would otherwise stay ignored through execve. Those that were
+// caught have their default action since the clone.
 //
 //go:nosplit
 //go:norace
 func (m *machine) resetSignals() {
-	for sig := uintptr(1); sig <= 64; sig++ {
-		syscall.RawSyscall6(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&m.sigact)), 0, 8, 0, 0)
+	for sig, set := uintptr(1), m.ignored; set != 0; sig, set = sig+1, set>>1 {
+		if set&1 == 0 {
+			continue
+		}
+		rawCall(unix.SYS_RT_SIGACTION, sig, uintptr(unsafe.Pointer(&m.sigact)), 0, 8, 0, 0)
 	}
-	syscall.RawSyscall6(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.sigset)), 0, 8, 0, 0)
+	rawCall(unix.SYS_RT_SIGPROCMASK, unix.SIG_SETMASK, uintptr(unsafe.Pointer(&m.sigset)), 0, 8, 0, 0)
 }
 
 // accept turns from the forker, which may be gone when the time comes, to
@@ -373,15 +394,15 @@ func (m *machine) accept() {
 		return
 	}
 	for {
-		fd, _, e := syscall.RawSyscall6(unix.SYS_ACCEPT4, m.listen, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
+		fd, e := rawCall(unix.SYS_ACCEPT4, m.listen, 0, 0, unix.SOCK_CLOEXEC, 0, 0)
 		if e == syscall.EINTR {
 			continue
 		}
 		if e != 0 {
 			m.exit(exitFailed)
 		}
-		syscall.RawSyscall6(unix.SYS_CLOSE, m.listen, 0, 0, 0, 0, 0)
-		syscall.RawSyscall6(unix.SYS_CLOSE, m.sync, 0, 0, 0, 0, 0)
+		rawCall(unix.SYS_CLOSE, m.listen, 0, 0, 0, 0, 0)
+		rawCall(unix.SYS_CLOSE, m.sync, 0, 0, 0, 0, 0)
 		m.sync = fd
 		return
 	}
@@ -402,7 +423,7 @@ func (m *machine) closeAll(keep uintptr) syscall.Errno {
 			}
 		}
 		if next < stop {
-			_, _, e := syscall.RawSyscall6(unix.SYS_CLOSE_RANGE, next, stop-1, 0, 0, 0, 0)
+			_, e := rawCall(unix.SYS_CLOSE_RANGE, next, stop-1, 0, 0, 0, 0)
 			if e != 0 {
 				return e
 			}
@@ -418,6 +439,6 @@ func (m *machine) closeAll(keep uintptr) syscall.Errno {
 //go:norace
 func (m *machine) exit(code uintptr) {
 	for {
-		syscall.RawSyscall6(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
+		rawCall(unix.SYS_EXIT_GROUP, code, 0, 0, 0, 0, 0)
 	}
 }

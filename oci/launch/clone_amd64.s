@@ -25,3 +25,24 @@ child:
 	MOVQ	R12, 0(SP)
 	CALL	·runMachine(SB)
 	INT	$3
+
+// func systemCall(nr, a, b, c, d, e, f uintptr) (result, errno uintptr)
+TEXT ·systemCall(SB), NOSPLIT, $0-72
+	MOVQ	nr+0(FP), AX
+	MOVQ	a+8(FP), DI
+	MOVQ	b+16(FP), SI
+	MOVQ	c+24(FP), DX
+	MOVQ	d+32(FP), R10
+	MOVQ	e+40(FP), R8
+	MOVQ	f+48(FP), R9
+	SYSCALL
+	CMPQ	AX, $0xfffffffffffff001
+	JCC	failed
+	MOVQ	AX, result+56(FP)
+	MOVQ	$0, errno+64(FP)
+	RET
+failed:
+	NEGQ	AX
+	MOVQ	$0, result+56(FP)
+	MOVQ	AX, errno+64(FP)
+	RET

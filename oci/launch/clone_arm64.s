@@ -24,3 +24,24 @@ child:
 	MOVD	R19, 8(RSP)
 	BL	·runMachine(SB)
 	BRK
+
+// func systemCall(nr, a, b, c, d, e, f uintptr) (result, errno uintptr)
+TEXT ·systemCall(SB), NOSPLIT, $0-72
+	MOVD	nr+0(FP), R8
+	MOVD	a+8(FP), R0
+	MOVD	b+16(FP), R1
+	MOVD	c+24(FP), R2
+	MOVD	d+32(FP), R3
+	MOVD	e+40(FP), R4
+	MOVD	f+48(FP), R5
+	SVC
+	CMN	$4095, R0
+	BCS	failed
+	MOVD	R0, result+56(FP)
+	MOVD	ZR, errno+64(FP)
+	RET
+failed:
+	NEG	R0, R0
+	MOVD	ZR, result+56(FP)
+	MOVD	R0, errno+64(FP)
+	RET

@@ -68,7 +68,7 @@ const (
 //go:norace
 func retry(nr, a, b, c, d, e uintptr) (uintptr, syscall.Errno) {
 	for {
-		r, _, errno := syscall.RawSyscall6(nr, a, b, c, d, e, 0)
+		r, errno := rawCall(nr, a, b, c, d, e, 0)
 		if errno != syscall.EINTR {
 			return r, errno
 		}

@@ -32,9 +32,8 @@ type ForkOptions struct {
 	// the new image runs, and a child whose start failed is reaped. It saves
 	// what it takes to wake up twice, a third of an exec.
 	Start bool
-	// Null, /dev/null open for both ways, and PidNamespace, the forker's own, are
-	// what one that forks often need not open each time.
-	Null, PidNamespace *os.File
+	// Forker, if not nil, is what one that forks often keeps from fork to fork.
+	Forker *Forker
 	// NoWait has ForkWith return as soon as the child is there, if it is started
 	// and gets to its execve without an answer (then Child.Alone); Child.Outcome
 	// tells what came of it, and whoever called reaps it.

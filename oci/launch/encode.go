@@ -1,34 +1,50 @@
 package launch
 
 import (
-	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 )
 
 // formatVersion is the first byte of an encoded program. Engine and supervisor
 // may be of different versions during an upgrade: a program of another format
 // is refused, not guessed at.
-const formatVersion = 3
+const formatVersion = 4
 
 // maxZeros bounds what a false length can allocate, beyond what was sent. A
 // program has some KiB of room for results.
 const maxZeros = 256 << 10
 
-// MarshalBinary encodes the program for the supervisor.
+// Encoded returns the program as one that can only be opened and encoded, which
+// takes less memory, about size bytes, and no time: for one that is launched again
+// and again.
+func (p *Program) Encoded() (encoded *Program, size int, err error) {
+	b, err := p.MarshalBinary()
+	if err != nil {
+		return nil, 0, err
+	}
+	return &Program{id: p.id, terminal: p.terminal, slots: p.slots, encoded: slices.Clone(b)}, len(b), nil
+}
+
+// MarshalBinary encodes the program for the supervisor. What it returns is not
+// to be changed.
 func (p *Program) MarshalBinary() ([]byte, error) {
-	c := codec{buf: make([]byte, 0, len(p.data)+64*len(p.ops)), encoding: true}
+	if p.encoded != nil {
+		return p.encoded, nil
+	}
+	c := codec{buf: make([]byte, 0, len(p.data)/2+48*len(p.ops)), encoding: true}
 	q := *p
 	q.walk(&c)
 	return c.buf, c.err
 }
 
 // UnmarshalBinary decodes and checks a program: it never crashes or executes
-// anything out of bounds, whatever the bytes are.
+// anything out of bounds, whatever the bytes are. It uses the memory that p has
+// of a program before.
 func (p *Program) UnmarshalBinary(b []byte) error {
-	c := codec{buf: b}
-	var q Program
+	c := codec{buf: b, texts: string(b)}
+	q := Program{ops: p.ops[:0], data: p.data[:0]}
 	q.walk(&c)
 	if n := len(c.rest()); c.err == nil && n > 0 {
 		c.err = fmt.Errorf("%d bytes too many", n)
@@ -93,29 +109,70 @@ func (s *slot) walk(c *codec) {
 	c.text(&s.label)
 }
 
-func (o *op) walk(c *codec) {
-	number(c, &o.call)
-	n := uint8(len(o.args))
-	for c.encoding && n > 0 && o.args[n-1] == (arg{}) {
+// What an operation has beside its call and its text: in the lowest bits of a
+// number, with the number of arguments above.
+const (
+	opOut = 1 << iota
+	opPass
+	opSkip
+	opWhole
+	opArgs = iota // bits
+)
+
+// traits are those of an operation that is encoded.
+func (o *op) traits() (n int, traits uint8) {
+	n = len(o.args)
+	for n > 0 && o.args[n-1] == (arg{}) {
 		n--
 	}
-	number(c, &n)
-	if int(n) > len(o.args) {
+	if o.out != noReg {
+		traits |= opOut
+	}
+	if o.pass != ([maxPass]uint16{}) {
+		traits |= opPass
+	}
+	if o.skipOK != 0 || o.skipErr != 0 {
+		traits |= opSkip
+	}
+	if o.whole {
+		traits |= opWhole
+	}
+	return n, traits | uint8(n)<<opArgs
+}
+
+func (o *op) walk(c *codec) {
+	number(c, &o.call)
+	n, traits := o.traits()
+	number(c, &traits)
+	if n = int(traits >> opArgs); n > len(o.args) {
 		c.fail(errors.New("too many arguments"))
 		return
 	}
+	var kinds uint16 // two bits each
 	for i := range o.args[:n] {
-		number(c, &o.args[i].kind)
+		kinds |= uint16(o.args[i].kind) << (2 * i)
+	}
+	number(c, &kinds)
+	for i := range o.args[:n] {
+		o.args[i].kind = argKind(kinds >> (2 * i) & 3)
 		number(c, &o.args[i].value)
 	}
-	number(c, &o.out)
-	for i := range o.pass {
-		number(c, (*uintptr)(&o.pass[i]))
+	if !c.encoding {
+		o.out, o.whole = noReg, traits&opWhole != 0
 	}
-	number(c, &o.skipOK)
-	number(c, &o.skipErr)
+	if traits&opOut != 0 {
+		number(c, &o.out)
+	}
+	if traits&opPass != 0 {
+		for i := range o.pass {
+			number(c, &o.pass[i])
+		}
+	}
+	if traits&opSkip != 0 {
+		number(c, &o.skipOK)
+		number(c, &o.skipErr)
+	}
 	c.text(&o.text)
-	c.flag(&o.whole)
 }
 
 func textItem(s *string, c *codec) { c.text(s) }
@@ -123,6 +180,7 @@ func textItem(s *string, c *codec) { c.text(s) }
 // codec encodes or decodes. The first error ends both.
 type codec struct {
 	buf      []byte // what was encoded, or what is to be decoded
+	texts    string // the same as what is to be decoded, for texts to be part of
 	at       int    // how much of it was
 	encoding bool
 	err      error
@@ -151,12 +209,19 @@ func number[T integer](c *codec, v *T) {
 		c.buf = binary.AppendVarint(c.buf, int64(*v))
 		return
 	}
-	x, n := binary.Varint(c.rest())
-	if n <= 0 {
-		c.fail(errShort)
-		return
+	var x int64
+	if c.at < len(c.buf) && c.buf[c.at] < 0x80 { // most of them; as Varint does
+		b := c.buf[c.at]
+		x = int64(b>>1) ^ -int64(b&1)
+		c.at++
+	} else {
+		var n int
+		if x, n = binary.Varint(c.rest()); n <= 0 {
+			c.fail(errShort)
+			return
+		}
+		c.at += n
 	}
-	c.at += n
 	*v = T(x)
 	if int64(*v) != x {
 		c.fail(fmt.Errorf("number %d is out of range", x))
@@ -210,21 +275,23 @@ func (c *codec) sparse(v *[]byte) {
 		return
 	}
 	if !c.encoding {
-		*v = make([]byte, n)
+		*v = zeros(*v, n)
 	}
 	for rest := *v; len(rest) > 0 && c.err == nil; {
-		zeros, other := 0, rest
+		skip, other := 0, rest
 		if c.encoding {
-			zeros, other = firstRun(rest)
+			skip, other = firstRun(rest)
 		}
-		number(c, &zeros)
-		if c.err != nil || zeros < 0 || zeros > len(rest) {
+		number(c, &skip)
+		if c.err != nil || skip < 0 || skip > len(rest) {
 			c.fail(errShort)
 			return
 		}
-		rest = rest[zeros:]
-		c.bytes(&other)
-		if len(other) > len(rest) || zeros+len(other) == 0 {
+		rest = rest[skip:]
+		if b, ok := piece(c, other); ok {
+			other = b
+		}
+		if len(other) > len(rest) || skip+len(other) == 0 {
 			c.fail(errShort)
 			return
 		}
@@ -235,6 +302,9 @@ func (c *codec) sparse(v *[]byte) {
 	}
 }
 
+// worthCounting is how many zeros are counted and not sent.
+const worthCounting = 32
+
 // firstRun returns how many zeros are at the beginning of b, and what follows
 // up to the next run that is worth it.
 func firstRun(b []byte) (zeros int, other []byte) {
@@ -242,16 +312,19 @@ func firstRun(b []byte) (zeros int, other []byte) {
 		zeros++
 	}
 	other = b[zeros:]
-	if i := bytes.Index(other, make([]byte, 32)); i >= 0 {
-		other = other[:i]
+	for i, n := 0, 0; i < len(other); i++ {
+		if n++; other[i] != 0 {
+			n = 0
+		} else if n == worthCounting {
+			return zeros, other[:i+1-n]
+		}
 	}
 	return zeros, other
 }
 
 func (c *codec) text(v *string) {
-	b, ok := piece(c, *v)
-	if ok {
-		*v = string(b)
+	if b, ok := piece(c, *v); ok {
+		*v = c.texts[c.at-len(b) : c.at]
 	}
 }
 
@@ -268,6 +341,15 @@ func (c *codec) maps(v **idMaps) {
 	c.text(&(*v).GID)
 }
 
+// zeros returns n of them, in the memory that s has if that is enough.
+func zeros[T any](s []T, n int) []T {
+	if n > cap(s) {
+		return make([]T, n)
+	}
+	clear(s[:n])
+	return s[:n]
+}
+
 // list visits the elements of a slice. Each takes at least a byte, which
 // bounds what a false length can allocate.
 func list[T any](c *codec, v *[]T, visit func(*T, *codec)) {
@@ -281,7 +363,7 @@ func list[T any](c *codec, v *[]T, visit func(*T, *codec)) {
 			c.fail(errShort)
 			return
 		}
-		*v = make([]T, n)
+		*v = zeros(*v, n)
 	}
 	for i := range *v {
 		if c.err != nil {

@@ -33,15 +33,14 @@ func (c *compiler) exec(opt ExecOptions) (*Program, error) {
 	if host, ok := hostID(c.spec.Linux.UIDMappings, c.proc.User.UID); ok {
 		c.p.owner = host
 	}
-	dir := "/proc/" + strconv.Itoa(opt.Pid)
 	target := c.addSlot(slot{kind: slotPidfd, path: strconv.Itoa(opt.Pid), label: "join process " + strconv.Itoa(opt.Pid)})
 	c.opt.Unprivileged = opt.Unprivileged
 	if c.has[specs.PIDNamespace] && !opt.Unprivileged {
-		c.p.pidns = int(c.addSlot(slot{kind: slotFile, path: dir + "/ns/pid", flags: unix.O_RDONLY, target: true, label: "open pid namespace"}))
+		c.p.pidns = int(target)
 	}
 	root := none // that of the mount namespace, but for containers that share one
 	if c.sharesMounts() {
-		root = c.addSlot(slot{kind: slotFile, path: dir + "/root", flags: unix.O_PATH | unix.O_DIRECTORY, target: true, label: "open the container's root"})
+		root = c.addSlot(slot{kind: slotFile, path: "/proc/" + strconv.Itoa(opt.Pid) + "/root", flags: unix.O_PATH | unix.O_DIRECTORY, target: true, label: "open the container's root"})
 	}
 	if a := c.proc.ExecCPUAffinity; a != nil {
 		c.affinity("initial", a.Initial)

@@ -2,7 +2,6 @@ package launch
 
 import (
 	"errors"
-	"io"
 	"os"
 	"slices"
 	"strings"
@@ -59,27 +58,6 @@ func TestExec(t *testing.T) {
 		t.Errorf("status %v, output %q", status, out)
 	}
 	t.Log(out)
-}
-
-func TestEncode(t *testing.T) {
-	p, err := Compile(testSpec("/rootfs", "true"), Options{ID: "x", CgroupJoin: []string{"/sys/fs/cgroup/pids/x/tasks"}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := p.MarshalBinary()
-	if err != nil {
-		t.Fatal(err)
-	}
-	var q Program
-	if err := q.UnmarshalBinary(b); err != nil {
-		t.Fatal(err)
-	}
-	if p.String() != q.String() {
-		t.Errorf("got %s\nwant %s", q.String(), p.String())
-	}
-	t.Log(len(b), p.String())
-	_ = io.EOF
-	_ = os.Stdout
 }
 
 // TestExecFindsTheProcessGoneEarlier has one that ends while it is opened, by its

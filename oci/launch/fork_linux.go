@@ -56,6 +56,7 @@ type Child struct {
 	AtListener func(*Child, *os.File) error
 
 	program   *Program
+	forker    *Forker
 	mapIDs    func(pid int, uid, gid string) error // nil: by the files of /proc
 	executing bool
 	listened  bool // the listener was handed over
@@ -80,6 +81,9 @@ func Fork(p *Program, files []*os.File, stdio Stdio) (*Child, error) {
 func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	if len(files) != len(p.slots) {
 		return nil, fmt.Errorf("launch %s: %d files for %d slots", p.id, len(files), len(p.slots))
+	}
+	if p.encoded != nil {
+		return nil, fmt.Errorf("launch %s: the program has to be decoded first", p.id)
 	}
 	for _, s := range p.passed {
 		opt.Extra = append(opt.Extra, files[s])
@@ -115,7 +119,7 @@ func ForkWith(p *Program, files []*os.File, opt ForkOptions) (*Child, error) {
 	peer = -1
 	c := &Child{
 		Pid: pid, Pidfd: os.NewFile(uintptr(pidfd), "pidfd "+strconv.Itoa(pid)), Control: control,
-		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p, mapIDs: opt.WriteMaps,
+		AtPoint: opt.AtPoint, AtListener: opt.AtListener, program: p, forker: opt.Forker, mapIDs: opt.WriteMaps,
 	}
 	c.alone = started && c.needsNoAnswer()
 	if opt.NoWait && c.alone {
@@ -174,11 +178,23 @@ func (c *Child) cloned(f func(*Child)) error {
 // Outcome waits until a child of ForkOptions.NoWait executes its image, or has
 // ended, and returns the error of the step that failed. It does not reap it.
 func (c *Child) Outcome() error {
-	err := c.hangup()
-	if err == nil {
-		err = c.prepare()
+	if err := c.hangup(); err != nil {
+		c.Control.Close()
+		return err
 	}
-	if err != nil {
+	return c.outcome()
+}
+
+// Ended is Outcome of a child that is known to have ended, and the last thing that
+// is asked of it.
+func (c *Child) Ended() error {
+	defer c.forker.done(c.program)
+	return c.outcome()
+}
+
+// outcome follows a child that goes nowhere any more.
+func (c *Child) outcome() error {
+	if err := c.prepare(); err != nil {
 		c.Control.Close()
 		return err
 	}
@@ -218,6 +234,9 @@ func (c *Child) prepare() error {
 	}
 	for {
 		msg, files, err := c.receive()
+		if err == io.EOF {
+			err = c.killed()
+		}
 		if err != nil {
 			return err
 		}
@@ -361,8 +380,11 @@ func (c *Child) finish(started bool) error {
 	for {
 		msg, files, err := c.receive()
 		sys.CloseAll(files)
-		if errors.Is(err, io.EOF) && c.executing {
+		if err == io.EOF && c.executing {
 			return c.checkListened()
+		}
+		if err == io.EOF {
+			err = c.killed()
 		}
 		if err != nil {
 			return err
@@ -423,7 +445,15 @@ func (c *Child) release() error {
 	return err
 }
 
-// receive waits for the child's next message.
+// killed is the error of a child that ended without a word.
+func (c *Child) killed() error {
+	if c.program.pidns >= 0 { // as a rule with the container that it was to join
+		return fmt.Errorf("launch %s: the child was killed: %w (%w)", c.program.id, io.EOF, os.ErrProcessDone)
+	}
+	return fmt.Errorf("launch %s: the child was killed: %w", c.program.id, io.EOF)
+}
+
+// receive waits for the child's next message; io.EOF says that none comes.
 func (c *Child) receive() (m message, files []*os.File, err error) {
 	var buf [messageSize]byte
 	n, files, err := sys.RecvMsg(int(c.Control.Fd()), buf[:])
@@ -431,10 +461,7 @@ func (c *Child) receive() (m message, files []*os.File, err error) {
 	case errors.Is(err, unix.EAGAIN):
 		return m, nil, c.timeout()
 	case errors.Is(err, io.EOF), errors.Is(err, unix.ECONNRESET):
-		if c.program.pidns >= 0 { // as a rule with the container that it was to join
-			return m, nil, fmt.Errorf("launch %s: the child was killed: %w (%w)", c.program.id, io.EOF, os.ErrProcessDone)
-		}
-		return m, nil, fmt.Errorf("launch %s: the child was killed: %w", c.program.id, io.EOF)
+		return m, nil, io.EOF
 	case err != nil:
 		return m, nil, fmt.Errorf("launch %s: %w", c.program.id, err)
 	case n != len(buf):

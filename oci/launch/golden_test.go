@@ -1,6 +1,7 @@
 package launch
 
 import (
+	"bytes"
 	"flag"
 	"os"
 	"path/filepath"
@@ -223,6 +224,7 @@ func TestGolden(t *testing.T) {
 }
 
 func TestEncoding(t *testing.T) {
+	var q Program // of each, in the memory of those before
 	for name, compile := range goldenPrograms {
 		p, err := compile()
 		if err != nil {
@@ -232,10 +234,12 @@ func TestEncoding(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var q Program
 		if err := q.UnmarshalBinary(b); err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
+		}
+		if again, err := q.MarshalBinary(); err != nil || !bytes.Equal(again, b) {
+			t.Errorf("%s: encoded differently: %v", name, err)
 		}
 		if p.String() != q.String() || p.ID() != q.ID() || p.Terminal() != q.Terminal() || p.owner != q.owner {
 			t.Errorf("%s: decoded differently: %s", name, q.String())
@@ -275,9 +279,12 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		var q Program
-		if err := q.UnmarshalBinary(again); err != nil {
+		text := p.String()
+		if err := p.UnmarshalBinary(again); err != nil {
 			t.Fatalf("encoded again: %v", err)
+		}
+		if p.String() != text {
+			t.Fatalf("encoded again:\n%s\nbefore:\n%s", p.String(), text)
 		}
 	})
 }

@@ -107,6 +107,12 @@ func run(t testing.TB, spec *specs.Spec, opt Options) (output string, status uni
 
 func execute(t testing.TB, p *Program) (output string, status unix.WaitStatus, err error) {
 	t.Helper()
+	return executeWith(t, p, ForkOptions{})
+}
+
+// executeWith is execute by a fork with further wishes than for its output.
+func executeWith(t testing.TB, p *Program, opt ForkOptions) (output string, status unix.WaitStatus, err error) {
+	t.Helper()
 	files, err := p.Open()
 	if err != nil {
 		return "", 0, err
@@ -121,7 +127,8 @@ func execute(t testing.TB, p *Program) (output string, status unix.WaitStatus, e
 		t.Fatal(err)
 	}
 	defer r.Close()
-	c, err := Fork(p, files, Stdio{Stdout: w, Stderr: w})
+	opt.Stdio = Stdio{Stdout: w, Stderr: w}
+	c, err := ForkWith(p, files, opt)
 	w.Close()
 	if err != nil {
 		return "", 0, err

@@ -24,9 +24,19 @@ func beforeFork()
 //go:linkname afterFork syscall.runtime_AfterFork
 func afterFork()
 
+// A clone may have to wait in the kernel, for the lock of the cgroups for example.
+// These tell Go's scheduler, as for other system calls, that others can go on
+// meanwhile. (The linker allows this use, too.)
+
+//go:linkname enterSyscall runtime.entersyscall
+func enterSyscall()
+
+//go:linkname exitSyscall runtime.exitsyscall
+func exitSyscall()
+
 // newMachine lays out everything that the child will touch, on a stage that
 // the caller has to close.
-func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File) (*machine, *stage, error) {
+func (f *Forker) newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.File) (*machine, *stage, error) {
 	keep := []int{sync}
 	for fd := range std {
 		keep = append(keep, fd)
@@ -47,7 +57,7 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 	if makes {
 		size += sizeOf[makePath](1)
 	}
-	s, err := newStage(size)
+	s, err := f.newStage(size)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -55,7 +65,7 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 	m.regs = place[uintptr](s, p.regs+1)
 	m.reg0 = &m.regs[0]
 	m.sync, m.listen, m.extra = uintptr(sync), noListener, uintptr(len(std)-3)
-	m.nofile = rlimit.NoFile()
+	m.nofile, m.ignored = rlimit.NoFile(), f.ignored()
 	if listener != nil {
 		m.listen = listener.Fd()
 	}
@@ -97,10 +107,7 @@ func newMachine(p *Program, files []*os.File, std []int, sync int, listener *os.
 
 // raw resolves an op against the address of its data.
 func (o *op) raw(base uintptr) rawOp {
-	r := rawOp{nr: calls[o.call].nr, out: o.out, skipOK: o.skipOK, skipErr: o.skipErr}
-	for i, e := range o.pass {
-		r.pass[i] = uint16(e)
-	}
+	r := rawOp{nr: calls[o.call].nr, out: o.out, skipOK: o.skipOK, skipErr: o.skipErr, pass: o.pass}
 	for i, a := range o.args {
 		r.regs[i] = noReg
 		switch a.kind {
@@ -149,8 +156,8 @@ func (p *Program) fork(files []*os.File, std []int, sync int, opt *ForkOptions, 
 	// they would keep this stage.
 	syscall.ForkLock.Lock()
 	defer syscall.ForkLock.Unlock()
-	keepMemory()
-	m, stage, err := newMachine(p, files, std, sync, opt.Listener)
+	opt.Forker.keepMemory()
+	m, stage, err := opt.Forker.newMachine(p, files, std, sync, opt.Listener)
 	if err != nil {
 		return 0, -1, err
 	}
@@ -176,7 +183,7 @@ func cloneChild(p *Program, m *machine, files []*os.File, opt *ForkOptions) (pid
 		}
 		return pid, int(m.pidfd), nil
 	}
-	err = inPidNamespace(int(files[p.pidns].Fd()), opt.PidNamespace, func() error {
+	err = inPidNamespace(int(files[p.pidns].Fd()), opt.Forker, func() error {
 		var errno syscall.Errno
 		switch pid, errno = rawClone(m); errno {
 		case 0:
@@ -190,9 +197,13 @@ func cloneChild(p *Program, m *machine, files []*os.File, opt *ForkOptions) (pid
 }
 
 // inPidNamespace runs f while the children of this thread are born in the pid
-// namespace ns. (Joining a pid namespace never moves the caller itself.)
-func inPidNamespace(ns int, own *os.File, f func() error) error {
-	if own == nil {
+// namespace ns, or that of the process whose pidfd it is. (Joining a pid namespace
+// never moves the caller itself.)
+func inPidNamespace(ns int, forker *Forker, f func() error) error {
+	var own *os.File
+	if forker != nil {
+		own = forker.pidns
+	} else {
 		var err error
 		if own, err = os.Open("/proc/self/ns/pid"); err != nil {
 			return fmt.Errorf("open own pid namespace: %w", err)
@@ -204,6 +215,9 @@ func inPidNamespace(ns int, own *os.File, f func() error) error {
 	runtime.LockOSThread()
 	if err := unix.Setns(ns, unix.CLONE_NEWPID); err != nil {
 		runtime.UnlockOSThread()
+		if err == unix.ESRCH { // of a pidfd
+			return fmt.Errorf("join pid namespace: %w (%w)", err, os.ErrProcessDone)
+		}
 		return fmt.Errorf("join pid namespace: %w", err)
 	}
 	err := f()
@@ -221,9 +235,11 @@ func inPidNamespace(ns int, own *os.File, f func() error) error {
 // everyone who shares the memory of a child that its cgroup's memory limit
 // picks, the forker too.
 func rawClone(m *machine) (int, syscall.Errno) {
+	enterSyscall() // from here to its other end nothing may make the stack grow
 	beforeFork()
 	pid, errno := cloneStage(&m.clone, unsafe.Sizeof(m.clone), m)
 	afterFork()
+	exitSyscall()
 	return int(pid), syscall.Errno(errno)
 }
 

@@ -116,9 +116,9 @@ func (m *machine) makePart(parent uintptr, start int, mode uintptr, last bool) (
 	}
 	name := uintptr(unsafe.Pointer(m.path.path.at(start)))
 	if dir {
-		_, _, e = syscall.RawSyscall6(unix.SYS_MKDIRAT, parent, name, 0o755, 0, 0, 0)
+		_, e = rawCall(unix.SYS_MKDIRAT, parent, name, 0o755, 0, 0, 0)
 	} else {
-		_, _, e = syscall.RawSyscall6(unix.SYS_MKNODAT, parent, name, mode, 0, 0, 0)
+		_, e = rawCall(unix.SYS_MKNODAT, parent, name, mode, 0, 0, 0)
 	}
 	if e != 0 && e != syscall.EEXIST {
 		return 0, false, e
@@ -126,7 +126,7 @@ func (m *machine) makePart(parent uintptr, start int, mode uintptr, last bool) (
 	if fd, e = m.openMade(dir); e != syscall.ENOENT {
 		return fd, false, e
 	}
-	n, _, e := syscall.RawSyscall6(unix.SYS_READLINKAT, parent, name, uintptr(unsafe.Pointer(&m.path.link)), uintptr(len(m.path.link)-1), 0, 0)
+	n, e := rawCall(unix.SYS_READLINKAT, parent, name, uintptr(unsafe.Pointer(&m.path.link)), uintptr(len(m.path.link)-1), 0, 0)
 	if e != 0 {
 		return 0, false, e
 	}
@@ -178,7 +178,7 @@ func (m *machine) openMade(dir bool) (uintptr, syscall.Errno) {
 		m.path.how.Flags |= unix.O_DIRECTORY
 	}
 	for n := 0; ; n++ {
-		fd, _, e := syscall.RawSyscall6(unix.SYS_OPENAT2, m.path.root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
+		fd, e := rawCall(unix.SYS_OPENAT2, m.path.root, uintptr(unsafe.Pointer(&m.path.path)), uintptr(unsafe.Pointer(&m.path.how)), unsafe.Sizeof(m.path.how), 0, 0)
 		if n == openTries || e != syscall.EAGAIN {
 			return fd, e
 		}

@@ -115,7 +115,7 @@ func (p *Program) printOp(b *strings.Builder, o *op) {
 	}
 	for _, e := range o.pass {
 		if e != 0 {
-			fmt.Fprintf(b, " %s", unix.ErrnoName(e))
+			fmt.Fprintf(b, " %s", unix.ErrnoName(syscall.Errno(e)))
 		}
 	}
 	b.WriteByte('\n')

@@ -15,7 +15,7 @@ type Program struct {
 	id       string
 	clone    uint64 // CLONE_NEW* flags of the child
 	cgroup   int    // slot of a cgroup v2 directory to be born in, -1 if none
-	pidns    int    // slot of a pid namespace to be born in, -1 if none
+	pidns    int    // slot of a pid namespace, or of a process in one, to be born in; -1 if none
 	terminal bool
 	owner    uint32 // gets the pipes and ttys handed over as stdio
 	maps     *idMaps
@@ -26,6 +26,7 @@ type Program struct {
 	ops      []op
 	data     []byte  // strings and structures, which arguments point into
 	relocs   []reloc // pointers inside data
+	encoded  []byte  // in place of what is only needed to execute it, see Encoded
 }
 
 // idMaps are written by the forker when the child has made a user namespace.
@@ -84,14 +85,14 @@ const (
 
 // op is one system call, or one of the executor's own operations (calls.go).
 type op struct {
-	call callID
-	args [6]arg
-	out  uint16 // register for the result, noReg for none
+	call  callID
+	whole bool   // text is the whole error; do not add the errno's own
+	out   uint16 // register for the result, noReg for none
 	// Control flow only goes forward, so every program ends.
-	pass            [maxPass]syscall.Errno // errors that are none; anyErrno: all
-	skipOK, skipErr uint16                 // operations skipped after success, after an error in pass
-	text            string                 // what is being done, for errors
-	whole           bool                   // text is the whole error; do not add the errno's own
+	skipOK, skipErr uint16          // operations skipped after success, after an error in pass
+	pass            [maxPass]uint16 // errors that are none; anyErrno: all
+	args            [6]arg
+	text            string // what is being done, for errors
 }
 
 const (

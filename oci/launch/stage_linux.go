@@ -15,29 +15,53 @@ import (
 type stage struct {
 	mem  []byte
 	used uintptr
+	kept bool // by the forker
 }
 
 const (
 	// stackSize is that of a child. The linker sees to it that functions that
 	// may not grow their stack take less than 1 KiB together.
-	stackSize = 8 << 10
+	stackSize = 6 << 10
 	// tlsSize is room on either side of what the thread pointer points to, where
 	// a prologue may look for its goroutine, and finds none.
 	tlsSize = 128
+	// headSize is where a stage's data begin.
+	headSize = stackSize + 2*tlsSize
 )
 
-// newStage makes a stage with room for size bytes of data.
-func newStage(size uintptr) (*stage, error) {
-	size += stackSize + 2*tlsSize
-	mem, err := unix.Mmap(-1, 0, int(size), unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
+// newStage makes a stage with room for size bytes of data; the forker's own, if
+// that is large enough. It is used up by the fork, before another one may begin.
+func (f *Forker) newStage(size uintptr) (*stage, error) {
+	size += headSize
+	if f != nil && size <= uintptr(len(f.stage)) {
+		clear(f.stage[stackSize:f.written]) // of another container's program
+		f.written = size
+		if err := unix.Madvise(f.stage, unix.MADV_DOFORK); err != nil {
+			return nil, fmt.Errorf("memory for a child: %w", os.NewSyscallError("madvise", err))
+		}
+		return &stage{mem: f.stage, used: headSize, kept: true}, nil
+	}
+	mem, err := mapStage(int(size))
+	if err != nil {
+		return nil, err
+	}
+	return &stage{mem: mem, used: headSize}, nil
+}
+
+func mapStage(size int) ([]byte, error) {
+	mem, err := unix.Mmap(-1, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS|unix.MAP_POPULATE)
 	if err != nil {
 		return nil, fmt.Errorf("memory for a child: %w", os.NewSyscallError("mmap", err))
 	}
-	return &stage{mem: mem, used: stackSize + 2*tlsSize}, nil
+	return mem, nil
 }
 
 // close ends the forker's use of the stage; children have their copies.
-func (s *stage) close() { unix.Munmap(s.mem) }
+func (s *stage) close() {
+	if !s.kept {
+		unix.Munmap(s.mem)
+	}
+}
 
 // base is the address of the stack, the lowest.
 func (s *stage) base() uintptr { return uintptr(unsafe.Pointer(&s.mem[0])) }
@@ -72,22 +96,24 @@ func place[T any](s *stage, n int) []T {
 //
 // A process that does so cannot fork by package os with a new user namespace:
 // that child would need its heap. (Others share memory until execve.)
-func keepMemory() {
-	start, end, above, ok := image()
-	if !ok {
+func (i image) keepMemory() {
+	if i.end == 0 {
 		return // forks cost more
 	}
-	unix.RawSyscallNoError(unix.SYS_MADVISE, 0, start, unix.MADV_DONTFORK)
-	unix.RawSyscallNoError(unix.SYS_MADVISE, end, above-end, unix.MADV_DONTFORK)
+	unix.RawSyscallNoError(unix.SYS_MADVISE, 0, i.start, unix.MADV_DONTFORK)
+	unix.RawSyscallNoError(unix.SYS_MADVISE, i.end, i.above-i.end, unix.MADV_DONTFORK)
 }
 
-// image returns where the program's code and constants are, in whole pages, and
-// an address above which there is only what the kernel has put there: see
-// getauxval(3) and elf(5).
-func image() (start, end, above uintptr, ok bool) {
+// image is where the program's code and constants are, in whole pages, and an
+// address above which there is only what the kernel has put there. It is zero if
+// that cannot be told.
+type image struct{ start, end, above uintptr }
+
+// ownImage asks getauxval(3) and elf(5).
+func ownImage() image {
 	vector, err := unix.Auxv()
 	if err != nil {
-		return 0, 0, 0, false
+		return image{}
 	}
 	aux := map[uintptr]uintptr{}
 	for _, v := range vector {
@@ -95,11 +121,11 @@ func image() (start, end, above uintptr, ok bool) {
 	}
 	const phdr, phent, phnum, pagesz, vdso = 3, 4, 5, 6, 33
 	if aux[phdr] == 0 || aux[vdso] == 0 || aux[phent] != unsafe.Sizeof(elf.Prog64{}) {
-		return 0, 0, 0, false
+		return image{}
 	}
 	headers := unsafe.Slice((*elf.Prog64)(ptr(aux[phdr])), aux[phnum])
 	var offset uintptr // between addresses in the file and in memory
-	start = ^uintptr(0)
+	start, end := ^uintptr(0), uintptr(0)
 	for i := range headers {
 		switch h := &headers[i]; elf.ProgType(h.Type) {
 		case elf.PT_PHDR:
@@ -113,5 +139,8 @@ func image() (start, end, above uintptr, ok bool) {
 	}
 	page := aux[pagesz] - 1
 	start, end = (start+offset)&^page, (end+offset+page)&^page
-	return start, end, aux[vdso], end < aux[vdso]
+	if end >= aux[vdso] {
+		return image{}
+	}
+	return image{start, end, aux[vdso]}
 }

@@ -35,8 +35,8 @@ func (p *Program) stdioFds(opt *ForkOptions) (fds []int, closeAll func(), err er
 		}
 	}
 	null := -1
-	if f := opt.Null; f != nil && int(f.Fd()) >= 3+len(opt.Extra) { // not where the others go
-		null = int(f.Fd())
+	if f := opt.Forker; f != nil && int(f.null.Fd()) >= 3+len(opt.Extra) { // not where the others go
+		null = int(f.null.Fd())
 	}
 	for i, f := range []*os.File{opt.Stdin, opt.Stdout, opt.Stderr} {
 		if f == nil {

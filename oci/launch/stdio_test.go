@@ -16,7 +16,7 @@ func TestNullInTheWay(t *testing.T) {
 	defer null.Close()
 	n := int(null.Fd())
 	for extra, want := range map[int]bool{0: true, n - 3: true, n - 2: false, n: false} {
-		fds, closeAll, err := new(Program).stdioFds(&ForkOptions{Null: null, Extra: make([]*os.File, extra)})
+		fds, closeAll, err := new(Program).stdioFds(&ForkOptions{Forker: &Forker{null: null}, Extra: make([]*os.File, extra)})
 		if err != nil {
 			t.Fatal(err)
 		}

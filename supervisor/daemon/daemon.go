@@ -25,6 +25,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"podstead/oci/launch"
 	"podstead/supervisor/internal/protocol"
 )
 
@@ -58,14 +59,13 @@ type Config struct {
 }
 
 type daemon struct {
-	cfg   Config
-	log   *slog.Logger
-	poll  *poller
-	pool  *pool
-	posts chan func()
-	lock  *os.File
-	null  *os.File
-	pidns *os.File // the supervisor's own
+	cfg    Config
+	log    *slog.Logger
+	poll   *poller
+	pool   *pool
+	posts  chan func()
+	lock   *os.File
+	forker *launch.Forker
 
 	listener    int
 	listenToken token
@@ -101,7 +101,7 @@ func Run(cfg Config) error {
 		cfg:      cfg,
 		log:      cfg.Log,
 		posts:    make(chan func(), 256),
-		pool:     newPool(),
+		pool:     newPool(newProcessors()),
 		listener: -1,
 		conns:    map[*conn]bool{},
 		procs:    map[string]*process{},
@@ -118,10 +118,7 @@ func Run(cfg Config) error {
 
 func (d *daemon) setup() error {
 	var err error
-	if d.null, err = os.OpenFile(os.DevNull, os.O_RDWR, 0); err != nil {
-		return err
-	}
-	if d.pidns, err = os.Open("/proc/self/ns/pid"); err != nil {
+	if d.forker, err = launch.NewForker(); err != nil {
 		return err
 	}
 	if d.poll, err = newPoller(); err != nil {

@@ -97,7 +97,7 @@ func (d *daemon) spawnEngine() {
 	attr := &syscall.ProcAttr{
 		Dir:   e.req.Dir,
 		Env:   append(slices.Clip(protocol.SmallPages(e.req.Env)), protocol.SupervisedEnv+"="+d.cfg.RunDir),
-		Files: []uintptr{d.null.Fd(), uintptr(e.out[0]), uintptr(e.out[1])},
+		Files: []uintptr{d.forker.Null().Fd(), uintptr(e.out[0]), uintptr(e.out[1])},
 		Sys:   &syscall.SysProcAttr{PidFD: &pidfd, Setpgid: true},
 	}
 	e.begun = time.Now()

@@ -56,11 +56,11 @@ func (Programs) Fork(program []byte, files []*os.File, opt launch.ForkOptions) (
 	} else if ok {
 		return runCommand(c, opt.Stdio)
 	}
-	var p launch.Program
-	if err := p.UnmarshalBinary(program); err != nil {
-		return nil, fmt.Errorf("decode launch program: %w", err)
+	p, err := opt.Forker.Decode(program)
+	if err != nil {
+		return nil, err
 	}
-	c, err := launch.ForkWith(&p, files, opt)
+	c, err := launch.ForkWith(p, files, opt)
 	if err != nil {
 		return nil, err
 	}

@@ -1,7 +1,6 @@
 package daemon
 
 import (
-	"runtime"
 	"sync"
 	"time"
 
@@ -18,7 +17,8 @@ type scratch struct {
 // there is work. When every one of them is stuck (a log on a dead disk), it
 // adds more, so that the others go on.
 type pool struct {
-	memory sync.Pool // of *scratch
+	memory     sync.Pool // of *scratch
+	processors *processors
 
 	mu      sync.Mutex
 	queue   []*strand
@@ -33,10 +33,11 @@ const (
 	maxWorkers  = 256
 )
 
-func newPool() *pool {
+func newPool(p *processors) *pool {
 	return &pool{
-		memory: sync.Pool{New: func() any { return new(scratch) }},
-		limit:  runtime.GOMAXPROCS(0) + 2,
+		memory:     sync.Pool{New: func() any { return new(scratch) }},
+		processors: p,
+		limit:      p.all + 2,
 	}
 }
 
@@ -106,6 +107,7 @@ func (p *pool) work() {
 		s.jobs[0] = nil
 		s.jobs = s.jobs[1:]
 		p.mu.Unlock()
+		p.processors.working(time.Now())
 		job(mem)
 		p.mu.Lock()
 		p.done++
@@ -117,8 +119,11 @@ func (p *pool) work() {
 	}
 	p.queue = nil
 	p.workers--
-	if p.workers < runtime.GOMAXPROCS(0)+2 {
-		p.limit = runtime.GOMAXPROCS(0) + 2
+	if p.workers < p.processors.all+2 {
+		p.limit = p.processors.all + 2
+	}
+	if p.workers == 0 {
+		p.processors.resting()
 	}
 	p.mu.Unlock()
 	p.memory.Put(mem)

@@ -38,7 +38,7 @@ func (p *process) killAlone() {
 // whether it has executed its image.
 func (d *daemon) endedAlone(p *process) bool {
 	p.young.Stop()
-	err := p.alone.Outcome() // it is dead: this does not wait
+	err := p.alone.Ended()
 	if p.cancelled {
 		err = fmt.Errorf("launch %s: killed meanwhile: %w", p.ID, errGone)
 	}

@@ -59,6 +59,7 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 	d.procs[req.ID] = p
 	d.forks++
 	go func() {
+		enlargeStack()
 		err := d.fork(p, req, fds)
 		d.post(func() {
 			d.forks--
@@ -66,6 +67,15 @@ func (d *daemon) launch(c *conn, seq uint32, req *protocol.LaunchRequest, fds []
 		})
 	}()
 	return nil
+}
+
+// enlargeStack gives the goroutine of a fork the stack that it is going to need, as
+// long as there is little on it to be copied.
+//
+//go:noinline
+func enlargeStack() byte {
+	var room [6 << 10]byte
+	return room[len(os.Args)%len(room)]
 }
 
 // fork makes the process and its stdio; on an error nothing is left of it.
@@ -90,7 +100,7 @@ func (d *daemon) fork(p *process, req *protocol.LaunchRequest, fds []int) (err e
 		}
 	}()
 	slots := len(files)
-	opt := launch.ForkOptions{Start: req.Start, Null: d.null, PidNamespace: d.pidns}
+	opt := launch.ForkOptions{Start: req.Start, Forker: d.forker}
 	if req.Hooks && slots > 0 {
 		slots--
 		opt.AtPoint = hooksBy(files[slots], launch.PointCreated)

@@ -168,7 +168,7 @@ func (d *daemon) recoverEngine() {
 		return
 	}
 	null := func() int {
-		fd, err := unix.FcntlInt(d.null.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+		fd, err := unix.FcntlInt(d.forker.Null().Fd(), unix.F_DUPFD_CLOEXEC, 3)
 		if err != nil {
 			return -1
 		}

@@ -19,8 +19,8 @@ const (
 // ErrMalformed says that a peer does not keep to the protocol.
 var ErrMalformed = errMalformed
 
-// SendPacket sends p on the socket fd; the caller keeps its descriptors. On a
-// non-blocking socket it may return unix.EAGAIN, and then nothing was sent.
+// SendPacket sends p on the socket fd; the caller keeps its descriptors. It does not
+// wait: it may return unix.EAGAIN, and then nothing was sent.
 func SendPacket(fd int, p *Packet) error {
 	if len(p.Body) > MaxBody {
 		return fmt.Errorf("message of %d bytes exceeds %d", len(p.Body), MaxBody)
@@ -48,7 +48,7 @@ func SendPacket(fd int, p *Packet) error {
 		oob = unix.UnixRights(fds...)
 	}
 	for {
-		err := unix.Sendmsg(fd, msg, oob, nil, unix.MSG_NOSIGNAL)
+		err := unix.Sendmsg(fd, msg, oob, nil, unix.MSG_NOSIGNAL|unix.MSG_DONTWAIT)
 		if err != unix.EINTR {
 			return err
 		}
@@ -56,14 +56,14 @@ func SendPacket(fd int, p *Packet) error {
 }
 
 // RecvPacket receives one message. It returns io.EOF when the peer is gone and
-// unix.EAGAIN when there is none on a non-blocking socket. buf is scratch
+// unix.EAGAIN when there is none. buf is scratch
 // space, of BufferSize at least; Body may alias it.
 func RecvPacket(fd int, buf []byte) (*Packet, error) {
 	var oob [BufferOOB]byte
 	var n, oobn, flags int
 	var err error
 	for {
-		n, oobn, flags, _, err = unix.Recvmsg(fd, buf, oob[:], unix.MSG_CMSG_CLOEXEC)
+		n, oobn, flags, _, err = unix.Recvmsg(fd, buf, oob[:], unix.MSG_CMSG_CLOEXEC|unix.MSG_DONTWAIT)
 		if err != unix.EINTR {
 			break
 		}

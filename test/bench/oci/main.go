@@ -153,7 +153,7 @@ func figure(list []sample) string {
 		d = append(d, s.wall)
 	}
 	slices.Sort(d)
-	return fmt.Sprintf("%.1f ms (%.1f)", milliseconds(d[len(d)/2]), milliseconds(d[0]))
+	return fmt.Sprintf("%.2f ms (%.2f)", milliseconds(d[len(d)/2]), milliseconds(d[0]))
 }
 
 // mean is that of the processors' time, which the kernel counts by the tick for a

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"podstead/cgroup"
+	"podstead/engine/handler"
 	"podstead/oci"
 	"podstead/oci/launch"
 	"podstead/supervisor"
@@ -180,11 +181,14 @@ type supervised struct {
 	client  *supervisor.Client
 	events  <-chan supervisor.Event
 	cgroups *cgroup.Hierarchy
-	long    supervisor.Process
+	// Of the container that runs.
+	long  supervisor.Process
+	spec  *specs.Spec
+	execs handler.Execs
 }
 
 func newSupervised(ctx context.Context, dir, program string) (*supervised, error) {
-	s := &supervised{ctx: ctx, dir: dir}
+	s := &supervised{ctx: ctx, dir: dir, spec: specification(dir+"/long", "long", "/bin/sleep", "1000")}
 	var err error
 	if s.cgroups, err = cgroup.Detect(); err != nil {
 		return nil, err
@@ -284,12 +288,14 @@ func (s *supervised) life() (sample, error) {
 }
 
 func (s *supervised) exec() (sample, error) {
-	spec := specification(s.dir+"/long", "long", "/bin/sleep", "1000")
 	return s.timed(func() error {
-		g := s.cgroups.Group(spec.Linux.CgroupsPath)
-		proc := *spec.Process
+		g := s.cgroups.Group(s.spec.Linux.CgroupsPath)
+		proc := *s.spec.Process
 		proc.Args = []string{"/bin/true"}
-		program, err := launch.CompileExec(spec, &proc, launch.ExecOptions{ID: "long/x", Pid: s.long.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir()})
+		x := handler.Exec{ID: "long/x", Spec: s.spec, Process: &proc, Pid: s.long.Pid, CgroupJoin: g.JoinFiles(), CgroupDir: g.Dir()}
+		program, err := s.execs.Program(&x, func() (*launch.Program, error) {
+			return launch.CompileExec(x.Spec, x.Process, launch.ExecOptions{ID: "long", Pid: x.Pid, CgroupJoin: x.CgroupJoin, CgroupDir: x.CgroupDir})
+		})
 		if err != nil {
 			return err
 		}
@@ -298,18 +304,19 @@ func (s *supervised) exec() (sample, error) {
 			return err
 		}
 		defer sys.CloseAll(files)
-		p, _, err := s.client.Launch(s.ctx, supervisor.Launch{ID: "long/x", Program: program, Files: files, Start: true, Once: true})
+		p, _, err := s.client.Launch(s.ctx, supervisor.Launch{ID: x.ID, Program: program, Files: files, Start: true, Once: true})
 		if err != nil || p.State == supervisor.Exited {
 			return err
 		}
-		return s.ended("long/x", told)
+		return s.ended(x.ID, told)
 	})
 }
 
 // timed adds the processor time of this process, of the supervisor and of the
 // processes that it has reaped.
 func (s *supervised) timed(f func() error) (sample, error) {
-	begin, cpu := time.Now(), s.cpu()
+	cpu := s.cpu()
+	begin := time.Now()
 	err := f()
 	wall := time.Since(begin)
 	return sample{wall, s.cpu() - cpu}, err
