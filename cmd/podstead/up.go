@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -80,8 +79,10 @@ func (u *up) run(ctx context.Context) (err error) {
 	if u.detach {
 		return u.awaitReady(ctx, c, pods)
 	}
-	followErr := u.follow(ctx, c, pods)
-	return errors.Join(followErr, u.takeDown(ctx, c, manifests, pods))
+	logs := newLogStreams(u, c)
+	defer logs.close()
+	followErr := u.follow(ctx, c, pods, logs)
+	return errors.Join(followErr, u.takeDown(ctx, c, manifests, pods, logs))
 }
 
 func (u *up) load(ctx context.Context, c *client.Client) error {
@@ -189,16 +190,10 @@ func settled(p *corev1.Pod) bool {
 	return false
 }
 
-// follow shows progress and logs until ctx ends (which is no error) or all pods
-// have ended by themselves.
-func (u *up) follow(ctx context.Context, c *client.Client, pods map[podKey]bool) error {
-	ctx, cancel := context.WithCancel(ctx)
-	var logs sync.WaitGroup
-	defer logs.Wait()
-	defer cancel()
+// follow shows progress, and the logs of what starts, until ctx ends (which is no
+// error) or all pods have ended by themselves.
+func (u *up) follow(ctx context.Context, c *client.Client, pods map[podKey]bool, logs *logStreams) error {
 	stages := newStages(u.out)
-	printer := &prefixer{out: u.out, width: 0}
-	streaming := map[string]bool{} // by container ID
 	ended := map[podKey]bool{}
 	err := c.Watch(ctx, "", "", func(change client.Change) error {
 		p := change.Pod
@@ -207,11 +202,9 @@ func (u *up) follow(ctx context.Context, c *client.Client, pods map[podKey]bool)
 		}
 		stages.update(change)
 		for _, s := range append(p.Status.InitContainerStatuses, p.Status.ContainerStatuses...) {
-			if s.ContainerID == "" || streaming[s.ContainerID] || s.State.Waiting != nil {
-				continue
+			if s.ContainerID != "" && s.State.Waiting == nil {
+				logs.add(keyOf(p), s)
 			}
-			streaming[s.ContainerID] = true
-			logs.Go(func() { u.stream(ctx, c, keyOf(p), s.Name, printer) })
 		}
 		if change.Type == client.Gone || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 			ended[keyOf(p)] = true
@@ -232,35 +225,28 @@ func (u *up) follow(ctx context.Context, c *client.Client, pods map[podKey]bool)
 
 var errAllEnded = errors.New("all pods have ended")
 
-func (u *up) stream(ctx context.Context, c *client.Client, key podKey, container string, p *prefixer) {
-	r, err := c.Logs(ctx, key.namespace, key.name, client.LogOptions{Container: container, Follow: true})
-	if err != nil {
-		if ctx.Err() == nil {
-			fmt.Fprintf(u.errOut, "log of %s: %v\n", container, err)
-		}
-		return
-	}
-	defer r.Close()
-	p.copy(container, r)
-}
-
-// takeDown deletes what was applied and waits for it. A second Ctrl-C cuts the
-// grace short.
-func (u *up) takeDown(ctx context.Context, c *client.Client, manifests []byte, pods map[podKey]bool) error {
+// takeDown deletes what was applied and waits for it, while the logs go on. A
+// second Ctrl-C cuts the grace short.
+func (u *up) takeDown(ctx context.Context, c *client.Client, manifests []byte, pods map[podKey]bool, logs *logStreams) error {
 	ctx = context.WithoutCancel(ctx)
 	fmt.Fprintf(u.out, "taking down %v (Ctrl-C again to force)\n", keys(pods))
 	again, stop := notifyInterrupt()
 	defer stop()
-	result, err := c.Delete(ctx, manifests, nil)
+	start := time.Now()
+	var grace *time.Duration // the pods' own
+	if !logs.awaitOpen(again) {
+		grace = new(time.Duration)
+	}
+	result, err := c.Delete(ctx, manifests, grace)
 	if err != nil {
 		return err
 	}
-	start := time.Now()
 	done := make(chan error, 1)
 	go func() { done <- awaitAllGone(ctx, c, result) }()
 	select {
 	case err := <-done:
 		if err == nil {
+			logs.drain()
 			fmt.Fprintf(u.out, "all down (%s)\n", took(start))
 		}
 		return err

@@ -1,13 +1,10 @@
 package main
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"os"
 	"os/signal"
-	"strings"
-	"sync"
 	"syscall"
 	"time"
 
@@ -99,34 +96,6 @@ func urls(p *corev1.Pod) []string {
 		}
 	}
 	return out
-}
-
-// prefixer writes lines of several containers with the container's name before
-// each, aligned.
-type prefixer struct {
-	mu    sync.Mutex
-	out   io.Writer
-	width int
-}
-
-func (p *prefixer) copy(name string, r io.Reader) {
-	br := bufio.NewReader(r)
-	for {
-		line, err := br.ReadString('\n')
-		if line != "" {
-			p.line(name, strings.TrimSuffix(line, "\n"))
-		}
-		if err != nil {
-			return
-		}
-	}
-}
-
-func (p *prefixer) line(name, text string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.width = max(p.width, len(name))
-	fmt.Fprintf(p.out, "%-*s | %s\n", p.width, name, text)
 }
 
 // notifyInterrupt delivers the next Ctrl-C.

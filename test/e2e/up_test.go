@@ -71,6 +71,59 @@ func TestUpInTheForeground(t *testing.T) {
 	}
 }
 
+// TestUpPrintsLastWords looks at what comes just before a container ends, by
+// itself and by Ctrl-C.
+func TestUpPrintsLastWords(t *testing.T) {
+	n := newNode(t)
+	archive := imagetest.Archive(t, imagetest.Busybox(t), busybox)
+	pod := func(restart, script string) string {
+		return writeFile(t, "pod.yaml", `
+apiVersion: v1
+kind: Pod
+metadata: {name: words}
+spec:
+  restartPolicy: `+restart+`
+  containers:
+  - name: c
+    image: localhost/busybox:latest
+    imagePullPolicy: Never
+    command: [sh, -c, '`+script+`']
+`)
+	}
+	t.Run("its own end", func(t *testing.T) {
+		out := n.do("up", "--load", archive, "-f", pod("Never", "seq 1 20000; echo the end"))
+		if got := strings.Count(out, "c | "); got != 20001 || !strings.Contains(out, "c | the end") {
+			t.Errorf("%d of 20001 lines; the end: %v; last:\n%s", got, strings.Contains(out, "c | the end"), out[max(0, len(out)-300):])
+		}
+	})
+	t.Run("Ctrl-C", func(t *testing.T) {
+		cmd := n.command(t.Context(), "up", "--load", archive, "-f", pod("Always", "trap \"echo farewell; exit\" TERM; echo up; while :; do sleep 0.1; done"))
+		out, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		cmd.Stderr = n.log
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		stop := time.AfterFunc(bound, func() { cmd.Process.Kill() })
+		defer stop.Stop()
+		var seen strings.Builder
+		for lines := bufio.NewScanner(out); lines.Scan(); {
+			seen.WriteString(lines.Text() + "\n")
+			if lines.Text() == "c | up" {
+				cmd.Process.Signal(syscall.SIGINT)
+			}
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("up ended with %v", err)
+		}
+		if !strings.Contains(seen.String(), "c | farewell") || strings.Contains(seen.String(), "read log") {
+			t.Errorf("up said:\n%s", &seen)
+		}
+	})
+}
+
 func TestUpDetachedTwiceAndDown(t *testing.T) {
 	n := newNode(t)
 	pod := writeFile(t, "pod.yaml", upPod)

@@ -2,7 +2,9 @@ package api
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/http/httputil"
@@ -217,7 +219,9 @@ func (s *server) podLog(w http.ResponseWriter, r *http.Request) error {
 		return err
 	}
 	err = logs.ReadLogs(r.Context(), file, ctr, opts, statusOnly{runtime: s.runtime}, out, out)
-	if err != nil && r.Context().Err() == nil {
+	// A log that was removed while it was followed has been read to its end.
+	removed := opts.Follow && errors.Is(err, fs.ErrNotExist)
+	if err != nil && !removed && r.Context().Err() == nil {
 		fmt.Fprintf(out, "read log of container %s: %v\n", cs.Name, err)
 	}
 	return nil
@@ -297,6 +301,12 @@ type statusOnly struct {
 	runtime cri.Runtime
 }
 
+// ContainerStatus is that of a container that has ended also if it is gone since:
+// what it wrote has been read then.
 func (s statusOnly) ContainerStatus(ctx context.Context, id string, verbose bool) (*runtimeapi.ContainerStatusResponse, error) {
-	return s.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
+	resp, err := s.runtime.ContainerStatus(ctx, &runtimeapi.ContainerStatusRequest{ContainerId: id, Verbose: verbose})
+	if cri.IsNotFound(err) {
+		return &runtimeapi.ContainerStatusResponse{Status: &runtimeapi.ContainerStatus{Id: id, State: runtimeapi.ContainerState_CONTAINER_EXITED}}, nil
+	}
+	return resp, err
 }
