@@ -11,11 +11,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// shCommand is a command line that leaves a process, which runs script, behind.
+// shCommand is a command line that leaves a process, which runs script, behind. It
+// runs it no sooner than the shell has closed its files, at the earliest while that
+// ends: the shell would reap it otherwise.
 func shCommand(dir, script string) *CommandLine {
 	pid := filepath.Join(dir, "pid")
+	const leave = `
+		[ -p left ] || mkfifo left
+		{ read x <left; exec /bin/sh -c "$1"; } &
+		echo $! >pid
+		exec 3>left`
 	return &CommandLine{
-		Run: []string{"/bin/sh", "-c", `/bin/sh -c "$1" & echo $! >` + pid, "sh", script},
+		Run: []string{"/bin/sh", "-c", leave, "sh", script},
 		Dir: dir, Env: []string{"PATH=/usr/bin:/bin"}, PidFile: pid, Timeout: time.Minute,
 	}
 }
