@@ -4,6 +4,8 @@ import (
 	"debug/elf"
 	"fmt"
 	"os"
+	"runtime"
+	"syscall"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -106,11 +108,14 @@ func (i image) keepMemory() {
 
 // image is where the program's code and constants are, in whole pages, and an
 // address above which there is only what the kernel has put there. It is zero if
-// that cannot be told.
+// that cannot be told, or children need more than that.
 type image struct{ start, end, above uintptr }
 
 // ownImage asks getauxval(3) and elf(5).
 func ownImage() image {
+	if hasRseq() {
+		return image{}
+	}
 	vector, err := unix.Auxv()
 	if err != nil {
 		return image{}
@@ -143,4 +148,26 @@ func ownImage() image {
 		return image{}
 	}
 	return image{start, end, aux[vdso]}
+}
+
+// hasRseq tells whether the thread has registered restartable sequences (rseq(2)), as
+// the C library does for each of its own; a program that was built with cgo has
+// them. Children inherit that, and the kernel kills one that does not have
+// the memory where it notes the processor when one was taken from the child.
+func hasRseq() bool {
+	const size, unregister, signature = 32, 1, 0x53053053
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	area := new([2 * size]byte)
+	at := (uintptr(unsafe.Pointer(area)) + size - 1) &^ (size - 1) // it is to be aligned
+	register := func(flags uintptr) syscall.Errno {
+		_, _, errno := unix.RawSyscall6(unix.SYS_RSEQ, at, size, flags, signature, 0, 0)
+		return errno
+	}
+	errno := register(0)
+	if errno == 0 {
+		register(unregister)
+	}
+	runtime.KeepAlive(area)
+	return errno != 0 && errno != unix.ENOSYS
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"runtime"
 	"sync"
 	"testing"
 	"unsafe"
@@ -16,6 +17,9 @@ import (
 // pages nor secrets of its forker.
 func TestChildHasNothingOfTheHeap(t *testing.T) {
 	needRoot(t)
+	if hasRseq() {
+		t.Skip("this thread has restartable sequences, as with cgo: children get all memory")
+	}
 	secret := bytes.Repeat([]byte("secret"), 1<<20)
 	at := int64(uintptr(unsafe.Pointer(&secret[0])))
 	read := func(pid int) error {
@@ -40,6 +44,43 @@ func TestChildHasNothingOfTheHeap(t *testing.T) {
 	if err := end(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestForkBesideCLibrary: the children of a thread of the C library, which has
+// restartable sequences, have the memory that belongs to them.
+func TestForkBesideCLibrary(t *testing.T) {
+	needRoot(t)
+	if hasRseq() {
+		t.Skip("this is such a thread")
+	}
+	done := make(chan bool)
+	go func() { // with a thread of its own, which ends with it
+		defer close(done)
+		runtime.LockOSThread()
+		area, err := mapStage(os.Getpagesize())
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		if _, _, errno := unix.RawSyscall6(unix.SYS_RSEQ, uintptr(unsafe.Pointer(&area[0])), 32, 0, 0x53053053, 0, 0); errno != 0 {
+			t.Error("rseq:", errno)
+			return
+		}
+		if !hasRseq() {
+			t.Error("this thread's registration is not seen")
+		}
+		for range 50 {
+			_, end, err := Park()
+			if err == nil {
+				err = end()
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	<-done
 }
 
 // TestForksAtOnce: what one fork keeps from children may not be what another's
