@@ -291,7 +291,7 @@ func (p *program) flightSurvives(name string) {
 	files, _ := filepath.Glob(filepath.Join(p.node.State, "state/agent/pods/*/flight.jsonl"))
 	for _, file := range files {
 		data, err := os.ReadFile(file)
-		if err != nil {
+		if err != nil && !errors.Is(err, os.ErrNotExist) { // as that of the pod that ends
 			p.Error(err)
 		}
 		if bytes.Contains(data, []byte("s3cret")) {
