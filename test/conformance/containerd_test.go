@@ -167,6 +167,6 @@ func onContainerd(t *testing.T, runtime string, groups []string) {
 	t.Cleanup(func() { r.Close() })
 	conformance.Run(t, conformance.Target{
 		Runtime: r, Image: busyboxRef, PullImage: registry(t), Private: private(t), CgroupParent: host.Cgroup(),
-		LateLog: true, Known: containerdKnown(), Groups: groups,
+		LateLog: true, StopsTwice: true, Known: containerdKnown(), Groups: groups,
 	})
 }
