@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"syscall"
@@ -27,8 +28,22 @@ func TestMain(m *testing.M) {
 		bomb()
 	case "eat":
 		eat()
+	case "exec":
+		execute()
 	}
 	os.Exit(1)
+}
+
+// execute executes itself without end, with threads that have to go each time.
+func execute() {
+	for range 100 {
+		go func() {
+			runtime.LockOSThread()
+			unix.Select(0, nil, nil, nil, nil)
+		}()
+	}
+	time.Sleep(time.Millisecond)
+	_ = syscall.Exec("/proc/self/exe", os.Args, os.Environ())
 }
 
 // bomb forks without end: each process starts two of itself.
@@ -263,6 +278,22 @@ func TestFreezeStopsAndThawContinues(t *testing.T) {
 	})
 	if f, err := g.Frozen(); f || err != nil {
 		t.Errorf("Frozen: %v, %v", f, err)
+	}
+}
+
+// TestFreezeOfExec: a process whose threads are to end for its execve is frozen,
+// too, though those that v1 has frozen already do not end.
+func TestFreezeOfExec(t *testing.T) {
+	g := newGroup(t, detect(t))
+	start(t, g, "CGROUP_TEST_CHILD=exec exec "+os.Args[0])
+	for range 500 {
+		if err := g.Freeze(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Thaw(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Millisecond) // it is to come to another execve
 	}
 }
 

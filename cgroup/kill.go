@@ -286,13 +286,17 @@ func (g *Group) setFrozen(ctx context.Context, frozen bool) error {
 
 // setFrozenV1 asks for a state until it is reached: a v1 freezer stays at
 // FREEZING when a process was forking or in an uninterruptible wait, and looks
-// again only when it is written or read.
+// again only when it is written or read. One that executes a program waits for the
+// end of its other threads, which frozen ones do not come to: all are let go then
+// for a moment.
 func setFrozenV1(ctx context.Context, file string, frozen bool) error {
 	want := "THAWED"
 	if frozen {
 		want = "FROZEN"
 	}
-	for pause := 100 * time.Microsecond; ; pause = min(2*pause, 10*time.Millisecond) {
+	const patience = 16 // tries, a tenth of a second
+	pause := 100 * time.Microsecond
+	for try := 1; ; try++ {
 		if err := writeFile(file, want); err != nil {
 			return err
 		}
@@ -306,6 +310,15 @@ func setFrozenV1(ctx context.Context, file string, frozen bool) error {
 		if !sleep(ctx, pause) {
 			return fmt.Errorf("state is %s: %w", state, ctx.Err())
 		}
+		if frozen && try%patience == 0 {
+			if err := writeFile(file, "THAWED"); err != nil {
+				return err
+			}
+			if !sleep(ctx, pause) {
+				return fmt.Errorf("state was %s: %w", state, ctx.Err())
+			}
+		}
+		pause = min(2*pause, 10*time.Millisecond)
 	}
 }
 
