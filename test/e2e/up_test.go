@@ -36,37 +36,46 @@ func writeFile(t *testing.T, name, content string) string {
 	return path
 }
 
-func TestUpInTheForeground(t *testing.T) {
-	n := newNode(t)
-	cmd := n.command(t.Context(), "up", "--load", imagetest.Archive(t, imagetest.Busybox(t), busybox), "-f", writeFile(t, "pod.yaml", upPod))
+// foreground runs up until it ends by itself or by what look, which gets each line,
+// does to it. It returns all lines.
+func (n *node) foreground(look func(up *os.Process, line string), args ...string) string {
+	n.Helper()
+	cmd := n.command(n.Context(), append([]string{"up"}, args...)...)
 	out, err := cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
 	cmd.Stderr = n.log
 	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
+		n.Fatal(err)
 	}
 	stop := time.AfterFunc(bound, func() { cmd.Process.Kill() })
 	defer stop.Stop()
 	var seen strings.Builder
 	for lines := bufio.NewScanner(out); lines.Scan(); {
-		line := lines.Text()
-		seen.WriteString(line + "\n")
+		seen.WriteString(lines.Text() + "\n")
+		look(cmd.Process, lines.Text())
+	}
+	if err := cmd.Wait(); err != nil {
+		n.Errorf("up ended with %v", err)
+	}
+	return seen.String()
+}
+
+func TestUpInTheForeground(t *testing.T) {
+	n := newNode(t)
+	seen := n.foreground(func(up *os.Process, line string) {
 		if !strings.Contains(line, "open http://localhost:18081") {
-			continue
+			return
 		}
 		if body, err := get("http://127.0.0.1:18081/"); err != nil || body != "hi\n" {
 			t.Errorf("the URL answers %q, %v", body, err)
 		}
-		cmd.Process.Signal(syscall.SIGINT)
-	}
-	if err := cmd.Wait(); err != nil {
-		t.Errorf("up ended with %v", err)
-	}
+		up.Signal(syscall.SIGINT)
+	}, "--load", imagetest.Archive(t, imagetest.Busybox(t), busybox), "-f", writeFile(t, "pod.yaml", upPod))
 	for _, want := range []string{"Pod app created", "web started", "web | up", "taking down", "all down"} {
-		if !strings.Contains(seen.String(), want) {
-			t.Errorf("up did not say %q:\n%s", want, &seen)
+		if !strings.Contains(seen, want) {
+			t.Errorf("up did not say %q:\n%s", want, seen)
 		}
 	}
 }
@@ -97,29 +106,13 @@ spec:
 		}
 	})
 	t.Run("Ctrl-C", func(t *testing.T) {
-		cmd := n.command(t.Context(), "up", "--load", archive, "-f", pod("Always", "trap \"echo farewell; exit\" TERM; echo up; while :; do sleep 0.1; done"))
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			t.Fatal(err)
-		}
-		cmd.Stderr = n.log
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		stop := time.AfterFunc(bound, func() { cmd.Process.Kill() })
-		defer stop.Stop()
-		var seen strings.Builder
-		for lines := bufio.NewScanner(out); lines.Scan(); {
-			seen.WriteString(lines.Text() + "\n")
-			if lines.Text() == "c | up" {
-				cmd.Process.Signal(syscall.SIGINT)
+		seen := n.foreground(func(up *os.Process, line string) {
+			if line == "c | up" {
+				up.Signal(syscall.SIGINT)
 			}
-		}
-		if err := cmd.Wait(); err != nil {
-			t.Errorf("up ended with %v", err)
-		}
-		if !strings.Contains(seen.String(), "c | farewell") || strings.Contains(seen.String(), "read log") {
-			t.Errorf("up said:\n%s", &seen)
+		}, "--load", archive, "-f", pod("Always", "trap \"echo farewell; exit\" TERM; echo up; while :; do sleep 0.1; done"))
+		if !strings.Contains(seen, "c | farewell") || strings.Contains(seen, "read log") {
+			t.Errorf("up said:\n%s", seen)
 		}
 	})
 }
